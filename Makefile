@@ -1,0 +1,56 @@
+# Needs Python 3.11 to 3.13, pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint format bench constraints clean
+
+demo: $(VENV)/core
+	$(BIN)/python train.py --config configs/digits.py
+	$(BIN)/python sample.py --workdir runs/digits --num 64 --show_chain --overwrite
+	@echo
+	@echo "Look at runs/digits/:"
+	@echo "  samples/ddpm_1000_seed0_num64.png        64 digits that the model wrote"
+	@echo "  samples/ddpm_1000_seed0_num64_chain.gif  noise becoming digits (.png: as a strip)"
+	@echo "  forward.png                              a real digit becoming noise"
+	@echo "  loss.png, metrics.jsonl, checkpoints/    the training"
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/speed.py
+
+# The exact versions of constraints.txt, for all supported Pythons and systems at once.
+constraints: $(VENV)/dev
+	$(INSTALL) "uv>=0.5,<1"
+	head -n 2 constraints.txt > constraints.new
+	$(BIN)/uv pip compile -q --universal --no-annotate --no-header \
+		--python-version 3.11 --extra data --extra dev pyproject.toml >> constraints.new
+	mv constraints.new constraints.txt
+
+$(VENV)/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(INSTALL) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

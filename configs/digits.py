@@ -1,0 +1,38 @@
+"""x"""
+
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    EMAConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="digits",
+        data=DataConfig(source="digits", image_size=(8,), channels=1, batch_size=64),
+        model=UNetConfig(
+            base_channels=32,
+            channel_mults=(1, 2),
+            num_res_blocks=1,
+            attn_resolutions=(4,),
+            dropout=0.0,
+            num_groups=8,
+        ),
+        process=ProcessConfig(schedule="linear", num_timesteps=1000),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
+        training=TrainingConfig(
+            num_steps=2000,
+            log_every=50,
+            eval_every=100,
+            checkpoint_every=500,
+            sample_every=500,
+        ),
+        sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=64),
+    )

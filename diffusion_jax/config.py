@@ -1,0 +1,357 @@
+"""The typed configuration of one experiment, and the checks of what a user wrote in it.
+
+`configs/NAME.py` returns a Config; the command line overrides single fields
+(`--config.optimizer.learning_rate=1e-4`). Overrides are plain attribute assignments, so
+the dataclasses are not frozen, and `Config.validate()` is called once after them.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from diffusion_jax.losses import NORMS
+from diffusion_jax.process import PREDICTION_TYPES
+from diffusion_jax.samplers.steps import SPACINGS
+from diffusion_jax.samplers.tables import SAMPLERS, VARIANCES
+from diffusion_jax.schedules import SCHEDULES
+
+
+class BadRequest(Exception):
+    """What the user asked for cannot be done; str() is one line that says why."""
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which examples, and how many at a time."""
+
+    source: str = "digits"  # digits, swiss_roll, two_moons, eight_gaussians
+    path: str = ""  # For the sources that read files.
+    image_size: tuple[int, ...] = (8,)  # (size,) or (height, width); () for points.
+    channels: int = 1  # Image channels, or coordinates of a point.
+    batch_size: int = 64  # Of one step, over all devices.
+    random_flip: bool = False  # Mirror each training image with probability 1/2.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example: (H, W, C), or (D,) for points."""
+        size = self.image_size * 2 if len(self.image_size) == 1 else self.image_size
+        return (*size, self.channels)
+
+
+@dataclasses.dataclass
+class UNetConfig:
+    """The fields of `diffusion_jax.networks.UNet`, which explains them."""
+
+    base_channels: int = 128
+    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_groups: int = 32
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass
+class MLPConfig:
+    """The fields of `diffusion_jax.networks.MLP`, which explains them."""
+
+    width: int = 128
+    num_blocks: int = 3
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass
+class ProcessConfig:
+    """The noise process and what the network predicts."""
+
+    schedule: str = "linear"  # linear, cosine
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4  # Of the linear schedule.
+    beta_end: float = 0.02
+    prediction: str = "eps"  # eps, x0, v
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """Distance between prediction and target."""
+
+    norm: str = "l2"  # l2, l1
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The optimiser and its learning rate over time."""
+
+    name: str = "adam"  # adam, adamw
+    learning_rate: float = 2e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # adamw only.
+    warmup_steps: int = 5000  # Linear from 0.
+    decay: str = "constant"  # After the warm-up: constant, cosine, inverse_sqrt
+    grad_clip: float = 1.0  # Global norm; 0 is off.
+
+
+@dataclasses.dataclass
+class EMAConfig:
+    """The moving average of the weights, which is what samples are drawn with."""
+
+    decay: float = 0.9999
+    warmup: bool = False  # min(decay, (1 + step) / (10 + step)), for short runs.
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """How long to train, and when to do what. Intervals are in steps; 0 is never."""
+
+    num_steps: int = 800_000
+    steps_per_dispatch: int = 10  # Train steps in one call of the compiled program.
+    log_every: int = 100
+    eval_every: int = 1000  # Held-out loss.
+    checkpoint_every: int = 5000
+    sample_every: int = 5000
+    num_samples: int = 64  # In each sample grid.
+    sample_steps: int = 50  # DDIM steps of the sample grids while training.
+    keep_checkpoints: int = 2  # The newest ones; the best by held-out loss stays too.
+
+
+@dataclasses.dataclass
+class SamplingConfig:
+    """What `sample.py` does unless its flags say otherwise."""
+
+    sampler: str = "ddpm"  # ddpm, ddim
+    steps: int = 1000
+    spacing: str = "trailing"  # trailing, linspace
+    eta: float = 0.0  # ddim only.
+    variance: str = "fixed_small"  # ddpm only: fixed_small, fixed_large
+    clip_x0: bool = True
+    batch_size: int = 64
+
+
+@dataclasses.dataclass
+class Config:
+    """One experiment."""
+
+    name: str = "experiment"  # The run's folder is runs/NAME.
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: UNetConfig | MLPConfig = dataclasses.field(default_factory=UNetConfig)
+    process: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+
+    def validate(self) -> None:
+        """Checks every field that can be checked without data or devices.
+
+        Raises:
+          BadRequest: naming the field, its value and what it can be.
+        """
+        _check_types(self)
+        if not re.fullmatch(r"[\w.-]*\w", self.name):
+            raise BadRequest(
+                f"name ({self.name!r}) names the run's folder: letters, digits, _ . -"
+            )
+        for path, (low, high) in _RANGES.items():
+            value = _get(self, path)
+            if value is not None and not low <= value <= high:
+                bound = f"at least {low}" if high == math.inf else f"in {low} .. {high}"
+                raise BadRequest(f"{path} ({value}) must be {bound}")
+        if self.optimizer.learning_rate == 0:
+            raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
+        if self.ema.decay >= 1:
+            raise BadRequest(
+                f"ema.decay ({self.ema.decay}) must be below 1; DDPM uses 0.9999"
+            )
+        for path, choices in _CHOICES.items():
+            value = _get(self, path)
+            if value is not None:
+                check_choice(path, value, choices)
+        if len(self.data.image_size) > 2 or any(n < 1 for n in self.data.image_size):
+            raise BadRequest(
+                f"data.image_size {self.data.image_size} must be (size,) or "
+                "(height, width), or () for points"
+            )
+        if self.sampling.steps > self.process.num_timesteps:
+            raise BadRequest(
+                f"sampling.steps ({self.sampling.steps}) must be at most "
+                f"process.num_timesteps ({self.process.num_timesteps})"
+            )
+        if self.data.random_flip and not self.data.image_size:
+            raise BadRequest("data.random_flip (True) is for images, not for points")
+        if isinstance(self.model, UNetConfig):
+            self._validate_unet(self.model)
+        elif self.data.image_size:
+            raise BadRequest(
+                f"data.image_size {self.data.image_size} is that of an image, but the "
+                "config's model is an MLP, for points: it needs a UNetConfig"
+            )
+
+    def _validate_unet(self, model: UNetConfig) -> None:
+        if not self.data.image_size:
+            raise BadRequest(
+                "data.image_size () is that of points, but the config's model is a "
+                "U-Net: it needs an MLPConfig"
+            )
+        if not model.channel_mults or min(model.channel_mults) < 1:
+            raise BadRequest(
+                f"model.channel_mults {model.channel_mults} must hold one width of at "
+                "least 1 for each level"
+            )
+        factor = 2 ** (len(model.channel_mults) - 1)
+        if any(n % factor for n in self.data.image_size):
+            raise BadRequest(
+                f"data.image_size {self.data.image_size} must divide by {factor}, "
+                f"because model.channel_mults {model.channel_mults} has "
+                f"{len(model.channel_mults)} levels; resize, or take fewer levels"
+            )
+        for mult in model.channel_mults:
+            width = model.base_channels * mult
+            for path in ("num_groups", "num_heads"):
+                if width % getattr(model, path):
+                    raise BadRequest(
+                        f"model.{path} ({getattr(model, path)}) must divide every "
+                        f"width, and one is {width} (base_channels * {mult})"
+                    )
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.channels": (1, math.inf),
+    "data.batch_size": (1, math.inf),
+    "model.base_channels": (4, math.inf),
+    "model.num_res_blocks": (1, math.inf),
+    "model.num_heads": (1, math.inf),
+    "model.num_groups": (1, math.inf),
+    "model.dropout": (0, 0.99),
+    "model.width": (4, math.inf),
+    "model.num_blocks": (0, math.inf),
+    "process.num_timesteps": (2, math.inf),
+    "optimizer.learning_rate": (0, 1),
+    "optimizer.b1": (0, 0.9999999),
+    "optimizer.b2": (0, 0.9999999),
+    "optimizer.eps": (0, 1),
+    "optimizer.weight_decay": (0, 1),
+    "optimizer.warmup_steps": (0, math.inf),
+    "optimizer.grad_clip": (0, math.inf),
+    "ema.decay": (0, 1),
+    "training.num_steps": (1, 2**31 - 1),
+    "training.steps_per_dispatch": (1, math.inf),
+    "training.log_every": (1, math.inf),
+    "training.eval_every": (0, math.inf),
+    "training.checkpoint_every": (0, math.inf),
+    "training.sample_every": (0, math.inf),
+    "training.num_samples": (1, math.inf),
+    "training.sample_steps": (1, math.inf),
+    "training.keep_checkpoints": (1, math.inf),
+    "sampling.steps": (1, math.inf),
+    "sampling.eta": (0, 1),
+    "sampling.batch_size": (1, math.inf),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "process.schedule": SCHEDULES,
+    "process.prediction": PREDICTION_TYPES,
+    "loss.norm": NORMS,
+    "optimizer.name": ("adam", "adamw"),
+    "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
+    "sampling.sampler": SAMPLERS,
+    "sampling.spacing": SPACINGS,
+    "sampling.variance": VARIANCES,
+}
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises BadRequest, with the nearest of `choices`, unless `value` is one of them."""
+    if value not in choices:
+        raise BadRequest(f"{name} ({value!r}) is unknown; {nearest(value, choices)}")
+
+
+def nearest(value: str, choices: tuple[str, ...]) -> str:
+    """ "did you mean X?" where one is near, and the list of all where it is short."""
+    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+    listed = f"it can be {', '.join(choices)}"
+    if not close:
+        return listed
+    return f"did you mean {close[0]}?" + (f" ({listed})" if len(choices) < 12 else "")
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a config as ("section.field", value)."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON; `from_json` reads it back."""
+    tree = dataclasses.asdict(config)
+    tree["model"] = {"kind": type(config.model).__name__, **tree["model"]}
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """A Config from `to_json`.
+
+    Raises:
+      BadRequest: if the text is not such a config.
+    """
+    try:
+        return _from_tree(Config, json.loads(text))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRequest(f"config.json cannot be read: {error}") from error
+
+
+def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in tree:
+            continue  # Written before the field existed: its default.
+        value = tree[field.name]
+        if field.name == "model":
+            value = dict(value)
+            kinds = {"UNetConfig": UNetConfig, "MLPConfig": MLPConfig}
+            value = _from_tree(kinds[value.pop("kind")], value)
+        elif dataclasses.is_dataclass(field.type):
+            value = _from_tree(field.type, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[field.name] = value
+    return kind(**values)
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """A config file can assign anything; so can a tuple on the command line."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, path = getattr(config, name), prefix + name
+        if dataclasses.is_dataclass(kind) or name == "model":
+            if not isinstance(value, kind):
+                raise BadRequest(f"{path} ({value!r}) must be a section of the config")
+            _check_types(value, f"{path}.")
+        elif kind == tuple[int, ...]:
+            if not isinstance(value, tuple) or any(type(v) is not int for v in value):
+                raise BadRequest(f"{path} ({value!r}) must hold whole numbers")
+        elif kind is float:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise BadRequest(f"{path} ({value!r}) must be a finite number")
+        elif type(value) is not kind:
+            raise BadRequest(f"{path} ({value!r}) must be of type {kind.__name__}")
+
+
+def _get(config: Any, path: str) -> Any:
+    """The value at "section.field"; None where this model has no such field."""
+    for part in path.split("."):
+        config = getattr(config, part, None)
+    return config

@@ -1,0 +1,98 @@
+"""The blocks of the DDPM U-Net (Ho et al. 2020, appendix B, and their code)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.networks.convolution import conv_general_dilated
+
+
+def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform by the mean of fan-in and fan-out; `scale=0` means 1e-10, as in the code."""
+    return nn.initializers.variance_scaling(
+        max(scale, 1e-10), mode="fan_avg", distribution="uniform"
+    )
+
+
+def conv3x3(
+    features: int, *, name: str, dtype: Any, stride: int = 1, scale: float = 1.0
+) -> nn.Conv:
+    """3x3 convolution, SAME padding, with its own gradients."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=(stride, stride),
+        kernel_init=ddpm_init(scale),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+def dense(features: int, *, name: str, dtype: Any, scale: float = 1.0) -> nn.Dense:
+    """Dense layer over the last axis; over an image it is the code's 1x1 "nin"."""
+    return nn.Dense(features, kernel_init=ddpm_init(scale), dtype=dtype, name=name)
+
+
+def group_norm(num_groups: int, *, name: str, dtype: Any) -> nn.GroupNorm:
+    """GroupNorm with the epsilon of the DDPM code, 1e-6."""
+    return nn.GroupNorm(num_groups, epsilon=1e-6, dtype=dtype, name=name)
+
+
+def downsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, W/2, C] by a 3x3 convolution of stride 2."""
+    return conv3x3(x.shape[-1], name=name, dtype=dtype, stride=2)(x)
+
+
+def upsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
+    """[B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a 3x3 convolution."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return conv3x3(c, name=name, dtype=dtype)(x.reshape(b, 2 * h, 2 * w, c))
+
+
+class ResBlock(nn.Module):
+    """GN, swish, conv, + time, GN, swish, dropout, conv (zero), + shortcut."""
+
+    features: int
+    dropout: float
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, *, train: bool) -> jax.Array:
+        """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
+        h = nn.swish(group_norm(self.num_groups, name="norm1", dtype=self.dtype)(x))
+        h = conv3x3(self.features, name="conv1", dtype=self.dtype)(h)
+        shift = dense(self.features, name="temb", dtype=self.dtype)(nn.swish(temb))
+        h = h + shift[:, None, None, :]
+        h = nn.swish(group_norm(self.num_groups, name="norm2", dtype=self.dtype)(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv3x3(self.features, name="conv2", dtype=self.dtype, scale=0.0)(h)
+        if x.shape[-1] != self.features:
+            x = dense(self.features, name="shortcut", dtype=self.dtype)(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions of the feature map, added to its input."""
+
+    num_heads: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]; the softmax is taken in float32."""
+        b, height, width, c = x.shape
+        h = group_norm(self.num_groups, name="norm", dtype=self.dtype)(x)
+        heads = (b, height * width, self.num_heads, c // self.num_heads)
+        q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
+        k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
+        v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * heads[-1] ** -0.5
+        weights = nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+        h = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return x + dense(c, name="out", dtype=self.dtype, scale=0.0)(h)

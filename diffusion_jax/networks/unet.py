@@ -1,0 +1,93 @@
+"""The DDPM U-Net (Ho et al. 2020, appendix B), block for block as in the authors' code."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.networks import blocks
+from diffusion_jax.networks.embeddings import timestep_embedding
+
+
+class UNet(nn.Module):
+    """Predicts eps, x0 or v from a noised image and its timestep.
+
+    With the defaults and three channels this is the paper's CIFAR-10 network:
+    35,746,307 parameters.
+
+    Attributes:
+      out_channels: channels of the prediction (those of the image).
+      base_channels: width of the first level.
+      channel_mults: width of each level in units of base_channels; each level after the
+        first halves height and width, so both must divide by 2**(levels - 1).
+      num_res_blocks: residual blocks a level going down; one more going up.
+      attn_resolutions: heights of the feature maps that get attention (for images that
+        are not square too: the height decides).
+      num_heads: attention heads.
+      dropout: rate in each residual block, while training.
+      num_groups: groups of each GroupNorm; divides every width.
+      dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
+    """
+
+    out_channels: int = 3
+    base_channels: int = 128
+    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.1
+    num_groups: int = 32
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool) -> jax.Array:
+        """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels]."""
+        dtype = jnp.dtype(self.dtype)
+        num_levels = len(self.channel_mults)
+
+        def res_block(h: jax.Array, level: int, name: str) -> jax.Array:
+            features = self.base_channels * self.channel_mults[level]
+            block = blocks.ResBlock(
+                features, self.dropout, self.num_groups, dtype, name=name
+            )
+            return block(h, temb, train=train)
+
+        def attention(h: jax.Array, name: str) -> jax.Array:
+            return blocks.AttentionBlock(self.num_heads, self.num_groups, dtype, name=name)(
+                h
+            )
+
+        width = 4 * self.base_channels
+        temb = timestep_embedding(t, self.base_channels)
+        temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
+        temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
+
+        h = blocks.conv3x3(self.base_channels, name="conv_in", dtype=dtype)(x_t)
+        skips = [h]
+        for level in range(num_levels):
+            for i in range(self.num_res_blocks):
+                h = res_block(h, level, f"down{level}_res{i}")
+                if h.shape[1] in self.attn_resolutions:
+                    h = attention(h, f"down{level}_attn{i}")
+                skips.append(h)
+            if level != num_levels - 1:
+                h = blocks.downsample(h, name=f"down{level}_conv", dtype=dtype)
+                skips.append(h)
+
+        h = res_block(h, num_levels - 1, "mid_res0")
+        h = attention(h, "mid_attn")
+        h = res_block(h, num_levels - 1, "mid_res1")
+
+        for level in reversed(range(num_levels)):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res_block(h, level, f"up{level}_res{i}")
+                if h.shape[1] in self.attn_resolutions:
+                    h = attention(h, f"up{level}_attn{i}")
+            if level != 0:
+                h = blocks.upsample(h, name=f"up{level}_conv", dtype=dtype)
+
+        h = nn.swish(blocks.group_norm(self.num_groups, name="norm_out", dtype=dtype)(h))
+        h = blocks.conv3x3(self.out_channels, name="conv_out", dtype=dtype, scale=0.0)(h)
+        return h.astype(jnp.float32)

@@ -1,0 +1,115 @@
+"""Samples and trajectories as pictures: image grids for images, scatter plots for points.
+
+Every function takes either images, uint8 [N, H, W, C] with 1 or 3 channels (of any
+other number the first is shown), or points, float [N, D], of which the first two
+coordinates are drawn. Trajectories have one more axis in front: [F, N, ...].
+"""
+
+import pathlib
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+_GAP = 2  # Pixels between images.
+_MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
+_LIMIT = 2.5  # Half the side of a scatter plot.
+
+
+def save_samples(path: pathlib.Path, samples: np.ndarray) -> None:
+    """A PNG: images in rows, about as many across as down; points as one scatter plot."""
+    if samples.ndim == 2:
+        return _save_image(path, _scatter(samples[None], [""]))
+    columns = int(np.ceil(np.sqrt(len(samples))))
+    _save_image(path, _tile(samples, columns))
+
+
+def save_strip(path: pathlib.Path, frames: np.ndarray, titles: list[str]) -> None:
+    """A PNG of a trajectory, time from left to right: one row for each image.
+
+    Args:
+      path: of the PNG.
+      frames: [F, N, ...]; keep N small for images.
+      titles: one for each frame; drawn above scatter plots only.
+    """
+    if frames.ndim == 3:
+        return _save_image(path, _scatter(frames, titles))
+    rows = frames.swapaxes(0, 1)
+    _save_image(path, _tile(rows.reshape(-1, *frames.shape[2:]), len(frames)))
+
+
+def save_animation(path: pathlib.Path, frames: np.ndarray) -> None:
+    """A GIF of a trajectory [F, N, ...]; it rests on the last frame."""
+    if frames.ndim == 3:
+        images = [_scatter(frame[None], [""]) for frame in frames]
+    else:
+        columns = int(np.ceil(np.sqrt(frames.shape[1])))
+        images = [_tile(frame, columns) for frame in frames]
+    durations = [80] * (len(images) - 1) + [2000]
+    _writable(path)
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=durations, loop=0
+    )
+
+
+def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: str) -> None:
+    """A PNG of the losses in the lines of a metrics.jsonl, logarithmic."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for field, style in (("loss", "-"), ("held_out_loss", "o-")):
+        points = [(line["step"], line[field]) for line in lines if field in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, ms=3, lw=1, label=field)
+    axes.set(xlabel="step", ylabel="loss", title=title)
+    if any(line.get("loss", 0) > 0 for line in lines):
+        axes.set_yscale("log")
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    _save_image(path, _render(figure))
+
+
+def _tile(images: np.ndarray, columns: int) -> Image.Image:
+    n, h, w, c = images.shape
+    if c not in (1, 3):
+        images, c = images[..., :1], 1
+    factor = max(1, round(_MIN_SIDE / max(h, w)))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    h, w = h * factor, w * factor
+    rows = -(-n // columns)
+    sheet = np.full(
+        (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, c), 64, np.uint8
+    )
+    for i, image in enumerate(images):
+        top = _GAP + i // columns * (h + _GAP)
+        left = _GAP + i % columns * (w + _GAP)
+        sheet[top : top + h, left : left + w] = image
+    return Image.fromarray(sheet[..., 0] if c == 1 else sheet)
+
+
+def _scatter(frames: np.ndarray, titles: list[str]) -> Image.Image:
+    figure = Figure(figsize=(2.4 * len(frames), 2.6), layout="constrained")
+    for i, (points, title) in enumerate(zip(frames, titles, strict=True)):
+        axes = figure.add_subplot(1, len(frames), i + 1)
+        axes.scatter(points[:, 0], points[:, -1], s=1.5, lw=0, color="tab:blue")
+        axes.set(xlim=(-_LIMIT, _LIMIT), ylim=(-_LIMIT, _LIMIT), title=title)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return _render(figure)
+
+
+def _render(figure: Figure) -> Image.Image:
+    # The canvas is given, so that no display and no global state are involved.
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _save_image(path: pathlib.Path, image: Image.Image) -> None:
+    _writable(path)
+    image.save(path)
+
+
+def _writable(path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)

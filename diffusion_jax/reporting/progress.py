@@ -1,0 +1,83 @@
+"""Progress of a long job: a live bar on a terminal, lines elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+_LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
+
+
+class ProgressBar:
+    """How far a job is, its rate, and the time left.
+
+    The rate is measured from the first report on, which leaves compilation out.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, start: int = 0):
+        """Shows `what`, from `start` to `total` units ("steps")."""
+        self._what, self._total, self._unit = what, total, unit
+        self._first: tuple[float, int] | None = None
+        self._announced = False
+        self._last_line = time.monotonic()
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,}"),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=start, text="")
+        self._bar.start()
+
+    def report(self, done: int, text: str = "") -> None:
+        """`done` units are done; `text` is what else there is to say."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        rate = self.rate(done)
+        parts = [text] if text else []
+        if rate:
+            parts.append(f"{rate:,.1f} {self._unit}/s")
+            left = (self._total - done) / rate
+            parts.append(f"{duration(left)} left")
+            if not self._announced and now - self._first[0] > 1.0:
+                self._announced = True
+                self.say(
+                    f"{self._what}: about {duration(left)} to come "
+                    f"for {self._total - done:,} {self._unit}"
+                )
+        self._bar.update(self._task, completed=done, text="  ".join(parts))
+        if self._bar.disable and now - self._last_line > _LINE_EVERY:
+            self._last_line = now
+            self.say("  ".join([f"{self._what} {done:,}/{self._total:,}", *parts]))
+
+    def rate(self, done: int) -> float | None:
+        """Units a second since the first report; None until there is a second one."""
+        if self._first is None or done <= self._first[1]:
+            return None
+        return (done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        self._console.print(Text(line))
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "1 min 40 s", "3 h 5 min", "2 d 4 h"."""
+    whole = round(seconds)
+    for large, size, small, unit in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            return f"{whole // size} {large} {whole % size // unit} {small}"
+    return f"{whole} s"

@@ -1,0 +1,140 @@
+"""Samplers as tables: one row of linear coefficients for each network call.
+
+Every reverse step here is linear in the state x, the predicted x_0 and fresh noise. So a
+method is a function on the host that fills a table in NumPy float64, and one scan
+(`diffusion_jax.samplers.chain`) runs any of them:
+
+    x_0    = clip(x0_from_x * x + x0_from_prediction * network(x, t))
+    x_next = w_x * x + w_x0 * x_0 + w_noise * noise
+
+Because x_0 is clipped before the mean is formed, eps enters through (x, x_0) alone: it is
+always the one re-derived from the clipped x_0.
+
+Timesteps may be any falling subset of 0 .. T-1. The process is rebuilt on that subset:
+each row's "previous" alphas_cumprod is the next row's own one, and 1 for the last row,
+which therefore lands on x_0 itself and adds no noise.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.process import x0_coefficients
+from diffusion_jax.samplers.steps import check_timesteps
+from diffusion_jax.schedules import Schedule
+
+SAMPLERS = ("ddpm", "ddim")
+VARIANCES = ("fixed_small", "fixed_large")
+
+
+class SamplerTable(NamedTuple):
+    """S rows, in the order in which they run; float64, but for the integer t.
+
+    Attributes:
+      t: int32 [S], the timestep that the network is told.
+      x0_from_x, x0_from_prediction: [S], give x_0 from the state and the prediction.
+      w_x, w_x0, w_noise: [S], weights of the next state.
+    """
+
+    t: np.ndarray
+    x0_from_x: np.ndarray
+    x0_from_prediction: np.ndarray
+    w_x: np.ndarray
+    w_x0: np.ndarray
+    w_noise: np.ndarray
+
+
+def ddpm_table(
+    schedule: Schedule,
+    timesteps: Sequence[int] | np.ndarray,
+    *,
+    prediction_type: str = "eps",
+    variance_type: str = "fixed_small",
+) -> SamplerTable:
+    """Ancestral sampling (DDPM algorithm 2), also over a subset of the steps.
+
+    The mean is that of q(x_{t-1} | x_t, x_0) (eq. 7) at the predicted x_0. The variance
+    is beta-tilde ("fixed_small", eq. 7) or beta ("fixed_large", section 3.2). Over a
+    subset beta is 1 - alphas_cumprod / alphas_cumprod_prev of the subset (IDDPM
+    section 4); fixed_large is ruinous there (FID 367 with 10 steps, DDIM table 1).
+
+    Args:
+      schedule: the noise process.
+      timesteps: strictly falling integers in 0 .. T-1.
+      prediction_type: "eps", "x0" or "v".
+      variance_type: "fixed_small" or "fixed_large".
+    """
+    if variance_type not in VARIANCES:
+        raise ValueError(
+            f"variance {variance_type!r} is unknown; it can be {', '.join(VARIANCES)}"
+        )
+    alphas_cumprod, prev = _noise_levels(schedule, timesteps)
+    beta = 1 - alphas_cumprod / prev
+    variance = beta * (1 - prev) / (1 - alphas_cumprod)
+    if variance_type == "fixed_large":
+        variance = np.append(beta[:-1], 0.0)
+    return _table(
+        timesteps,
+        alphas_cumprod,
+        prediction_type,
+        w_x=(1 - prev) * np.sqrt(1 - beta) / (1 - alphas_cumprod),
+        w_x0=beta * np.sqrt(prev) / (1 - alphas_cumprod),
+        w_noise=np.sqrt(variance),
+    )
+
+
+def ddim_table(
+    schedule: Schedule,
+    timesteps: Sequence[int] | np.ndarray,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DDIM (eq. 12) with sigma of eq. 16 times eta.
+
+    x_prev = sqrt(prev) x_0 + sqrt(1 - prev - sigma^2) eps + sigma noise, where
+    eps = (x - sqrt(alphas_cumprod) x_0) / sqrt(1 - alphas_cumprod).
+
+    Args:
+      schedule: the noise process.
+      timesteps: strictly falling integers in 0 .. T-1.
+      prediction_type: "eps", "x0" or "v".
+      eta: 0 is deterministic, 1 has DDPM's fixed_small variance; in 0 .. 1.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(
+            f"eta ({eta}) must be between 0 (deterministic) and 1 (DDPM's variance)"
+        )
+    alphas_cumprod, prev = _noise_levels(schedule, timesteps)
+    variance = eta**2 * (1 - prev) / (1 - alphas_cumprod) * (1 - alphas_cumprod / prev)
+    direction = np.sqrt(1 - prev - variance) / np.sqrt(1 - alphas_cumprod)
+    return _table(
+        timesteps,
+        alphas_cumprod,
+        prediction_type,
+        w_x=direction,
+        w_x0=np.sqrt(prev) - direction * np.sqrt(alphas_cumprod),
+        w_noise=np.sqrt(variance),
+    )
+
+
+def _noise_levels(
+    schedule: Schedule, timesteps: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """alphas_cumprod at each timestep and at the one that it steps to (1 at the end)."""
+    check_timesteps(timesteps, schedule.num_timesteps)
+    alphas_cumprod = schedule.alphas_cumprod[np.asarray(timesteps)]
+    return alphas_cumprod, np.append(alphas_cumprod[1:], 1.0)
+
+
+def _table(timesteps, alphas_cumprod, prediction_type, *, w_x, w_x0, w_noise):
+    x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
+    return SamplerTable(
+        t=np.asarray(timesteps, dtype=np.int32),
+        x0_from_x=x0_from_x,
+        x0_from_prediction=x0_from_prediction,
+        w_x=w_x,
+        w_x0=w_x0,
+        w_noise=w_noise,
+    )

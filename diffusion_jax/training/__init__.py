@@ -1,0 +1,1 @@
+"""The training of a network: state, optimiser, step, checkpoints, loop."""

@@ -1,0 +1,41 @@
+"""Train a diffusion model, or go on with a run that was stopped.
+
+    python train.py --config configs/digits.py
+    python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
+
+The same command again resumes the run. Ctrl-C saves first. Any field of the config can
+be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
+"""
+
+import pathlib
+
+from absl import flags
+
+from diffusion_jax import command_line, parallel, runs
+from diffusion_jax.config import Config
+from diffusion_jax.training import loop
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; runs/NAME of the config unless given."
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Delete the run that is in the folder and start anew."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check the config and the data, print the config and stop."
+)
+
+
+def main(config: Config) -> None:
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
+    print(parallel.describe_devices())
+    if _DRY_RUN.value:
+        loop.plan(config)
+        print(runs.to_json(config), end="")
+        return
+    print(f"run: {workdir}")
+    loop.train(config, workdir, overwrite=_OVERWRITE.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, takes_config=True)
