@@ -1,4 +1,10 @@
-"""x"""
+"""scikit-learn's real handwritten digits, 8x8: the whole job in minutes on a laptop.
+
+Command:   python train.py --config configs/digits.py
+Hardware:  2 CPU cores
+Time:      TIME
+Result:    RESULT
+"""
 
 from diffusion_jax.config import (
     Config,
@@ -18,7 +24,7 @@ def get_config() -> Config:
         data=DataConfig(source="digits", image_size=(8,), channels=1, batch_size=64),
         model=UNetConfig(
             base_channels=32,
-            channel_mults=(1, 2),
+            channel_mults=(1, 1),
             num_res_blocks=1,
             attn_resolutions=(4,),
             dropout=0.0,
@@ -28,7 +34,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(
-            num_steps=2000,
+            num_steps=2500,
             log_every=50,
             eval_every=100,
             checkpoint_every=500,

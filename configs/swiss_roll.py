@@ -1,0 +1,44 @@
+"""Points on a spiral: the forward and the reverse trajectory as scatter plots.
+
+Command:   python train.py --config configs/swiss_roll.py
+           (two_moons and eight_gaussians with --config.data.source=two_moons)
+Hardware:  2 CPU cores
+Time:      TIME
+Result:    RESULT
+"""
+
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    EMAConfig,
+    MLPConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="swiss_roll",
+        data=DataConfig(source="swiss_roll", image_size=(), channels=2, batch_size=256),
+        model=MLPConfig(width=128, num_blocks=3),
+        # A hundred steps, with betas ten times those of a thousand: the same end noise.
+        process=ProcessConfig(
+            schedule="linear", num_timesteps=100, beta_start=1e-3, beta_end=0.2
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
+        training=TrainingConfig(
+            num_steps=5000,
+            steps_per_dispatch=50,
+            log_every=100,
+            eval_every=500,
+            checkpoint_every=1000,
+            sample_every=1000,
+            num_samples=2000,
+            sample_steps=100,
+        ),
+        sampling=SamplingConfig(sampler="ddpm", steps=100, batch_size=2000),
+    )

@@ -1,0 +1,221 @@
+"""Networks: the paper's parameter count, shapes, initialisation, gradients."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from diffusion_jax.networks import MLP, UNet, as_functions
+from diffusion_jax.networks.convolution import conv_general_dilated
+from diffusion_jax.networks.embeddings import timestep_embedding
+
+TINY = {
+    "base_channels": 8,
+    "channel_mults": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (4,),
+    "num_groups": 4,
+}
+
+
+def count(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def shapes_of(module, shape):
+    return jax.eval_shape(as_functions(module, shape)[0], jax.random.key(0))
+
+
+def test_parameter_counts_of_the_papers_networks():
+    assert count(shapes_of(UNet(), (32, 32, 3))) == 35_746_307  # CIFAR-10
+    large = UNet(channel_mults=(1, 1, 2, 2, 4, 4), dropout=0.0)
+    assert count(shapes_of(large, (256, 256, 3))) == 113_673_219  # LSUN, CelebA-HQ
+    celeba = UNet(channel_mults=(1, 2, 2, 2, 4))
+    assert count(shapes_of(celeba, (64, 64, 3))) == 78_700_803  # CelebA 64, DDIM
+
+
+def random_params(shapes, key=0):
+    """Every parameter random, so that nothing is hidden behind a zero."""
+    rng = np.random.default_rng(key)
+    return jax.tree.map(lambda s: np.float32(0.2 * rng.standard_normal(s.shape)), shapes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((8, 4, 3), "float32"), ((12, 6, 5), "float32"), ((8, 8, 1), "bfloat16")],
+)
+def test_any_size_and_channel_count(shape, dtype):
+    module = UNet(out_channels=shape[-1], dtype=dtype, **TINY)
+    shapes = shapes_of(module, shape)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    x = jax.random.normal(jax.random.key(1), (2, *shape))
+    apply_fn = jax.jit(as_functions(module, shape)[1])
+    out = apply_fn(random_params(shapes), x, jnp.array([0, 999]))
+    assert out.shape == x.shape and out.dtype == jnp.float32
+    assert np.isfinite(out).all()
+
+
+def test_bfloat16_computes_in_bfloat16_and_agrees_roughly():
+    shape = (8, 8, 1)
+    outs = {}
+    for dtype in ("float32", "bfloat16"):
+        module = UNet(out_channels=1, dtype=dtype, **TINY)
+        params = random_params(shapes_of(module, shape))
+        apply_fn = as_functions(module, shape)[1]
+        x = jax.random.normal(jax.random.key(1), (2, *shape))
+        lowered = jax.jit(apply_fn).lower(params, x, jnp.array([0, 999]))
+        convs = [s for s in lowered.as_text().splitlines() if "stablehlo.convolution" in s]
+        kind = "xbf16>" if dtype == "bfloat16" else "xf32>"
+        assert convs and all(kind in line.rpartition("->")[2] for line in convs)
+        outs[dtype] = np.asarray(lowered.compile()(params, x, jnp.array([0, 999])))
+    scale = np.abs(outs["float32"]).max()
+    assert 0 < np.abs(outs["float32"] - outs["bfloat16"]).max() < 0.1 * scale
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    module = UNet(out_channels=1, dropout=0.5, **TINY)
+    apply_fn = as_functions(module, (8, 8, 1))[1]
+    params = random_params(shapes_of(module, (8, 8, 1)))
+    return params, jax.jit(apply_fn, static_argnames="train")
+
+
+def test_the_network_sees_its_timestep_and_each_row_its_own(tiny):
+    params, apply_fn = tiny
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(2), (1, 8, 8, 1)), (3, 8, 8, 1))
+    out = apply_fn(params, x, jnp.array([3, 700, 3]))
+    np.testing.assert_allclose(out[0], out[2], atol=1e-5)
+    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-3
+
+
+def test_real_valued_timesteps_lie_between_their_neighbours(tiny):
+    params, apply_fn = tiny
+    x = jax.random.normal(jax.random.key(2), (1, 8, 8, 1))
+    at = {t: apply_fn(params, x, jnp.array([t])) for t in (500, 500.0, 500.5, 501)}
+    np.testing.assert_array_equal(at[500], at[500.0])
+    middle = (at[500] + at[501]) / 2
+    gap = jnp.abs(at[500] - at[501]).max()
+    assert float(jnp.abs(at[500.5] - middle).max()) < 0.5 * float(gap)
+
+
+def test_dropout_acts_in_training_only(tiny):
+    params, apply_fn = tiny
+    x, t = jax.random.normal(jax.random.key(2), (1, 8, 8, 1)), jnp.array([5])
+    calls = [apply_fn(params, x, t, train=True, key=jax.random.key(k)) for k in (0, 0, 1)]
+    np.testing.assert_array_equal(calls[0], calls[1])
+    assert float(jnp.abs(calls[0] - calls[2]).max()) > 1e-3
+    np.testing.assert_array_equal(apply_fn(params, x, t), apply_fn(params, x, t))
+
+
+def test_initialisers_are_those_of_the_ddpm_code():
+    """Uniform with variance 1 / mean(fan_in, fan_out); zero where the code scales by 0."""
+    module = UNet(base_channels=64, channel_mults=(1, 2), num_res_blocks=1)
+    params = as_functions(module, (8, 8, 3))[0](jax.random.key(0))
+    block = params["down1_res0"]
+    kernel = np.asarray(block["conv1"]["kernel"])
+    assert kernel.shape == (3, 3, 64, 128)
+    limit = math.sqrt(3 / ((64 + 128) / 2 * 9))
+    assert abs(kernel).max() == pytest.approx(limit, rel=1e-3)
+    assert kernel.std() == pytest.approx(limit / math.sqrt(3), rel=0.01)
+    shortcut = np.asarray(block["shortcut"]["kernel"])
+    assert abs(shortcut).max() == pytest.approx(math.sqrt(3 / ((64 + 128) / 2)), rel=1e-2)
+    for silent in (block["conv2"], params["mid_attn"]["out"], params["conv_out"]):
+        assert 0 < abs(np.asarray(silent["kernel"])).max() < 1e-5  # No noise predicted.
+    biases = [v for path, v in jax.tree.leaves_with_path(params) if "bias" in str(path[-1])]
+    assert len(biases) > 30 and all((np.asarray(b) == 0).all() for b in biases)
+
+
+def test_attention_lies_where_the_paper_has_it():
+    names = shapes_of(UNet(), (32, 32, 3)).keys()
+    attention = sorted(name for name in names if "attn" in name)
+    assert attention == [
+        "down1_attn0",
+        "down1_attn1",
+        "mid_attn",
+        "up1_attn0",
+        "up1_attn1",
+        "up1_attn2",
+    ]
+
+
+def test_timestep_embedding_has_the_ddpm_order_and_divisor():
+    """sin || cos, frequencies from 1 down to 1/10000: both ends inclusive."""
+    embedding = np.asarray(timestep_embedding(jnp.array([0, 3]), 8))
+    np.testing.assert_allclose(embedding[0], [0, 0, 0, 0, 1, 1, 1, 1])
+    frequencies = [1, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4]
+    expected = [math.sin(3 * f) for f in frequencies] + [
+        math.cos(3 * f) for f in frequencies
+    ]
+    np.testing.assert_allclose(embedding[1], expected, rtol=1e-5)
+    assert timestep_embedding(jnp.array([1]), 9).shape == (1, 9)
+
+
+# Convolutions with their own gradients
+
+CASES = [
+    ((8, 8), 3, 1, "SAME"),
+    ((8, 6), 3, 2, "SAME"),
+    ((7, 9), 3, 2, "SAME"),
+    ((5, 5), 1, 1, "SAME"),
+    ((9, 10), 3, 2, "VALID"),
+    ((10, 10), 2, 3, "VALID"),
+    ((8, 8), 3, 3, ((1, 0), (0, 2))),
+]
+
+
+@pytest.mark.parametrize(("size", "taps", "stride", "padding"), CASES)
+def test_own_gradients_equal_those_that_jax_derives(size, taps, stride, padding):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, *size, 4))
+    kernel = jax.random.normal(keys[1], (taps, taps, 4, 6))
+
+    def stock(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=numbers
+        )
+
+    def own(x, kernel):
+        return conv_general_dilated(x, kernel, (stride, stride), padding)
+
+    y, stock_vjp = jax.vjp(stock, x, kernel)
+    cotangent = jax.random.normal(keys[2], y.shape)
+    z, own_vjp = jax.vjp(own, x, kernel)
+    np.testing.assert_array_equal(y, z)
+    for a, b in zip(stock_vjp(cotangent), own_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    # And against finite differences; a convolution is bilinear, so they are exact.
+    check_grads(own, (x, kernel), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1.0)
+
+
+def test_the_program_holds_own_gradients_on_cpu():
+    """Both gradients as plain convolutions: no batch_group_count, no reversed window."""
+
+    def loss(x, kernel):
+        return jnp.sum(conv_general_dilated(x, kernel, (1, 1), "SAME") ** 2)
+
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(lines) == 3
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in lines)
+
+
+def test_convolutions_that_are_not_implemented_are_refused():
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+    with pytest.raises(NotImplementedError):
+        conv_general_dilated(x, kernel, (1, 1), "SAME", rhs_dilation=(2, 2))
+    with pytest.raises(NotImplementedError):
+        conv_general_dilated(x[0], kernel, (1,), "SAME")
+
+
+def test_mlp_takes_points():
+    init_fn, apply_fn = as_functions(MLP(out_channels=2, width=16, num_blocks=2), (2,))
+    params = init_fn(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 2))
+    out = apply_fn(params, x, jnp.arange(5))
+    assert out.shape == (5, 2) and out.dtype == jnp.float32

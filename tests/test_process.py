@@ -1,0 +1,193 @@
+"""The forward process against closed forms, the chain of its steps, and Bayes' rule."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import process
+from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+
+T = 1000
+SCHEDULES = {
+    "linear": make_schedule(linear_betas(T)),
+    "cosine": make_schedule(cosine_betas(T)),
+}
+
+
+@pytest.fixture(scope="module", params=SCHEDULES)
+def schedule(request):
+    return SCHEDULES[request.param]
+
+
+@pytest.fixture(scope="module")
+def images():
+    x0 = jax.random.uniform(jax.random.key(0), (6, 4, 4, 3), minval=-1.0, maxval=1.0)
+    noise = jax.random.normal(jax.random.key(1), x0.shape)
+    t = jnp.array([0, 1, 10, 499, 998, 999])
+    return x0, t, noise
+
+
+def test_q_sample_shapes_and_types(schedule, images):
+    x0, t, noise = images
+    x_t = jax.jit(lambda *a: process.q_sample(schedule, *a))(x0, t, noise)
+    chex.assert_shape(x_t, x0.shape)
+    chex.assert_type(x_t, jnp.float32)
+    chex.assert_tree_all_finite(x_t)
+    chex.assert_trees_all_close(x_t, process.q_sample(schedule, x0, t, noise), atol=1e-6)
+
+
+def test_q_sample_without_noise_is_the_mean_of_the_closed_form(schedule, images):
+    """E[x_t] = sqrt(product of (1 - beta)) x_0, the product in exact order, float64."""
+    x0, t, _ = images
+    x_t = process.q_sample(schedule, x0, t, jnp.zeros_like(x0))
+    for row, step in enumerate(np.asarray(t)):
+        share = np.prod([1 - b for b in schedule.betas[: step + 1]])
+        chex.assert_trees_all_close(
+            np.asarray(x_t[row]), np.asarray(x0[row] * np.sqrt(share)), atol=2e-7, rtol=1e-5
+        )
+
+
+def test_q_sample_has_the_variance_of_the_closed_form(schedule):
+    """Over many draws: mean and variance of N(sqrt(a) x_0, 1 - a), within 5 sigma."""
+    n = 40_000
+    noise = jax.random.normal(jax.random.key(2), (n, 1))
+    for t in (0, 99, 499, 999):
+        x_t = process.q_sample(schedule, jnp.full((n, 1), 0.7), jnp.int32(t), noise)
+        share = np.prod(1 - schedule.betas[: t + 1])
+        sigma = np.sqrt(1 - share)
+        assert abs(float(x_t.mean()) - 0.7 * np.sqrt(share)) < 5 * sigma / np.sqrt(n)
+        assert abs(float(x_t.std()) / sigma - 1) < 5 / np.sqrt(2 * n)
+
+
+def test_q_sample_equals_the_chain_of_q_step_in_distribution(schedule):
+    """From one x_0: the chain's mean and variance after every step, as a recursion.
+
+    Feeding the chain zeros gives its mean, and its response to the noise of each single
+    step gives its variance: no sampling error.
+    """
+    steps = 200
+    zero = jnp.zeros(1)
+    mean, variance = jnp.ones(1), 0.0
+    for t in range(steps):
+        mean = process.q_step(schedule, mean, jnp.int32(t), zero)
+        keep = float(process.q_step(schedule, jnp.ones(1), jnp.int32(t), zero)[0])
+        add = float(process.q_step(schedule, zero, jnp.int32(t), jnp.ones(1))[0])
+        variance = keep**2 * variance + add**2
+    last = jnp.int32(steps - 1)
+    signal = process.q_sample(schedule, jnp.ones(1), last, zero)
+    sigma = process.q_sample(schedule, zero, last, jnp.ones(1))
+    np.testing.assert_allclose(mean, signal, rtol=2e-5)
+    np.testing.assert_allclose(np.sqrt(variance), sigma[0], rtol=2e-5)
+
+
+def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
+    n = 4000
+    chain = jax.jit(lambda k, x: process.q_trajectory(schedule, k, x))(
+        jax.random.key(3), jnp.full((n, 1), 0.5)
+    )
+    chex.assert_shape(chain, (T, n, 1))
+    chex.assert_tree_all_finite(chain)
+    share = np.cumprod(1 - schedule.betas)
+    mean, std = np.asarray(chain).mean((1, 2)), np.asarray(chain).std((1, 2))
+    sigma = np.sqrt(1 - share)
+    assert np.abs((mean - 0.5 * np.sqrt(share)) / sigma).max() < 5.5 / np.sqrt(n)
+    assert np.abs(std / sigma - 1).max() < 5.5 / np.sqrt(2 * n)
+
+
+def test_q_trajectory_is_a_markov_chain_not_independent_draws():
+    """Neighbours correlate as cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
+    schedule = SCHEDULES["linear"]
+    chain = process.q_trajectory(schedule, jax.random.key(4), jnp.zeros((20_000, 1)))
+    s, t = 100, 140
+    ratio = schedule.alphas_cumprod[t] / schedule.alphas_cumprod[s]
+    expected = np.sqrt(ratio) * (1 - schedule.alphas_cumprod[s])
+    found = float(jnp.mean(chain[s] * chain[t]))
+    assert found == pytest.approx(expected, rel=0.04)
+
+
+def test_q_posterior_obeys_bayes_rule(schedule):
+    """q(x_{t-1}|x_t,x_0) against q(x_t|x_{t-1}) q(x_{t-1}|x_0), normalised on a grid."""
+    x0 = 0.3
+    for t in (1, 2, 50, 500, 998):
+        before, beta = np.prod(1 - schedule.betas[:t]), schedule.betas[t]
+        x_t = np.sqrt(before) * x0 - 1.3 * np.sqrt(1 - before)
+        center, width = np.sqrt(before) * x0, np.sqrt(1 - before)
+        grid = np.linspace(-8, 8, 400_001) * width + center
+        log_density = -0.5 * (grid - center) ** 2 / (1 - before)
+        log_density -= 0.5 * (x_t - np.sqrt(1 - beta) * grid) ** 2 / beta
+        density = np.exp(log_density - log_density.max())
+        density /= density.sum()
+        mean = (density * grid).sum()
+        variance = (density * (grid - mean) ** 2).sum()
+        got_mean, got_variance, got_log = process.q_posterior(
+            schedule, jnp.full((1,), x0), jnp.full((1,), x_t), jnp.int32(t)
+        )
+        assert float(got_mean[0]) == pytest.approx(mean, rel=1e-4, abs=1e-5)
+        assert got_variance.item() == pytest.approx(variance, rel=1e-4)
+        assert got_log.item() == pytest.approx(np.log(variance), abs=1e-4)
+
+
+def test_q_posterior_at_the_first_step_is_x0_itself(schedule):
+    x0, x_t = jnp.array([[0.25]]), jnp.array([[0.9]])
+    mean, variance, log_variance = process.q_posterior(schedule, x0, x_t, jnp.array([0]))
+    np.testing.assert_allclose(mean, x0, rtol=1e-6)
+    assert variance[0, 0] == 0 and np.isfinite(log_variance[0, 0])
+
+
+@pytest.mark.parametrize("t", [-1, T, T + 5])
+def test_t_out_of_range_gives_nan_not_a_neighbour(schedule, t):
+    x = jnp.ones((1, 2))
+    assert np.isnan(process.q_sample(schedule, x, jnp.array([t]), x)).all()
+    assert np.isnan(process.q_posterior(schedule, x, x, jnp.array([t]))[0]).all()
+
+
+def test_v_and_its_inverses(schedule, images):
+    """v is a rotation of (x_0, eps): back and forth costs no precision at any t."""
+    x0, t, noise = images
+    x_t = process.q_sample(schedule, x0, t, noise)
+    v = process.prediction_target(schedule, "v", x0, t, noise)
+    chex.assert_trees_all_close(process.x0_from_v(schedule, x_t, t, v), x0, atol=1e-6)
+    chex.assert_trees_all_close(process.eps_from_v(schedule, x_t, t, v), noise, atol=1e-6)
+
+
+def test_conversions_agree_within_the_rounding_they_cannot_avoid(schedule, images):
+    x0, t, noise = images
+    x_t = process.q_sample(schedule, x0, t, noise)
+    v = process.prediction_target(schedule, "v", x0, t, noise)
+    ulp = np.float32(2.0**-23) * float(jnp.abs(x_t).max())
+    shape = (-1, 1, 1, 1)
+    to_x0 = (4 * ulp / schedule.sqrt_alphas_cumprod[np.asarray(t)]).reshape(shape)
+    to_eps = (4 * ulp / schedule.sqrt_one_minus_alphas_cumprod[np.asarray(t)]).reshape(
+        shape
+    )
+    for found, wanted, bound in (
+        (process.x0_from_eps(schedule, x_t, t, noise), x0, to_x0),
+        (process.eps_from_x0(schedule, x_t, t, x0), noise, to_eps),
+        (process.v_from_eps(schedule, x_t, t, noise), v, to_x0),
+        (process.v_from_x0(schedule, x_t, t, x0), v, to_eps),
+    ):
+        assert (np.abs(np.asarray(found) - np.asarray(wanted)) <= bound).all()
+
+
+def test_x0_from_prediction_undoes_prediction_target(schedule, images):
+    x0, t, noise = images
+    t = jnp.minimum(t, 499)  # Where eps determines x_0 well.
+    x_t = process.q_sample(schedule, x0, t, noise)
+    for kind in process.PREDICTION_TYPES:
+        target = process.prediction_target(schedule, kind, x0, t, noise)
+        found = process.x0_from_prediction(schedule, kind, x_t, t, target)
+        chex.assert_trees_all_close(found, x0, atol=2e-5)
+
+
+def test_unknown_prediction_type_is_refused(schedule, images):
+    x0, t, noise = images
+    with pytest.raises(ValueError, match="'score'"):
+        process.prediction_target(schedule, "score", x0, t, noise)
+
+
+def test_shapes_that_do_not_fit_are_refused(schedule, images):
+    x0, t, noise = images
+    with pytest.raises(AssertionError):
+        process.q_sample(schedule, x0, t, noise[:, :1])

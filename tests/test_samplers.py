@@ -1,0 +1,313 @@
+"""Samplers against closed forms: Gaussian data, where the best denoiser is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import process
+from diffusion_jax.samplers import chain, steps, tables
+from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+
+T = 1000
+SCHEDULE = make_schedule(linear_betas(T))
+MEAN, STD = 0.3, 0.2
+
+
+def gaussian_eps(params, x_t, t, cond, *, train, key):
+    """E[eps | x_t] for x_0 ~ N(MEAN, STD^2)."""
+    share = jnp.asarray(SCHEDULE.alphas_cumprod, jnp.float32)[t][:, None]
+    rest = jnp.asarray(1 - SCHEDULE.alphas_cumprod, jnp.float32)[t][:, None]
+    return jnp.sqrt(rest) * (x_t - jnp.sqrt(share) * MEAN) / (share * STD**2 + rest)
+
+
+def run(table, n=64, *, apply_fn=gaussian_eps, start=0, clip=False, **options):
+    options = {"shape": (1,), "clip_x0": clip, **options}
+    return jax.jit(
+        lambda key, i: chain.sample_chain(apply_fn, None, table, key, i, **options)
+    )(jax.random.key(0), jnp.arange(start, start + n))
+
+
+def moments_by_recursion(table):
+    """Mean and std of the chain's end in float64: every row is affine in x and noise."""
+    mean, var = 0.0, 1.0
+    for i, t in enumerate(table.t):
+        share = SCHEDULE.alphas_cumprod[t]
+        slope = np.sqrt(1 - share) / (share * STD**2 + 1 - share)
+        # eps = slope (x - sqrt(share) MEAN); x_0 = (x - sqrt(1 - share) eps)/sqrt(share)
+        x0_x = (1 - np.sqrt(1 - share) * slope) / np.sqrt(share)
+        x0_1 = np.sqrt(1 - share) * slope * MEAN
+        gain = table.w_x[i] + table.w_x0[i] * x0_x
+        mean = gain * mean + table.w_x0[i] * x0_1
+        var = gain**2 * var + table.w_noise[i] ** 2
+    return mean, np.sqrt(var)
+
+
+# Trailing and linspace steps
+
+
+@pytest.mark.parametrize("total", [2, 7, 10, 100, 1000])
+@pytest.mark.parametrize("spacing", steps.SPACINGS)
+def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
+    for count in range(1, total + 1):
+        chosen = steps.spaced_timesteps(spacing, total, count)
+        assert len(chosen) == count and chosen[0] == total - 1 and chosen[-1] >= 0
+        assert (np.diff(chosen) < 0).all()
+    assert (chosen == np.arange(total)[::-1]).all()
+
+
+def test_known_step_lists():
+    assert steps.trailing_timesteps(1000, 10).tolist() == list(range(999, 0, -100))
+    assert steps.linspace_timesteps(1000, 4).tolist() == [999, 666, 333, 0]
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1001])
+def test_more_steps_than_the_process_has_are_refused(bad):
+    with pytest.raises(ValueError, match=rf"steps \({bad}\)"):
+        steps.spaced_timesteps("trailing", T, bad)
+
+
+@pytest.mark.parametrize("bad", [[], [5, 5], [3, 4], [1000, 1], [1, -1], [2.5, 1.0]])
+def test_a_list_of_steps_that_is_not_falling_in_range_is_refused(bad):
+    with pytest.raises(ValueError, match="timesteps"):
+        tables.ddim_table(SCHEDULE, bad)
+
+
+# Tables
+
+
+def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
+    """Rows against `q_posterior`, which test_process.py checks against Bayes' rule."""
+    table = tables.ddpm_table(SCHEDULE, np.arange(T)[::-1])
+    np.testing.assert_allclose(table.w_x0[::-1], SCHEDULE.posterior_mean_coef1, rtol=1e-9)
+    np.testing.assert_allclose(
+        table.w_x[::-1], SCHEDULE.posterior_mean_coef2, rtol=1e-9, atol=1e-15
+    )
+    np.testing.assert_allclose(
+        table.w_noise[::-1] ** 2, SCHEDULE.posterior_variance, atol=1e-15
+    )
+
+
+def test_ddim_with_eta_1_over_all_steps_is_ddpm_fixed_small():
+    every = np.arange(T)[::-1]
+    ddpm, ddim = (
+        tables.ddpm_table(SCHEDULE, every),
+        tables.ddim_table(SCHEDULE, every, eta=1.0),
+    )
+    for a, b in zip(ddpm, ddim, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 61, 250])
+def test_a_respaced_ddpm_is_the_ddpm_of_the_respaced_process(count):
+    """Betas rebuilt from the chosen alphas_cumprod make a schedule of their own."""
+    chosen = steps.trailing_timesteps(T, count)
+    share = SCHEDULE.alphas_cumprod[chosen[::-1]]
+    if count > 1:
+        respaced = make_schedule(1 - share / np.append(1.0, share[:-1]))
+        table = tables.ddpm_table(SCHEDULE, chosen)
+        np.testing.assert_allclose(
+            table.w_x0[::-1], respaced.posterior_mean_coef1, rtol=1e-9
+        )
+        np.testing.assert_allclose(
+            table.w_noise[::-1] ** 2, respaced.posterior_variance, atol=1e-14
+        )
+        large = tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large")
+        np.testing.assert_allclose(
+            large.w_noise[-2::-1] ** 2, respaced.betas[1:], rtol=1e-9
+        )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("schedule", [SCHEDULE, make_schedule(cosine_betas(T))])
+def test_ddim_rows_keep_the_marginals_of_the_process(schedule, eta):
+    """From x_t = sqrt(a) x_0 + sqrt(1-a) eps every row leads to the same form at prev."""
+    table = tables.ddim_table(schedule, steps.trailing_timesteps(T, 20), eta=eta)
+    share = schedule.alphas_cumprod[table.t]
+    prev = np.append(share[1:], 1.0)
+    np.testing.assert_allclose(table.w_x * np.sqrt(share) + table.w_x0, np.sqrt(prev))
+    noise = table.w_x**2 * (1 - share) + table.w_noise**2
+    np.testing.assert_allclose(noise, 1 - prev, atol=1e-14)
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, T])
+def test_the_last_row_lands_on_x0_without_noise(count):
+    chosen = steps.trailing_timesteps(T, count)
+    for table in (
+        tables.ddpm_table(SCHEDULE, chosen),
+        tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large"),
+        tables.ddim_table(SCHEDULE, chosen, eta=1.0),
+    ):
+        assert table.w_noise[-1] == 0 and table.w_x[-1] == 0
+        assert table.w_x0[-1] == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
+def test_eta_out_of_range_is_refused(bad):
+    with pytest.raises(ValueError, match="eta"):
+        tables.ddim_table(SCHEDULE, [5, 1], eta=bad)
+
+
+def test_unknown_variance_is_refused():
+    with pytest.raises(ValueError, match="'learned'"):
+        tables.ddpm_table(SCHEDULE, [5, 1], variance_type="learned")
+
+
+# Chains
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, T)),
+        tables.ddpm_table(
+            SCHEDULE, steps.trailing_timesteps(T, 100), variance_type="fixed_large"
+        ),
+        tables.ddim_table(SCHEDULE, steps.linspace_timesteps(T, 50)),
+        tables.ddim_table(SCHEDULE, steps.trailing_timesteps(T, 20), eta=0.5),
+    ],
+    ids=["ddpm", "ddpm-large-100", "ddim-50", "ddim-20-eta"],
+)
+def test_chain_on_gaussian_data_has_the_moments_of_the_exact_recursion(table):
+    n = 20_000
+    samples = np.asarray(run(table, n)[0])
+    mean, std = moments_by_recursion(table)
+    assert abs(samples.mean() - mean) < 5 * std / np.sqrt(n)
+    assert abs(samples.std() / std - 1) < 5 / np.sqrt(2 * n)
+
+
+def test_full_chains_recover_the_data_distribution():
+    """The two fixed variances are the bounds of the right one (DDPM section 3.2)."""
+    every = steps.trailing_timesteps(T, T)
+    found = {
+        "small": tables.ddpm_table(SCHEDULE, every),
+        "large": tables.ddpm_table(SCHEDULE, every, variance_type="fixed_large"),
+        "ddim": tables.ddim_table(SCHEDULE, every),
+    }
+    mean, std = {}, {}
+    for name, table in found.items():
+        mean[name], std[name] = moments_by_recursion(table)
+        assert mean[name] == pytest.approx(MEAN, abs=2e-3)
+        assert std[name] == pytest.approx(STD, rel=0.03)
+    assert std["small"] < STD < std["large"]
+    assert std["ddim"] == pytest.approx(STD, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", process.PREDICTION_TYPES)
+def test_all_parameterisations_give_the_same_samples(kind):
+    """The same oracle, told as eps, x0 or v, through a chain that clips."""
+
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        eps = gaussian_eps(params, x_t, t, cond, train=train, key=key)
+        if kind == "eps":
+            return eps
+        if kind == "v":
+            return process.v_from_eps(SCHEDULE, x_t, t, eps)
+        return process.x0_from_eps(SCHEDULE, x_t, t, eps)
+
+    chosen = steps.trailing_timesteps(T, 25)
+    table = tables.ddim_table(SCHEDULE, chosen, eta=0.5, prediction_type=kind)
+    expected = run(tables.ddim_table(SCHEDULE, chosen, eta=0.5), clip=True)[0]
+    np.testing.assert_allclose(
+        run(table, apply_fn=apply_fn, clip=True)[0], expected, atol=2e-4
+    )
+
+
+def test_scan_equals_a_python_loop_in_float64():
+    table = tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 12))
+    found = np.asarray(run(table, 5, start=3, clip=True)[0])
+    for row, index in enumerate(range(3, 8)):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        draws = [jax.random.normal(jax.random.fold_in(key, r), (1,)) for r in range(13)]
+        x = np.float64(draws[0][0])
+        for i, t in enumerate(table.t):
+            a = SCHEDULE.alphas_cumprod[t]
+            eps = np.sqrt(1 - a) * (x - np.sqrt(a) * MEAN) / (a * STD**2 + 1 - a)
+            x0 = np.clip((x - np.sqrt(1 - a) * eps) / np.sqrt(a), -1, 1)
+            x = (
+                table.w_x[i] * x
+                + table.w_x0[i] * x0
+                + table.w_noise[i] * float(draws[i + 1][0])
+            )
+        np.testing.assert_allclose(found[row, 0], x, atol=1e-5)
+
+
+def test_x0_is_clipped_before_the_mean_is_formed():
+    """A network that claims x_0 = 5 everywhere: every row's x_0 is 1, so the end is 1."""
+
+    def far(params, x_t, t, cond, *, train, key):
+        return jnp.full_like(x_t, 5.0)
+
+    table = tables.ddim_table(
+        SCHEDULE, steps.trailing_timesteps(T, 5), prediction_type="x0"
+    )
+    samples, frames = run(table, 4, apply_fn=far, clip=True, frames=(0, 1))
+    np.testing.assert_allclose(samples, 1.0, rtol=1e-6)
+    first = table.w_x[0] * np.asarray(frames[0]) + table.w_x0[0]
+    np.testing.assert_allclose(frames[1], first, rtol=1e-5)
+
+
+def test_noise_depends_on_seed_index_and_row_alone():
+    """The same bits in another batch, another place in it, and another device count."""
+    table = tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 8))
+    one = np.asarray(run(table, 64)[0])
+    np.testing.assert_array_equal(one[16:48], run(table, 32, start=16)[0])
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    sharded = jax.jit(
+        lambda key, i: chain.sample_chain(
+            gaussian_eps, None, table, key, i, shape=(1,), clip_x0=False
+        )[0],
+        in_shardings=(None, rows),
+        out_shardings=rows,
+    )(jax.random.key(0), jnp.arange(64))
+    assert len(sharded.sharding.device_set) == 4
+    np.testing.assert_array_equal(one, sharded)
+    assert len(np.unique(one)) == 64
+
+
+def test_ddim_without_eta_draws_its_noise_at_the_start_only():
+    """Its end is a function of the first frame: the affine map of the exact recursion."""
+    table = tables.ddim_table(SCHEDULE, steps.trailing_timesteps(T, 30))
+    samples, frames = run(table, 16, frames=(0,))
+    mean, std = moments_by_recursion(table)
+    np.testing.assert_allclose(samples, mean + std * np.asarray(frames[0]), atol=2e-5)
+
+
+def test_frames_are_the_states_of_a_shorter_chain():
+    """The state after k rows is what the first k rows alone lead to."""
+    table = tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 10))
+    samples, frames = run(table, 8, frames=(0, 4, 10))
+    short = tables.SamplerTable(*(column[:4] for column in table))
+    np.testing.assert_allclose(frames[1], run(short, 8)[0], atol=1e-6)
+    np.testing.assert_array_equal(frames[2], samples)
+    assert abs(float(np.std(frames[0])) - 1) < 0.6
+
+
+def test_even_frames_hold_both_ends():
+    assert chain.even_frames(1000, 10)[::9] == (0, 1000)
+    assert len(chain.even_frames(1000, 10)) == 10
+    assert chain.even_frames(3, 10) == (0, 1, 2, 3)
+
+
+def test_progress_is_reported_from_inside_the_program():
+    seen = []
+    table = tables.ddim_table(SCHEDULE, steps.trailing_timesteps(T, 50))
+    jax.block_until_ready(
+        run(table, 4, progress_every=10, on_progress=lambda done: seen.append(int(done)))
+    )
+    jax.effects_barrier()
+    assert sorted(seen) == [10, 20, 30, 40, 50]
+
+
+def test_memory_of_the_chain_does_not_grow_with_its_length():
+    def temporaries(count):
+        table = tables.ddim_table(SCHEDULE, steps.trailing_timesteps(T, count))
+        lowered = jax.jit(
+            lambda i: chain.sample_chain(
+                gaussian_eps, None, table, jax.random.key(0), i, shape=(64,)
+            )[0]
+        ).lower(jnp.arange(64))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1000) < temporaries(10) + 64 * 64 * 4
