@@ -131,16 +131,16 @@ def _load(
     """The weights of the newest checkpoint, its step, and the network."""
     init_fn, apply_fn = experiment.make_network(config)
     folder = runs.checkpoints_path(workdir)
-    checkpoints = Checkpoints(folder, writing=False) if folder.is_dir() else None
-    if checkpoints is None or checkpoints.latest_step is None:
-        raise BadRequest(
-            f"the run in {workdir} has no checkpoint yet; train it further: python train.py"
-        )
+    nothing = f"the run in {workdir} has no checkpoint yet; train it further with train.py"
+    if not folder.is_dir():
+        raise BadRequest(nothing)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
     shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config.seed))
-    step = checkpoints.latest_step
-    state = checkpoints.restore(step, abstract_state(shapes, sharding))
-    checkpoints.close()
+    with Checkpoints(folder, writing=False) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise BadRequest(nothing)
+        state = checkpoints.restore(step, abstract_state(shapes, sharding))
     return (state.ema_params if weights == "ema" else state.params), step, apply_fn
 
 

@@ -1,12 +1,13 @@
 """The notebook of examples/, run from a directory that is not the repository's."""
 
+import pathlib
 import re
 
 import nbformat
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
 
+ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / "examples" / "your_own_network.ipynb"
 pytestmark = pytest.mark.slow
 

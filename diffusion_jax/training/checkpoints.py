@@ -13,7 +13,7 @@ _METRIC = "held_out_loss"
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a run. Close it: saving goes on in the background."""
+    """The checkpoints/ folder of a run, as a context: saving goes on in the background."""
 
     def __init__(self, folder: pathlib.Path, keep: int = 2, *, writing: bool):
         """Opens the folder.
@@ -65,7 +65,10 @@ class Checkpoints:
         """
         return self._checkpointer.load(step, like)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Waits until all that was saved is on disk."""
         self._checkpointer.close()
 

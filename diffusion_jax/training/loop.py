@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
-from diffusion_jax.config import BadRequest, Config, SamplingConfig
+from diffusion_jax.config import BadRequest, Config, SamplingConfig, check_choice
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.transforms import to_model_range, to_uint8, training_examples
 from diffusion_jax.process import q_trajectory
@@ -67,6 +67,7 @@ def plan(config: Config, data: sources.DataSet | None = None) -> Plan:
     try:
         parallel.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:
+            check_choice("data.source", config.data.source, sources.SOURCES)
             data = sources.open_data_set(config.data.source, config.seed)
     except ValueError as error:
         raise BadRequest(str(error)) from error
@@ -117,13 +118,8 @@ def train(
         shutil.rmtree(workdir, ignore_errors=True)
     runs.check_resumable(workdir, config)
     runs.write_config(workdir, config)
-    with contextlib.closing(
-        Checkpoints(
-            runs.checkpoints_path(workdir),
-            config.training.keep_checkpoints,
-            writing=True,
-        )
-    ) as checkpoints:
+    folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
+    with Checkpoints(folder, keep, writing=True) as checkpoints:
         return _Trainer(run, workdir, checkpoints).run()
 
 

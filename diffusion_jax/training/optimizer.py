@@ -1,5 +1,6 @@
 """The optimiser: clip by global norm, then Adam or AdamW with a scheduled rate."""
 
+import jax.numpy as jnp
 import optax
 
 from diffusion_jax.config import OptimizerConfig
@@ -18,7 +19,11 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
         after = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1))
     elif config.decay == "inverse_sqrt":
         scale = max(warmup, 1)
-        after = lambda count: peak * (scale / (scale + count)) ** 0.5  # noqa: E731
+
+        def after(count):
+            # join_schedules also asks for the counts before the warm-up's end.
+            return peak * jnp.sqrt(scale / (scale + jnp.maximum(count, 0)))
+
     else:
         raise ValueError(f"optimizer.decay {config.decay!r} is unknown")
     if not warmup:

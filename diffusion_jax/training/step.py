@@ -65,7 +65,7 @@ def make_train_step(
             opt_state=opt_state,
             key=state.key,
         )
-        return state, Metrics(loss, optax.global_norm(grads))
+        return state, Metrics(loss, optax.tree.norm(grads))
 
     return train_step
 

@@ -1,0 +1,419 @@
+"""Training: averages and rates by closed form, the step on one device and four."""
+
+import dataclasses
+import json
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax import experiment, runs
+from diffusion_jax.config import (
+    BadRequest,
+    Config,
+    DataConfig,
+    EMAConfig,
+    MLPConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+from diffusion_jax.data import sources
+from diffusion_jax.training import loop
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.state import ema_decay, ema_update, init_state
+from diffusion_jax.training.step import (
+    make_held_out_loss,
+    make_train_step,
+    make_train_steps,
+)
+
+
+def points_config(**training):
+    """A run of seconds: points, a tiny network."""
+    return Config(
+        name="points",
+        data=DataConfig(source="two_moons", image_size=(), channels=2, batch_size=32),
+        model=MLPConfig(width=16, num_blocks=1),
+        process=ProcessConfig(num_timesteps=20, beta_end=0.2),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
+        ema=EMAConfig(decay=0.9),
+        sampling=SamplingConfig(steps=20),
+        training=TrainingConfig(
+            **{
+                "num_steps": 30,
+                "steps_per_dispatch": 4,
+                "log_every": 5,
+                "eval_every": 10,
+                "checkpoint_every": 10,
+                "sample_every": 0,
+                "sample_steps": 5,
+                **training,
+            }
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def points():
+    return sources.open_data_set("two_moons")
+
+
+def arrays_of(state):
+    return [*jax.tree.leaves(state[:-1]), jax.random.key_data(state.key)]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(arrays_of(a), arrays_of(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+# Learning rate, optimiser, EMA
+
+
+def test_learning_rates_are_the_closed_forms():
+    def at(decay, step):
+        config = OptimizerConfig(learning_rate=0.5, warmup_steps=100, decay=decay)
+        return float(learning_rate_schedule(config, 1100)(step))
+
+    for decay in ("constant", "cosine", "inverse_sqrt"):
+        assert at(decay, 0) == 0  # As in the DDPM code.
+        assert at(decay, 50) == pytest.approx(0.25)
+        assert at(decay, 100) == pytest.approx(0.5)
+    assert at("constant", 1099) == pytest.approx(0.5)
+    assert at("cosine", 350) == pytest.approx(0.25 * (1 + math.cos(math.pi / 4)), rel=1e-5)
+    assert at("cosine", 1100) == pytest.approx(0, abs=1e-7)
+    assert at("inverse_sqrt", 400) == pytest.approx(0.25)
+    none = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="inverse_sqrt")
+    assert float(learning_rate_schedule(none, 10)(3)) == pytest.approx(0.25)
+
+
+def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
+    """Adam's first step is rate * sign(gradient); AdamW adds rate * decay * weight."""
+    params = {"w": jnp.array([2.0, -3.0])}
+    grads = {"w": jnp.array([30.0, 40.0])}
+
+    def step(**options):
+        config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, **options)
+        tx = make_optimizer(config, 10)
+        return np.asarray(tx.update(grads, tx.init(params), params)[0]["w"])
+
+    np.testing.assert_allclose(step(), [-0.01, -0.01], rtol=1e-5)
+    decayed = step(name="adamw", weight_decay=0.1)
+    np.testing.assert_allclose(decayed, [-0.012, -0.007], rtol=1e-5)
+    # With an eps as large as the clipped gradient (0.6, 0.8), the step shows the clip.
+    clipped = step(grad_clip=1.0, eps=1.0)
+    np.testing.assert_allclose(clipped, [-0.01 * 0.6 / 1.6, -0.01 * 0.8 / 1.8], rtol=1e-5)
+    unclipped = step(grad_clip=0.0, eps=1.0)
+    np.testing.assert_allclose(unclipped, [-0.01 * 30 / 31, -0.01 * 40 / 41], rtol=1e-5)
+
+
+def test_ema_is_the_geometric_series():
+    ema, decay = jnp.zeros(3), 0.9
+    for _ in range(25):
+        ema = ema_update(ema, jnp.ones(3), jnp.float32(decay))
+    np.testing.assert_allclose(ema, 1 - decay**25, rtol=1e-5)
+
+
+def test_ema_of_a_constant_is_that_constant_to_the_bit():
+    params = jax.random.normal(jax.random.key(0), (100,))
+    ema = params
+    for _ in range(10):
+        ema = ema_update(ema, params, jnp.float32(0.9999))
+    np.testing.assert_array_equal(ema, params)
+
+
+def test_ema_warm_up():
+    config = EMAConfig(decay=0.99, warmup=True)
+    found = [float(ema_decay(config, jnp.int32(n))) for n in (0, 8, 1000)]
+    np.testing.assert_allclose(found, [0.1, 0.5, 0.99], rtol=1e-6)
+    assert float(ema_decay(EMAConfig(decay=0.99), jnp.int32(0))) == pytest.approx(0.99)
+
+
+# The step
+
+
+@pytest.fixture(scope="module")
+def unet_steps():
+    """The compiled steps of a tiny U-Net, which holds every block, and how often traced."""
+    config = points_config()
+    config.data = DataConfig(image_size=(8,), channels=1, batch_size=8)
+    config.model = UNetConfig(
+        base_channels=8,
+        channel_mults=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        dropout=0.1,
+        num_groups=4,
+    )
+    schedule = experiment.make_schedule(config.process)
+    init_fn, apply_fn = experiment.make_network(config)
+    tx = make_optimizer(config.optimizer, 100)
+    step = make_train_step(config, apply_fn, schedule, tx, lambda key, x: x)
+    traced = chex.assert_max_traces(make_train_steps(step), n=1)
+    batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
+    initial = jax.jit(lambda: init_state(init_fn, tx, 0))()
+    return jax.jit(traced), initial, batches, step
+
+
+def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
+    """And every count is the same compiled program: it is traced once."""
+    steps, initial, batches, _ = unet_steps
+    at_once, metrics = steps(initial, batches, 4)
+    state, losses = initial, []
+    for i in range(4):
+        state, m = steps(state, jnp.roll(batches, -i, axis=0), 1)
+        losses.append(m.loss[0])
+    assert_same_bits(at_once, state)
+    np.testing.assert_array_equal(metrics.loss, np.stack(losses))
+    state, m = steps(*(steps(initial, batches, 3)[0], jnp.roll(batches, -3, axis=0)), 1)
+    assert_same_bits(at_once, state)
+    np.testing.assert_array_equal(m.loss[1:], 0)
+    assert int(at_once.step) == 4
+
+
+def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
+    """The state after a step against optax and a gradient taken by hand."""
+    steps, initial, batches, _ = unet_steps
+    state, metrics = steps(initial, batches, 2)
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(
+            jax.tree.leaves(initial.params), jax.tree.leaves(state.params), strict=True
+        )
+    ]
+    assert max(moved) > 0 and float(metrics.grad_norm[0]) > 0
+    # The first step has rate 0 (warm-up), so only the second one moved the weights:
+    # the average has gone 1 - 0.9 of the way.
+    one = steps(initial, batches, 1)[0]
+    assert_same_bits(
+        one._replace(step=0, opt_state=0), initial._replace(step=0, opt_state=0)
+    )
+    way = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema_params, initial.params))
+    whole = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, initial.params))
+    assert float(way / whole) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_one_device_and_four_give_the_same_losses(unet_steps):
+    _, initial, batches, step = unet_steps
+    found = {}
+    for n in (1, 4):
+        mesh = jax.make_mesh(
+            (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
+        )
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+        steps = jax.jit(
+            make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
+        )
+        state, metrics = steps(initial, batches, 4)
+        found[n] = np.asarray(metrics.loss)
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
+    np.testing.assert_allclose(found[1], found[4], rtol=1e-5)
+
+
+def test_one_batch_can_be_overfitted(points):
+    """Four points, learned by heart: the loss falls well below that of the silent net."""
+    config = points_config()
+    config.model = MLPConfig(width=64, num_blocks=2)
+    config.optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=10)
+    schedule = experiment.make_schedule(config.process)
+    init_fn, apply_fn = experiment.make_network(config)
+    tx = make_optimizer(config.optimizer, 1000)
+    step = make_train_step(config, apply_fn, schedule, tx, lambda key, x: x)
+    batches = jnp.tile(points.train[:4], (1000, 64, 1))
+    state, metrics = jax.jit(make_train_steps(step))(
+        init_state(init_fn, tx, 0), batches, 1000
+    )
+    assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
+
+
+def test_held_out_loss_is_fixed_and_covers_all_timesteps():
+    config = points_config()
+    schedule = experiment.make_schedule(config.process)
+    seen = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        assert not train
+        seen.append(t)
+        return jnp.zeros_like(x_t)
+
+    held_out_loss = make_held_out_loss(config, spy, schedule)
+    x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
+    a, b = held_out_loss(None, x0, indices), held_out_loss(None, x0[::-1], indices[::-1])
+    np.testing.assert_array_equal(a, b[::-1])
+    counts = np.bincount(seen[0], minlength=20)
+    assert len(counts) == 20 and set(counts) <= {1, 2, 3}
+
+
+# The loop
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, points):
+    workdir = tmp_path_factory.mktemp("runs") / "points"
+    state = loop.train(points_config(sample_every=20), workdir, points)
+    return workdir, state
+
+
+def test_a_run_leaves_what_a_user_looks_for(finished):
+    workdir, state = finished
+    assert int(state.step) == 30
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "forward.png",
+        "reverse.png",
+        "loss.png",
+    }
+    assert {p.name for p in (workdir / "samples").iterdir()} == {
+        "step_000020.png",
+        "step_000030.png",
+    }
+    assert runs.read_config(workdir) == points_config(sample_every=20)
+
+
+def test_metrics_hold_every_interval_once_and_fall(finished):
+    lines = [
+        json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()
+    ]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [5, 10, 15, 20, 25, 30]
+    assert {"loss", "grad_norm", "learning_rate", "steps_per_sec", "images_per_sec"} == set(
+        logged[-1]
+    ) - {"step"}
+    held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
+    assert [step for step, _ in held_out] == [10, 20, 30]
+    assert held_out[-1][1] < held_out[0][1]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps)
+
+
+def test_tensorboard_events_hold_the_same_numbers(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (finished[0] / "tensorboard").iterdir()
+    data, values = file.read_bytes(), {}
+    while data:  # Length, its checksum, the record, its checksum.
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        for value in event.summary.value:
+            values[event.step, value.tag] = value.simple_value
+    for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(line)
+        for name, value in line.items():
+            if name != "step":
+                assert values[line["step"], name] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(finished, tmp_path, points):
+    """Stopped at step 13, between the intervals, and resumed by the same call."""
+    config = points_config(num_steps=13, sample_every=20)
+    loop.train(config, tmp_path / "run", points)
+    state = loop.train(points_config(sample_every=20), tmp_path / "run", points)
+    assert_same_bits(state, finished[1])
+    lines = {}
+    for folder in (finished[0], tmp_path / "run"):
+        text = (folder / "metrics.jsonl").read_text().splitlines()
+        lines[folder] = [
+            (x["step"], x.get("loss"), x.get("held_out_loss"))
+            for x in map(json.loads, text)
+        ]
+    # All but the lines that the stop itself wrote, and the mean over a cut interval.
+    cut = [line for line in lines[tmp_path / "run"] if line[0] not in (13, 15)]
+    assert cut == [line for line in lines[finished[0]] if line[0] != 15]
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
+    before = (finished[0] / "metrics.jsonl").stat().st_mtime_ns
+    loop.train(points_config(sample_every=20), finished[0], points)
+    assert "finished its 30 steps" in capsys.readouterr().out
+    assert (finished[0] / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_changed_config_is_refused_by_name(finished, points):
+    config = points_config(sample_every=20)
+    config.optimizer.learning_rate = 1e-2
+    config.model.width = 32
+    before = runs.config_path(finished[0]).read_text()
+    with pytest.raises(BadRequest) as error:
+        loop.train(config, finished[0], points)
+    assert "model.width (16 -> 32)" in str(error.value)
+    assert "optimizer.learning_rate (0.003 -> 0.01)" in str(error.value)
+    assert runs.config_path(finished[0]).read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    class Broken:
+        """Finite until the batches of step 12 and later ask for it."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, indices):
+            self.calls += 1
+            value = 1e30 if self.calls > 5 else 0.5
+            return np.full((len(indices), 2), value, np.float32)
+
+    data = sources.DataSet(Broken(), np.zeros((8, 2), np.float32), (2,))
+    with pytest.raises(loop.TrainingFailed) as error:
+        loop.train(points_config(), tmp_path / "run", data)
+    assert "at step" in str(error.value) and "checkpoint is that of step 10" in str(
+        error.value
+    )
+    with Checkpoints(runs.checkpoints_path(tmp_path / "run"), writing=False) as checkpoints:
+        assert checkpoints.latest_step == 10
+
+
+def test_images_of_the_callers_own_in_color_and_not_square(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
+    config = points_config(num_steps=3, sample_every=3, num_samples=5, sample_steps=2)
+    config.data = DataConfig(
+        source="mine", image_size=(8, 4), channels=3, batch_size=8, random_flip=True
+    )
+    config.model = UNetConfig(
+        base_channels=8,
+        channel_mults=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        num_groups=4,
+    )
+    data = sources.arrays(images[:32], images[32:])
+    state = loop.train(config, tmp_path / "run", data)
+    assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
+    with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
+        loop.plan(
+            dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
+        )
+
+
+def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
+    tx = optax.sgd(0.1)
+    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, 0)
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}
+    with Checkpoints(tmp_path / "checkpoints", 2, writing=True) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(state._replace(step=jnp.int32(step)), loss)
+    with Checkpoints(tmp_path / "checkpoints", 2, writing=False) as checkpoints:
+        kept = sorted(
+            int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
+        )
+        assert kept == [2, 5, 6]
+        assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+        back = checkpoints.restore(2, state)
+    assert_same_bits(back, state._replace(step=jnp.int32(2)))
