@@ -125,7 +125,7 @@ def make_sampler(
             shape=config.data.shape,
             clip_x0=config.sampling.clip_x0 and is_image,
             frames=frames,
-            progress_every=max(1, len(table.t) // 100),
+            progress_every=max(1, table.num_rows // 100),
             on_progress=on_progress,
         )
 

@@ -93,7 +93,7 @@ def generate(
     }
     partial = _Partial(out, request, batch, overwrite)
 
-    num_batches, num_rows = -(-num // batch), len(table.t)
+    num_batches, num_rows = -(-num // batch), table.num_rows
     frames = even_frames(num_rows, _FRAMES) if show_chain else ()
     first = partial.first_missing(num_batches)
     bar = ProgressBar("sampling", num_batches * num_rows, "steps", start=first * num_rows)

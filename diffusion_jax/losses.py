@@ -82,7 +82,9 @@ def simple_loss(
       schedule: the noise process.
       key: one typed PRNG key, split here into those of t, noise and dropout.
       x0: [B, ...] clean images in [-1, 1].
-      prediction_type, norm, cond, train: as for `prediction_loss`.
+      prediction_type, norm, cond: as for `prediction_loss`. The sampler's table must be
+        made for the same prediction type.
+      train: dropout; on unless switched off, other than in `prediction_loss`.
 
     Returns:
       float32 scalar.

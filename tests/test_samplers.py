@@ -284,6 +284,19 @@ def test_frames_are_the_states_of_a_shorter_chain():
     assert abs(float(np.std(frames[0])) - 1) < 0.6
 
 
+@pytest.mark.parametrize("bad", [(0, 0), (-1,), (11,)])
+def test_frames_that_are_not_states_are_refused(bad):
+    table = tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 10))
+    with pytest.raises(ValueError, match="frames"):
+        run(table, 2, frames=bad)
+
+
+def test_a_network_of_another_shape_is_refused():
+    table = tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 3))
+    with pytest.raises(AssertionError):
+        run(table, 2, apply_fn=lambda p, x, t, c, *, train, key: x[:1])
+
+
 def test_even_frames_hold_both_ends():
     assert chain.even_frames(1000, 10)[::9] == (0, 1000)
     assert len(chain.even_frames(1000, 10)) == 10

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,14 +33,15 @@ def sample_chain(
 
     Args:
       apply_fn, params: the network.
-      table: rows of `diffusion_jax.samplers.tables`.
+      table: rows of `diffusion_jax.samplers.tables`; NumPy arrays, so under jit they
+        are closed over, not an argument, like `shape` and `frames`.
       key: one typed PRNG key for all samples of a seed.
       sample_indices: int32 [B], which samples of that seed to make.
       shape: shape of one sample, such as (32, 32, 3).
       clip_x0: clip the predicted x_0 to [-1, 1] before it is used; False for data that
         is not an image.
-      frames: states to keep, as the number of rows done: 0 is the initial noise and
-        len(table.t) the finished sample.
+      frames: states to keep, as different numbers of rows done: 0 is the initial noise
+        and table.num_rows the finished sample.
       cond: handed through to the network.
       progress_every: call `on_progress` after every so many rows; 0 is never.
       on_progress: called on the host, from inside the program, with the rows done.
@@ -47,8 +49,13 @@ def sample_chain(
     Returns:
       samples float32 [B, *shape] (images in [-1, 1] if x_0 is clipped), and
       the frames, float32 [len(frames), B, *shape].
+
+    Raises:
+      ValueError: for frames that are not different states of the chain.
     """
-    num_rows = len(table.t)
+    num_rows = table.num_rows
+    if len(set(frames)) != len(frames) or not set(frames) <= set(range(num_rows + 1)):
+        raise ValueError(f"frames {frames} must be different numbers in 0 .. {num_rows}")
     batch = sample_indices.shape[0]
     sample_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_indices)
 
@@ -72,6 +79,7 @@ def sample_chain(
         done, slot, c = row
         t = jnp.broadcast_to(c.t, (batch,))
         prediction = apply_fn(params, x, t, cond, train=False, key=None)
+        chex.assert_equal_shape([prediction, x])
         x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
         if clip_x0:
             x0 = jnp.clip(x0, -1.0, 1.0)

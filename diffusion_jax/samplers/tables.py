@@ -44,6 +44,11 @@ class SamplerTable(NamedTuple):
     w_x0: np.ndarray
     w_noise: np.ndarray
 
+    @property
+    def num_rows(self) -> int:
+        """S, the number of network calls."""
+        return len(self.t)
+
 
 def ddpm_table(
     schedule: Schedule,

@@ -146,7 +146,7 @@ class _Trainer:
             make_held_out_loss(config, plan.apply_fn, plan.schedule)
         )
         table = experiment.make_table(plan.schedule, config.process, plan.preview)
-        self.frames = even_frames(len(table.t), STRIP_FRAMES)
+        self.frames = even_frames(table.num_rows, STRIP_FRAMES)
         self.sampler = experiment.make_sampler(
             config, plan.apply_fn, table, self.mesh, frames=self.frames
         )

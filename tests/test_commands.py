@@ -1,0 +1,290 @@
+"""The commands as a user runs them: real processes, real files, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+# The digits with a network that compiles in seconds.
+TINY = (
+    "--config=configs/digits.py",
+    "--config.model.base_channels=8",
+    "--config.model.channel_mults=(1,)",
+    "--config.model.attn_resolutions=()",
+    "--config.model.num_groups=4",
+    "--config.data.batch_size=16",
+    "--config.process.num_timesteps=50",
+    "--config.sampling.steps=50",
+    "--config.training.sample_steps=5",
+    "--config.training.sample_every=0",
+    "--config.training.eval_every=0",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, command):
+    """A finished run of twenty steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    result = command(
+        "train.py",
+        *TINY,
+        "--config.training.num_steps=20",
+        "--config.training.sample_every=20",
+        f"--workdir={workdir}",
+        check=0,
+    )
+    assert "finished 20 steps" in result.stdout
+    return workdir
+
+
+def steps_logged(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line["step"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def sizes(folder):
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
+    run, command, tmp_path
+):
+    out = tmp_path / "out"
+    args = ("sample.py", f"--workdir={run}", "--batch-size=8", f"--out={out}")
+    result = command(*args, "--num=11", "--show_chain", check=0)
+    assert "wrote" in result.stdout
+    with np.load(f"{out}.npz", allow_pickle=False) as file:
+        images = file["arr_0"]
+    assert images.shape == (11, 8, 8, 1) and images.dtype == np.uint8
+    # The grid holds the same pixels: image 5 is in the second row of four.
+    grid = np.asarray(Image.open(f"{out}.png"))
+    corner = grid[52 + 3 : 52 + 48 : 6, 52 + 3 : 52 + 48 : 6]
+    np.testing.assert_array_equal(corner, images[5, ..., 0])
+    note = json.loads((tmp_path / "out.json").read_text())
+    assert (note["checkpoint_step"], note["num"], note["steps"]) == (20, 11, 50)
+    assert Image.open(f"{out}_chain.gif").n_frames == 28
+    assert Image.open(f"{out}_chain.png").size == (10 * 50 + 2, 8 * 50 + 2)
+    assert not (tmp_path / "out.partial").exists()
+
+    # --num never changes an image, and the batch size no level of it.
+    more, other = tmp_path / "more", tmp_path / "other"
+    command(
+        "sample.py",
+        f"--workdir={run}",
+        "--batch_size=8",
+        f"--out={more}",
+        "--num=16",
+        check=0,
+    )
+    command(
+        "sample.py",
+        f"--workdir={run}",
+        "--batch_size=4",
+        f"--out={other}",
+        "--num=5",
+        check=0,
+    )
+    np.testing.assert_array_equal(np.load(f"{more}.npz")["arr_0"][:11], images)
+    np.testing.assert_array_equal(np.load(f"{other}.npz")["arr_0"], images[:5])
+
+    # What is there is not overwritten, and an --overwrite gives the same bytes again.
+    before = sizes(tmp_path)
+    refused = command(*args, "--num=11", check=2)
+    assert "exists already" in refused.stderr and sizes(tmp_path) == before
+    content = (tmp_path / "out.npz").read_bytes()
+    command(*args, "--num=11", "--overwrite", check=0)
+    with np.load(f"{out}.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], images)
+    assert len(content) == (tmp_path / "out.npz").stat().st_size
+
+
+def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    args = ["sample.py", f"--workdir={run}", "--num=48", "--batch_size=4"]
+    command(*args, f"--out={whole}", check=0)
+    process = subprocess.Popen(
+        [sys.executable, *args, f"--out={cut}"], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    partial = tmp_path / "cut.partial"
+    wait_for(lambda: len(list(partial.glob("0*.npy"))) >= 2)
+    process.kill()
+    process.wait()
+    assert partial.exists() and not (tmp_path / "cut.npz").exists()
+    other = command(*args, f"--out={cut}", "--seed=1", check=2)
+    assert "another request" in other.stderr
+    command(*args, f"--out={cut}", check=0)
+    np.testing.assert_array_equal(
+        np.load(f"{whole}.npz")["arr_0"], np.load(f"{cut}.npz")["arr_0"]
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start_training(workdir, steps, log):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "train.py",
+            *TINY,
+            f"--workdir={workdir}",
+            f"--config.training.num_steps={steps}",
+            "--config.training.checkpoint_every=10",
+            "--config.training.log_every=10",
+            "--config.optimizer.decay=constant",  # Not a function of num_steps.
+        ],
+        cwd=ROOT,
+        stdout=log.open("a"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_a_killed_training_goes_on_at_its_checkpoint(tmp_path, command):
+    """kill -9, then the same command: the metrics of a run that nothing happened to."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_training(workdir, 3000, log)
+    wait_for(lambda: len(list(workdir.glob("checkpoints/[0-9]*/commit_success.txt"))) >= 2)
+    process.kill()
+    process.wait()
+    saved = max(
+        int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()
+    )
+    assert 10 <= saved < 3000
+    log.write_text("")
+    end = saved + 20
+    assert start_training(workdir, end, log).wait(300) == 0
+    assert f"resuming {workdir} at step {saved:,}" in log.read_text()
+    assert steps_logged(workdir) == list(range(10, end + 1, 10))
+
+    whole = tmp_path / "whole"
+    assert start_training(whole, end, log).wait(300) == 0
+    losses = [
+        [json.loads(x).get("loss") for x in (w / "metrics.jsonl").read_text().splitlines()]
+        for w in (workdir, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_training(workdir, 100_000, log)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists() and steps_logged(workdir))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = log.read_text()
+    assert "saved at step" in said and "the same command goes on" in said
+    assert "Traceback" not in said
+    step = int(said.partition("saved at step ")[2].partition(" ")[0].replace(",", ""))
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+
+
+BAD = [
+    (("train.py",), "--config is missing"),
+    (("train.py", "--config=configs/digts.py"), "did you mean configs/digits.py?"),
+    (("train.py", *TINY, "--config.data.sorce=x"), "did you mean config.data.source?"),
+    (("train.py", *TINY, "--config.training.num_steps=many"), "num_steps=many"),
+    (("train.py", *TINY, "--config.process.num_timesteps=1"), "process.num_timesteps (1)"),
+    (("train.py", *TINY, "--config.process.beta_end=1.5"), "beta_end (1.5)"),
+    (("train.py", *TINY, "--config.process.beta_start=0"), "beta_start (0.0)"),
+    (("train.py", *TINY, "--config.optimizer.learning_rate=-1"), "learning_rate (-1.0)"),
+    (("train.py", *TINY, "--config.ema.decay=1"), "ema.decay (1.0)"),
+    (("train.py", *TINY, "--config.data.source=digit"), "did you mean digits?"),
+    (
+        ("train.py", TINY[0], "--config.model.channel_mults=(1,1,1,1,1)"),
+        "data.image_size (8,) must divide by 16",
+    ),
+    (("train.py", *TINY, "--workdri=x"), "did you mean --workdir?"),
+    (("train.py", *TINY, "num_steps=3"), "'num_steps=3' is no flag"),
+    (("sample.py", "--workdir=nowhere"), "there is no run in nowhere"),
+    (("sample.py",), "no run with a checkpoint under runs"),
+    (("sample.py", "--workdir=RUN", "--num=0"), "--num 0"),
+    (("sample.py", "--workdir=RUN", "--num=-3"), "--num -3"),
+    (("sample.py", "--workdir=RUN", "--num=x"), "--num=x"),
+    (("sample.py", "--workdir=RUN", "--steps=51"), "--steps 51 must be in 1 .. 50"),
+    (("sample.py", "--workdir=RUN", "--sampler=ddim", "--eta=1.5"), "--eta 1.5"),
+    (("sample.py", "--workdir=RUN", "--sampler=dimm"), "did you mean ddim?"),
+    (("sample.py", "--workdir=RUN", "--weights=mean"), "it can be ema, raw"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), BAD, ids=[" ".join(a[:1] + a[-1:]) for a, _ in BAD]
+)
+def test_bad_input_gets_one_line_and_exit_status_2(args, said, run, command, tmp_path):
+    args = [arg.replace("RUN", str(run)) for arg in args]
+    args[1:] = [
+        arg.replace("configs/", f"{ROOT}/configs/") if "digts" not in arg else arg
+        for arg in args[1:]
+    ]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    before = sizes(run)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = command(*args, cwd=tmp_path, env=environment, check=2)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert sizes(run) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["configs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "line 2 raised ZeroDivisionError"),
+        ("def get_config():\n    return 3\n", "must return a diffusion_jax.config.Config"),
+        ("def get_config(:\n", "raised SyntaxError"),
+        (
+            "from diffusion_jax.config import Config\n"
+            "def get_config():\n    return Config(seed='x')\n",
+            "seed ('x') must be of type int",
+        ),
+    ],
+)
+def test_a_broken_config_file_gets_one_line(text, said, command, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = command("train.py", "--config=mine.py", cwd=tmp_path, env=environment, check=2)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert said in result.stderr and not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(command, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    workdir = f"--workdir={tmp_path / 'run'}"
+    result = command("train.py", *TINY, workdir, env=environment, check=2)
+    assert "data.batch_size (16) must divide by the 3 devices; take 15" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
+    args = (
+        "--dry-run",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.learning-rate=5e-4",
+    )
+    result = command("train.py", *TINY, *args, check=0)
+    assert '"learning_rate": 0.0005' in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_newest_run_is_the_default(run, command, tmp_path):
+    """From a folder with two runs: the one whose checkpoints changed last."""
+    for name, when in (("old", 1), ("new", 2)):
+        folder = tmp_path / "runs" / name
+        folder.parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", run, folder], check=True)
+        os.utime(folder / "checkpoints", (when, when))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    args = ("--num=1", "--batch_size=1", "--sampler=ddim", "--steps=2")
+    command("sample.py", *args, cwd=tmp_path, env=environment, check=0)
+    assert (tmp_path / "runs/new/samples/ddim_2_seed0_num1.png").exists()

@@ -1,0 +1,53 @@
+"""What is installed, and what importing costs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(path):
+    lines = (ROOT / path).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_requirements_txt_is_the_core_and_the_data_extra():
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["data"]
+    assert sorted(requirements("requirements.txt")) == sorted(wanted)
+
+
+def test_every_range_has_two_ends():
+    extras = [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+    for requirement in PROJECT["dependencies"] + extras:
+        assert ">=" in requirement and "<" in requirement.partition(";")[0], requirement
+
+
+def test_constraints_hold_every_requirement_exactly():
+    pins = {re.split("==", line)[0].lower() for line in requirements("constraints.txt")}
+    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        name = re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+        assert name in pins, name
+    assert all("==" in line for line in requirements("constraints.txt"))
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("diffusion_jax.training.loop", {"tensorflow"}),
+        (
+            "diffusion_jax",
+            {"tensorflow", "flax", "orbax", "optax", "matplotlib", "sklearn"},
+        ),
+    ],
+)
+def test_importing_does_not_import_what_is_not_needed(module, absent):
+    code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not absent & set(result.stdout.split())
