@@ -24,7 +24,7 @@ _SAMPLER = flags.DEFINE_string("sampler", None, f"One of {', '.join(SAMPLERS)}."
 _STEPS = flags.DEFINE_integer("steps", None, "Network calls of a chain, 1 .. T.")
 _SPACING = flags.DEFINE_string("spacing", None, f"One of {', '.join(SPACINGS)}.")
 _ETA = flags.DEFINE_float("eta", None, "DDIM: 0 (deterministic) .. 1 (as DDPM).")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples at a time.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Samples at a time.", lower_bound=1)
 _WEIGHTS = flags.DEFINE_string("weights", "ema", "ema or raw.")
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
@@ -79,8 +79,6 @@ def _apply_flags(config: Config) -> None:
             raise BadRequest(f"--eta {_ETA.value} is for --sampler ddim only")
         sampling.eta = _ETA.value
     if _BATCH_SIZE.value is not None:
-        if _BATCH_SIZE.value < 1:
-            raise BadRequest(f"--batch_size {_BATCH_SIZE.value} must be at least 1")
         sampling.batch_size = _BATCH_SIZE.value
 
 

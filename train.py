@@ -11,9 +11,10 @@ import pathlib
 
 from absl import flags
 
-from diffusion_jax import command_line, parallel, runs
-from diffusion_jax.config import Config
+from diffusion_jax import command_line, parallel
+from diffusion_jax.config import Config, to_json
 from diffusion_jax.training import loop
+from diffusion_jax.training.plan import make_plan
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -30,8 +31,8 @@ def main(config: Config) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
     print(parallel.describe_devices())
     if _DRY_RUN.value:
-        loop.plan(config)
-        print(runs.to_json(config), end="")
+        make_plan(config)
+        print(to_json(config), end="")
         return
     print(f"run: {workdir}")
     loop.train(config, workdir, overwrite=_OVERWRITE.value)

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.config import BadRequest, Config, to_json
-from diffusion_jax.data.transforms import to_uint8
+from diffusion_jax.data.transforms import to_examples
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
@@ -30,7 +30,6 @@ from diffusion_jax.training.state import init_state
 WEIGHTS = ("ema", "raw")
 _STRIP_FRAMES = 10
 _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.
-_STRIP_ROWS = 8
 _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
 
 
@@ -62,7 +61,7 @@ def generate(
       BadRequest: before anything is compiled or written.
     """
     config.validate()
-    batch = config.sampling.batch_size
+    batch, shape = config.sampling.batch_size, config.data.shape
     try:
         parallel.check_batch_size("batch_size", batch)
     except ValueError as error:
@@ -115,8 +114,8 @@ def generate(
             samples, chain = sampler(params, jax.random.key(seed), indices)
             kept = min(batch, num - i * batch)
             if show_chain and i == 0:
-                partial.save("chain", _pixels(config, np.asarray(chain)[:, :kept]))
-            partial.save(f"{i:06d}", _pixels(config, np.asarray(samples)[:kept]))
+                partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
+            partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
             jax.effects_barrier()  # No report of this batch may come after this.
             done_before[0] += num_rows
             bar.report(done_before[0])
@@ -142,10 +141,6 @@ def _load(
             raise BadRequest(nothing)
         state = checkpoints.restore(step, abstract_state(shapes, sharding))
     return (state.ema_params if weights == "ema" else state.params), step, apply_fn
-
-
-def _pixels(config: Config, x: np.ndarray) -> np.ndarray:
-    return to_uint8(x) if config.data.image_size else x
 
 
 class _Partial:
@@ -214,12 +209,9 @@ class _Partial:
     def _save_chain(self, frames: tuple[int, ...]) -> list[pathlib.Path]:
         chain = np.load(self._path("chain"))
         shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
-        strip = chain[list(shown)]
-        if strip.ndim > 3:
-            strip = strip[:, :_STRIP_ROWS]
         png, gif = self._result("_chain.png"), self._result("_chain.gif")
         titles = [f"{frames[i]} of {frames[-1]} steps" for i in shown]
-        pictures.save_strip(png, strip, titles)
+        pictures.save_strip(png, chain[list(shown)], titles)
         pictures.save_animation(gif, chain)
         return [png, gif]
 

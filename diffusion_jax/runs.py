@@ -5,9 +5,20 @@ forward.png   reverse.png    loss.png
 """
 
 import pathlib
+import shutil
 
 from diffusion_jax.config import BadRequest, Config, fields_of, from_json, to_json
 
+_PARTS = (
+    "checkpoints",
+    "tensorboard",
+    "samples",
+    "metrics.jsonl",
+    "forward.png",
+    "reverse.png",
+    "loss.png",
+    "config.json",  # Last: as long as it is there, the folder is that of a run.
+)
 # What a resumed run may change: when to stop, report and save, and how to sample.
 _CHANGEABLE = ("training.", "sampling.", "name")
 
@@ -30,7 +41,9 @@ def samples_path(workdir: pathlib.Path) -> pathlib.Path:
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Puts the config into the run folder, which is made if need be."""
     workdir.mkdir(parents=True, exist_ok=True)
-    config_path(workdir).write_text(to_json(config))
+    unfinished = config_path(workdir).with_suffix(".tmp")
+    unfinished.write_text(to_json(config))
+    unfinished.replace(config_path(workdir))
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -64,13 +77,28 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
     return max(folders, key=lambda folder: folder.stat().st_mtime).parent
 
 
+def delete_run(workdir: pathlib.Path) -> None:
+    """Deletes what a run has put into its folder, and nothing else."""
+    for name in _PARTS:
+        path = workdir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def check_resumable(workdir: pathlib.Path, config: Config) -> None:
-    """Refuses to go on with a run under another config.
+    """Refuses a folder of something else, or of a run under another config.
 
     Raises:
       BadRequest: naming the fields that differ and cannot change.
     """
     if not config_path(workdir).exists():
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise BadRequest(
+                f"--workdir {workdir} exists and is not the folder of a run; name "
+                "another, or an empty one"
+            )
         return
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
     changed = [

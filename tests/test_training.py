@@ -28,6 +28,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.plan import make_plan
 from diffusion_jax.training.state import ema_decay, ema_update, init_state
 from diffusion_jax.training.step import (
     make_held_out_loss,
@@ -354,6 +355,24 @@ def test_a_changed_config_is_refused_by_name(finished, points):
     assert runs.config_path(finished[0]).read_text() == before
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(BadRequest, match="not the folder of a run"):
+            loop.train(points_config(), tmp_path, points, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
+    config = points_config(num_steps=2)
+    loop.train(config, tmp_path / "run", points)
+    (tmp_path / "run/notes.txt").write_text("mine")
+    config.seed = 1
+    state = loop.train(config, tmp_path / "run", points, overwrite=True)
+    assert int(state.step) == 2 and runs.read_config(tmp_path / "run").seed == 1
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     class Broken:
         """Finite until the batches of step 12 and later ask for it."""
@@ -397,7 +416,7 @@ def test_images_of_the_callers_own_in_color_and_not_square(tmp_path):
     state = loop.train(config, tmp_path / "run", data)
     assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
     with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
-        loop.plan(
+        make_plan(
             dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
         )
 

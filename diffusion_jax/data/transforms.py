@@ -17,6 +17,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(images) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
+def to_examples(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `to_model_range`: uint8 if `shape` is that of an image (H, W, C)."""
+    return to_uint8(x) if len(shape) == 3 else np.asarray(x, np.float32)
+
+
 def training_examples(key: jax.Array, examples: jax.Array, *, flip: bool) -> jax.Array:
     """What a train step learns from: `to_model_range`, and flips if wanted.
 

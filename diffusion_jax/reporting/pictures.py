@@ -14,6 +14,7 @@ from PIL import Image
 
 _GAP = 2  # Pixels between images.
 _MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
+_STRIP_ROWS = 8
 _LIMIT = 2.5  # Half the side of a scatter plot.
 
 
@@ -26,16 +27,16 @@ def save_samples(path: pathlib.Path, samples: np.ndarray) -> None:
 
 
 def save_strip(path: pathlib.Path, frames: np.ndarray, titles: list[str]) -> None:
-    """A PNG of a trajectory, time from left to right: one row for each image.
+    """A PNG of a trajectory, time from left to right: a row for each of up to 8 images.
 
     Args:
       path: of the PNG.
-      frames: [F, N, ...]; keep N small for images.
+      frames: [F, N, ...].
       titles: one for each frame; drawn above scatter plots only.
     """
     if frames.ndim == 3:
         return _save_image(path, _scatter(frames, titles))
-    rows = frames.swapaxes(0, 1)
+    rows = frames[:, :_STRIP_ROWS].swapaxes(0, 1)
     _save_image(path, _tile(rows.reshape(-1, *frames.shape[2:]), len(frames)))
 
 

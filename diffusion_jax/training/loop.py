@@ -4,27 +4,26 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import shutil
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
-from diffusion_jax.config import BadRequest, Config, SamplingConfig, check_choice
+from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
-from diffusion_jax.data.transforms import to_model_range, to_uint8, training_examples
+from diffusion_jax.data.transforms import to_examples, to_model_range, training_examples
 from diffusion_jax.process import q_trajectory
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog, read_metrics
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
-from diffusion_jax.schedules import Schedule
 from diffusion_jax.training.checkpoints import Checkpoints, abstract_state
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.plan import Plan, make_plan
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.training.step import (
     Metrics,
@@ -33,61 +32,12 @@ from diffusion_jax.training.step import (
     make_train_steps,
 )
 
-STRIP_FRAMES = 10
-_STRIP_ROWS = 8
+_STRIP_FRAMES = 10
 _MAX_HELD_OUT = 2048  # Examples of each held-out loss; enough for its third digit.
 
 
 class TrainingFailed(Exception):
     """Training cannot go on; str() is one line that says why and what to do."""
-
-
-class Plan(NamedTuple):
-    """Everything about a run that can be known, and refused, before it starts."""
-
-    config: Config
-    data: sources.DataSet
-    schedule: Schedule
-    init_fn: Callable[[jax.Array], Any]
-    apply_fn: Callable[..., jax.Array]
-    preview: SamplingConfig
-
-
-def plan(config: Config, data: sources.DataSet | None = None) -> Plan:
-    """Checks a config against its data and the devices; nothing is compiled or written.
-
-    Args:
-      config: the experiment.
-      data: examples of the caller's own; otherwise those of `config.data.source`.
-
-    Raises:
-      BadRequest: naming what does not fit.
-    """
-    config.validate()
-    try:
-        parallel.check_batch_size("data.batch_size", config.data.batch_size)
-        if data is None:
-            check_choice("data.source", config.data.source, sources.SOURCES)
-            data = sources.open_data_set(config.data.source, config.seed)
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-    if data.shape != config.data.shape:
-        raise BadRequest(
-            f"data.image_size {config.data.image_size} and data.channels "
-            f"({config.data.channels}) say that an example has the shape "
-            f"{config.data.shape}, but those of {config.data.source} have {data.shape}"
-        )
-    schedule = experiment.make_schedule(config.process)
-    preview = dataclasses.replace(
-        config.sampling,
-        sampler="ddim",
-        steps=min(config.training.sample_steps, config.process.num_timesteps),
-        spacing="trailing",
-        eta=0.0,
-    )
-    experiment.make_table(schedule, config.process, config.sampling)
-    init_fn, apply_fn = experiment.make_network(config)
-    return Plan(config, data, schedule, init_fn, apply_fn, preview)
 
 
 def train(
@@ -103,7 +53,7 @@ def train(
       config: the experiment.
       workdir: the run folder; an existing run in it is resumed.
       data: examples of the caller's own; otherwise those of `config.data.source`.
-      overwrite: delete what is in `workdir` and start anew.
+      overwrite: delete the run that is in `workdir` and start anew.
 
     Returns:
       The last state.
@@ -113,14 +63,14 @@ def train(
       TrainingFailed: if the loss is not finite.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
-    run = plan(config, data)
-    if overwrite:
-        shutil.rmtree(workdir, ignore_errors=True)
+    plan = make_plan(config, data)
+    if overwrite and runs.config_path(workdir).exists():
+        runs.delete_run(workdir)
     runs.check_resumable(workdir, config)
     runs.write_config(workdir, config)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with Checkpoints(folder, keep, writing=True) as checkpoints:
-        return _Trainer(run, workdir, checkpoints).run()
+        return _Trainer(plan, workdir, checkpoints).run()
 
 
 class _Trainer:
@@ -146,7 +96,7 @@ class _Trainer:
             make_held_out_loss(config, plan.apply_fn, plan.schedule)
         )
         table = experiment.make_table(plan.schedule, config.process, plan.preview)
-        self.frames = even_frames(table.num_rows, STRIP_FRAMES)
+        self.frames = even_frames(table.num_rows, _STRIP_FRAMES)
         self.sampler = experiment.make_sampler(
             config, plan.apply_fn, table, self.mesh, frames=self.frames
         )
@@ -273,9 +223,10 @@ class _Trainer:
             state.ema_params, jax.random.key(self.config.seed), np.arange(count)
         )
         picture = runs.samples_path(self.workdir) / f"step_{step:06d}.png"
-        pictures.save_samples(picture, self._pixels(np.asarray(samples)[:wanted]))
+        pictures.save_samples(picture, self._examples(np.asarray(samples)[:wanted]))
         titles = [f"{done} of {self.frames[-1]} steps" for done in self.frames]
-        self._save_strip("reverse.png", np.asarray(frames)[:, :wanted], titles)
+        strip = self._examples(np.asarray(frames)[:, :wanted])
+        pictures.save_strip(self.workdir / "reverse.png", strip, titles)
 
     def _draw_forward(self) -> None:
         """A few clean examples noised by the chain of q(x_t | x_{t-1})."""
@@ -284,22 +235,18 @@ class _Trainer:
             clean = clean[:1]
         x0 = to_model_range(jnp.asarray(clean))
         total = self.plan.schedule.num_timesteps
-        shown = np.linspace(0, total, STRIP_FRAMES).round().astype(int)
+        shown = np.linspace(0, total, _STRIP_FRAMES).round().astype(int)
 
         @jax.jit
         def noised(x0: jax.Array) -> jax.Array:
             return q_trajectory(self.plan.schedule, jax.random.key(0), x0)[shown[1:] - 1]
 
         frames = np.concatenate([np.asarray(x0)[None], np.asarray(noised(x0))])
-        self._save_strip("forward.png", frames, [f"t = {t}" for t in shown])
+        titles = [f"t = {t}" for t in shown]
+        pictures.save_strip(self.workdir / "forward.png", self._examples(frames), titles)
 
-    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> None:
-        if frames.ndim > 3:
-            frames = frames[:, :_STRIP_ROWS]
-        pictures.save_strip(self.workdir / name, self._pixels(frames), titles)
-
-    def _pixels(self, x: np.ndarray) -> np.ndarray:
-        return to_uint8(x) if self.config.data.image_size else x
+    def _examples(self, x: np.ndarray) -> np.ndarray:
+        return to_examples(x, self.config.data.shape)
 
     def _finish(self, state: TrainState) -> None:
         lines = read_metrics(self.workdir / "metrics.jsonl")
