@@ -17,7 +17,6 @@ _PARTS = (
     "forward.png",
     "reverse.png",
     "loss.png",
-    "config.json",  # Last: as long as it is there, the folder is that of a run.
 )
 # What a resumed run may change: when to stop, report and save, and how to sample.
 _CHANGEABLE = ("training.", "sampling.", "name")
@@ -78,7 +77,7 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
 
 
 def delete_run(workdir: pathlib.Path) -> None:
-    """Deletes what a run has put into its folder, and nothing else."""
+    """Deletes what a run has put into its folder, but for its config, and nothing else."""
     for name in _PARTS:
         path = workdir / name
         if path.is_dir():

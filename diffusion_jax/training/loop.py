@@ -66,7 +66,8 @@ def train(
     plan = make_plan(config, data)
     if overwrite and runs.config_path(workdir).exists():
         runs.delete_run(workdir)
-    runs.check_resumable(workdir, config)
+    else:
+        runs.check_resumable(workdir, config)
     runs.write_config(workdir, config)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with Checkpoints(folder, keep, writing=True) as checkpoints:
