@@ -30,7 +30,7 @@ def get_config() -> Config:
             dropout=0.0,
             num_groups=8,
         ),
-        process=ProcessConfig(schedule="linear", num_timesteps=1000),
+        process=ProcessConfig(schedule="cosine", num_timesteps=1000),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(

@@ -71,10 +71,10 @@ def train(
     runs.write_config(workdir, config)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with Checkpoints(folder, keep, writing=True) as checkpoints:
-        return _Trainer(plan, workdir, checkpoints).run()
+        return Trainer(plan, workdir, checkpoints).run()
 
 
-class _Trainer:
+class Trainer:
     """The compiled programs of a run and its folder; `run` is the loop."""
 
     def __init__(self, plan: Plan, workdir: pathlib.Path, checkpoints: Checkpoints):
@@ -267,7 +267,7 @@ class _Reports:
     So the host reads numbers that the device has long finished, and never waits.
     """
 
-    def __init__(self, trainer: _Trainer, log: MetricLog, bar: ProgressBar):
+    def __init__(self, trainer: Trainer, log: MetricLog, bar: ProgressBar):
         self.trainer, self.log, self.bar = trainer, log, bar
         self.waiting: tuple[int, int, Metrics] | None = None
         self.since_log: list[tuple[float, float]] = []

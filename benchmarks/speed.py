@@ -1,0 +1,176 @@
+"""The speed and size that this project promises, measured: `make bench`.
+
+What is compared is timed in turns in one process, so that what else the machine does
+falls on both sides; each figure is a median. One JSON line for each is appended to
+benchmarks/results/speed.jsonl, with date, machine, versions and git revision.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from diffusion_jax import experiment, parallel
+from diffusion_jax.command_line import load_config
+from diffusion_jax.samplers.steps import trailing_timesteps
+from diffusion_jax.samplers.tables import ddim_table, ddpm_table
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.loop import Trainer
+from diffusion_jax.training.plan import make_plan
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
+CONFIG = str(ROOT / "configs" / "digits.py")
+Figure = tuple[str, float, str]
+
+
+def in_turns(functions: list[Callable], rounds: int) -> list[float]:
+    """Median seconds of each function, all run once a round; the first round warms up."""
+    rows = []
+    for _ in range(rounds + 1):
+        row = []
+        for function in functions:
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            row.append(time.perf_counter() - start)
+        rows.append(row)
+    return [statistics.median(column) for column in zip(*rows[1:], strict=True)]
+
+
+def training() -> Iterator[Figure]:
+    """Digits, batch 64, 10 steps a dispatch: the real loop in turns with the bare program.
+
+    The loop loads batches, logs and reports as in any run; evaluation, samples and
+    checkpoints, which have their own intervals, are switched off.
+    """
+    config = load_config(CONFIG)
+    turn = 20  # Dispatches in a row on each side.
+    config.training.num_steps = 9 * turn * config.training.steps_per_dispatch
+    config.training.eval_every = config.training.sample_every = 0
+    config.training.checkpoint_every = 0
+    bare, whole = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with Checkpoints(folder / "checkpoints", writing=True) as checkpoints:
+            trainer = Trainer(make_plan(config), folder, checkpoints)
+            program, calls, since = trainer.train_steps, 0, 0.0
+
+            def timed(state, batches, count):
+                nonlocal calls, since
+                if calls % turn == 0:
+                    jax.block_until_ready(state)
+                    if calls > turn:  # The first turn compiles.
+                        whole.append(time.perf_counter() - since)
+                    copy = jax.tree.map(jnp.copy, state)
+                    copy, _ = jax.block_until_ready(program(copy, batches, count))
+                    since = time.perf_counter()
+                    for _ in range(turn):
+                        copy, _ = program(copy, batches, count)
+                    jax.block_until_ready(copy)
+                    if calls:
+                        bare.append(time.perf_counter() - since)
+                    since = time.perf_counter()
+                calls += 1
+                return program(state, batches, count)
+
+            trainer.train_steps = timed
+            trainer.run()
+    steps = turn * config.training.steps_per_dispatch
+    ratios = [b / w for b, w in zip(bare, whole, strict=False)]
+    yield "train: digits steps/s, batch 64", steps / statistics.median(bare), ">= 16"
+    yield "train: loop over bare step, images/s", statistics.median(ratios), ">= 0.95"
+
+
+def sampling() -> Iterator[Figure]:
+    """64 digits: DDIM in 50 steps; and a chain of 200 steps over 200 bare forwards."""
+    config = load_config(CONFIG)
+    schedule = experiment.make_schedule(config.process)
+    init_fn, apply_fn = experiment.make_network(config)
+    params = jax.jit(init_fn)(jax.random.key(0))
+    key, indices = jax.random.key(0), np.arange(64)
+    forward = jax.jit(apply_fn)
+    x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64, jnp.int32)
+    count = 200
+
+    def chain(table):
+        return experiment.make_sampler(config, apply_fn, table, parallel.make_mesh())
+
+    steps = trailing_timesteps(schedule.num_timesteps, 50)
+    ddim = chain(ddim_table(schedule, steps))
+    steps = trailing_timesteps(schedule.num_timesteps, count)
+    ddpm = chain(ddpm_table(schedule, steps))
+    short, long, forwards = in_turns(
+        [
+            lambda: ddim(params, key, indices),
+            lambda: ddpm(params, key, indices),
+            lambda: [forward(params, x, t) for _ in range(count)],
+        ],
+        rounds=9,
+    )
+    yield "sample: 64 digits, DDIM 50 steps, seconds", short, "<= 5"
+    yield "sample: chain of 200 over 200 bare forwards", long / forwards, "<= 1.03"
+
+
+def importing() -> Iterator[Figure]:
+    """What `import diffusion_jax` costs beyond `import jax`, in new processes."""
+
+    def process(module: str) -> Callable:
+        command = [sys.executable, "-c", f"import {module}"]
+        return lambda: subprocess.run(command, cwd=ROOT, check=True).returncode
+
+    jax_alone, both = in_turns([process("jax"), process("diffusion_jax")], rounds=5)
+    yield "import: seconds beyond import jax", both - jax_alone, "<= 1"
+
+
+def memory() -> Iterator[Figure]:
+    """The largest resident set of the demo's two commands; 100 steps are enough for it."""
+    with tempfile.TemporaryDirectory() as name:
+        workdir = f"--workdir={name}/run"
+        fewer = ["--config.training.num_steps=100", "--config.training.sample_every=50"]
+        train = [sys.executable, "train.py", f"--config={CONFIG}", workdir, *fewer]
+        sample = [sys.executable, "sample.py", workdir, "--num=64", "--show_chain"]
+        for command in (train, sample):
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    if sys.platform == "darwin":
+        kib /= 1024
+    yield "memory: resident set of the demo, GiB", kib / 2**20, "<= 2"
+
+
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        + jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "revision": git.stdout.strip(),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        for part in (memory, importing, sampling, training):
+            for name, value, target in part():
+                line = {"figure": name, "value": round(value, 4), "target": target}
+                file.write(json.dumps({**line, **about}) + "\n")
+                print(f"{name:45} {value:8.3f}   (wanted {target})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
