@@ -166,6 +166,12 @@ class Config:
             if value is not None and not low <= value <= high:
                 bound = f"at least {low}" if high == math.inf else f"in {low} .. {high}"
                 raise BadRequest(f"{path} ({value}) must be {bound}")
+        for name in ("beta_start", "beta_end"):
+            beta = getattr(self.process, name)
+            if not 0 < beta < 1:
+                raise BadRequest(
+                    f"process.{name} ({beta}) must be between 0 and 1, both excluded"
+                )
         if self.optimizer.learning_rate == 0:
             raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
         if self.ema.decay >= 1:

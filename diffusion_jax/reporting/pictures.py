@@ -15,6 +15,7 @@ from PIL import Image
 _GAP = 2  # Pixels between images.
 _MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
 _STRIP_ROWS = 8
+_ANIMATED = 25  # GIF compresses noise badly.
 _LIMIT = 2.5  # Half the side of a scatter plot.
 
 
@@ -41,10 +42,11 @@ def save_strip(path: pathlib.Path, frames: np.ndarray, titles: list[str]) -> Non
 
 
 def save_animation(path: pathlib.Path, frames: np.ndarray) -> None:
-    """A GIF of a trajectory [F, N, ...]; it rests on the last frame."""
+    """A GIF of a trajectory [F, N, ...], of up to 25 images; it rests on the last frame."""
     if frames.ndim == 3:
         images = [_scatter(frame[None], [""]) for frame in frames]
     else:
+        frames = frames[:, :_ANIMATED]
         columns = int(np.ceil(np.sqrt(frames.shape[1])))
         images = [_tile(frame, columns) for frame in frames]
     durations = [80] * (len(images) - 1) + [2000]
@@ -89,7 +91,7 @@ def _tile(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def _scatter(frames: np.ndarray, titles: list[str]) -> Image.Image:
-    figure = Figure(figsize=(2.4 * len(frames), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.4 * len(frames), 2.8), layout="constrained")
     for i, (points, title) in enumerate(zip(frames, titles, strict=True)):
         axes = figure.add_subplot(1, len(frames), i + 1)
         axes.scatter(points[:, 0], points[:, -1], s=1.5, lw=0, color="tab:blue")

@@ -1,0 +1,80 @@
+"""The README's commands run, and its files exist."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.partition("#")[0].strip()
+]
+FEWER_STEPS = (
+    "--config.training.num_steps=20 --config.training.sample_every=20 "
+    "--config.training.checkpoint_every=10"
+)
+# Long commands run with fewer steps; those of `make` are what runs this very test, or
+# are made of commands that are run here.
+LONG = {
+    "python train.py --config configs/digits.py": FEWER_STEPS,
+    "python train.py --config configs/swiss_roll.py": FEWER_STEPS,
+    "python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4 "
+    "--workdir runs/slower": FEWER_STEPS,
+    "python sample.py --num 1024": "--sampler ddim --steps 4",
+}
+NOT_RUN = {"make demo", "make test", "make test-slow", "make lint", "make bench"}
+INSTALL = {"pip install -r requirements.txt"}  # The environment of this test has it.
+
+
+def test_every_command_of_the_readme_is_accounted_for():
+    python = {c for c in COMMANDS if c.startswith("python ")}
+    assert python and set(COMMANDS) == python | (NOT_RUN | INSTALL) & set(COMMANDS)
+    assert set(LONG) <= python, "a long command is no longer in the README"
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in NOT_RUN & set(COMMANDS):
+        assert line.split()[1] in targets
+
+
+def test_files_that_the_readme_links_to_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An empty folder with the project's commands and configs, so that runs/ is new."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("train.py", "sample.py", "configs", "diffusion_jax"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_their_order(folder, command):
+    for line in COMMANDS:
+        if line.startswith("python "):
+            arguments = shlex.split(f"{line} {LONG.get(line, '')}")[1:]
+            result = command(*arguments, cwd=folder)
+            assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
+    assert list((folder / "runs/digits/samples").glob("*_num1024.npz"))
+
+
+def test_short_commands_run(folder, command):
+    """Those under a minute, as they stand; sampling needs a run, which the slow test has."""
+    short = [c for c in COMMANDS if c.startswith("python train.py") and c not in LONG]
+    assert short
+    for line in short:
+        command(*shlex.split(line)[1:], cwd=folder, check=0)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code.replace("num_steps=200", "num_steps=20"), names)
+    assert int(names["state"].step) == 20 and (tmp_path / "runs/mine/loss.png").exists()
