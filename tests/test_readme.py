@@ -65,7 +65,7 @@ def test_the_commands_run_in_their_order(folder, command):
 
 
 def test_short_commands_run(folder, command):
-    """Those under a minute, as they stand; sampling needs a run, which the slow test has."""
+    """Those under a minute, as they stand; sampling needs the run of the slow test."""
     short = [c for c in COMMANDS if c.startswith("python train.py") and c not in LONG]
     assert short
     for line in short:
