@@ -119,6 +119,9 @@ def generate(
             jax.effects_barrier()  # No report of this batch may come after this.
             done_before[0] += num_rows
             bar.report(done_before[0])
+    except KeyboardInterrupt:
+        bar.say(f"stopped; the same command goes on from what lies in {partial.folder}")
+        raise
     finally:
         bar.close()
     partial.finish(num_batches, num, frames)
