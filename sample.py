@@ -40,8 +40,7 @@ def main() -> None:
     config = runs.read_config(workdir)
     _apply_flags(config)
     print(parallel.describe_devices())
-    sampling = config.sampling
-    print(f"run: {workdir}; {sampling.sampler}, {sampling.steps:,} steps")
+    print(f"run: {workdir}; {config.sampling.sampler}, {config.sampling.steps:,} steps")
     generation.generate(
         workdir,
         config,
@@ -94,7 +93,7 @@ def _prefix(workdir: pathlib.Path, config: Config) -> pathlib.Path:
     out = pathlib.Path(_OUT.value)
     if _OUT.value.endswith("/") or out.is_dir():
         return out / name
-    return out
+    return out.with_suffix("") if out.suffix in (".png", ".npz", ".json") else out
 
 
 if __name__ == "__main__":

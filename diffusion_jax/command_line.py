@@ -3,8 +3,11 @@
 0 is done, 1 the run failed, 2 the request was wrong, 130 after Ctrl-C.
 """
 
+import contextlib
 import difflib
+import errno
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
@@ -14,8 +17,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion_jax.config import BadRequest, Config, fields_of
-from diffusion_jax.training.loop import TrainingFailed
+from diffusion_jax.config import BadRequest, Config, check_types, fields_of
+from diffusion_jax.interrupts import leave
+from diffusion_jax.runs import RunFailed
 
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
@@ -24,7 +28,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         argv = _underscored(argv)
-        if takes_config and not any(arg.startswith("--help") for arg in argv):
+        if takes_config:
             path, argv = _take_config_path(argv)
             config = load_config(path)
             _check_fields(argv, path, config)
@@ -32,18 +36,22 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
             arguments.append(flag)
         return _parse_flags(argv)
 
+    if any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "h") for arg in sys.argv):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
     try:
-        app.run(
-            lambda _: main(*(flag.value for flag in arguments)),
-            sys.argv,
-            flags_parser=parse,
-        )
+        app.run(lambda _: main(*(flag.value for flag in arguments)), flags_parser=parse)
     except BadRequest as error:
-        _fail(error, 2)
-    except TrainingFailed as error:
-        _fail(error, 1)
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        # A name that cannot be written to was a wrong request; a full disk was not.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1 if full else 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave()
 
 
 def load_config(path: str) -> Config:
@@ -56,15 +64,19 @@ def load_config(path: str) -> Config:
     if not file.is_file():
         known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        hint = f"there are {', '.join(known)}" if known else "give the path to a .py file"
+        hint = f"did you mean {near[0]}?" if near else hint
         raise BadRequest(f"--config {path}: there is no such file; {hint}")
     try:
         spec = importlib.util.spec_from_file_location("config", file)
-        assert spec and spec.loader
+        if spec is None or spec.loader is None:
+            raise BadRequest(f"--config {path}: the name of a config file ends in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BadRequest):
+            raise
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
         where = f", line {lines[-1]}" if lines else ""
@@ -76,12 +88,21 @@ def load_config(path: str) -> Config:
             f"--config {path}: get_config() must return a diffusion_jax.config.Config, "
             f"not {type(config).__name__}"
         )
+    try:
+        check_types(config)
+    except BadRequest as error:
+        raise BadRequest(f"--config {path}: {error}") from error
     return config
 
 
-def _fail(error: Exception, status: int) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(status)
+def _fail(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    print("error:", line if len(line) < 2000 else line[:2000] + "...", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what is left of a failed job must not wait, or speak, at the exit.
+    os._exit(status)
 
 
 def _underscored(argv: Sequence[str]) -> list[str]:
@@ -97,29 +118,38 @@ def _underscored(argv: Sequence[str]) -> list[str]:
 
 def _take_config_path(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The value of --config, and argv without it."""
-    rest, path = [], ""
+    rest, paths = [], []
     args = iter(argv)
     for arg in args:
-        if arg == "--config":
-            path = next(args, "")
-        elif arg.startswith("--config="):
-            path = arg.partition("=")[2]
+        if arg in ("--config", "-config"):
+            paths.append(next(args, ""))
+        elif arg.startswith(("--config=", "-config=")):
+            paths.append(arg.partition("=")[2])
         else:
             rest.append(arg)
-    if not path:
-        raise BadRequest("--config is missing, such as --config configs/digits.py")
-    return path, rest
+    if len(paths) > 1:
+        raise BadRequest(f"--config is given twice: {', '.join(paths)}")
+    if not paths or not paths[0] or paths[0].startswith("-"):
+        raise BadRequest("--config needs a file, such as --config configs/digits.py")
+    return paths[0], rest
 
 
 def _check_fields(argv: Sequence[str], path: str, config: Config) -> None:
-    known = [field for field, _ in fields_of(config)]
+    """The config's fields exist, and tuples are given once (config_flags adds them up)."""
+    known = dict(fields_of(config))
+    given = set()
     for arg in argv:
-        flag = arg.partition("=")[0].removeprefix("--")
+        flag = arg.partition("=")[0].lstrip("-")
+        if not arg.startswith("-") or not flag.startswith(("config.", "noconfig.")):
+            continue
         field = flag.removeprefix("no").removeprefix("config.")
-        if flag.startswith(("config.", "noconfig.")) and field not in known:
-            near = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
+        if field not in known:
+            near = difflib.get_close_matches(field, list(known), n=1, cutoff=0.4)
             hint = f"did you mean config.{near[0]}?" if near else "see config.py"
             raise BadRequest(f"--{flag}: the config of {path} has no such field; {hint}")
+        if field in given and isinstance(known[field], tuple):
+            raise BadRequest(f"--config.{field} is given twice")
+        given.add(field)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -129,12 +159,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists all"
         raise BadRequest(f"--{error.flagname}: there is no such flag; {hint}") from error
-    except flags.Error as error:
-        raise BadRequest(f"{error}; --help says what it can be") from error
+    except (flags.Error, ValueError, TypeError) as error:
+        hint = "; --help lists the flags" if "config." not in str(error) else ""
+        raise BadRequest(f"{error}{hint}") from error
     if rest[1:]:
         raise BadRequest(
             f"{rest[1]!r} is no flag; they are written --name value or --name=value"
         )
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, str) and value.startswith("--"):
+            raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
     # Orbax reports each file that it writes at absl's usual level.
     logging.set_verbosity(logging.ERROR)
     return rest

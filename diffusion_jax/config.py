@@ -2,13 +2,13 @@
 
 `configs/NAME.py` returns a Config; the command line overrides single fields
 (`--config.optimizer.learning_rate=1e-4`). Overrides are plain attribute assignments, so
-the dataclasses are not frozen, and `Config.validate()` is called once after them.
+the dataclasses are not frozen, and `Config.validate()` is called once after them. They
+have slots, so that assigning to a field that does not exist is an error.
 """
 
 import dataclasses
 import difflib
 import json
-import math
 import re
 import typing
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class BadRequest(Exception):
     """What the user asked for cannot be done; str() is one line that says why."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class DataConfig:
     """Which examples, and how many at a time."""
 
@@ -43,7 +43,7 @@ class DataConfig:
         return (*size, self.channels)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class UNetConfig:
     """The fields of `diffusion_jax.networks.UNet`, which explains them."""
 
@@ -57,7 +57,7 @@ class UNetConfig:
     dtype: str = "float32"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class MLPConfig:
     """The fields of `diffusion_jax.networks.MLP`, which explains them."""
 
@@ -66,7 +66,7 @@ class MLPConfig:
     dtype: str = "float32"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class ProcessConfig:
     """The noise process and what the network predicts."""
 
@@ -77,14 +77,14 @@ class ProcessConfig:
     prediction: str = "eps"  # eps, x0, v
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class LossConfig:
     """Distance between prediction and target."""
 
     norm: str = "l2"  # l2, l1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class OptimizerConfig:
     """The optimiser and its learning rate over time."""
 
@@ -99,7 +99,7 @@ class OptimizerConfig:
     grad_clip: float = 1.0  # Global norm; 0 is off.
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class EMAConfig:
     """The moving average of the weights, which is what samples are drawn with."""
 
@@ -107,7 +107,7 @@ class EMAConfig:
     warmup: bool = False  # min(decay, (1 + step) / (10 + step)), for short runs.
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class TrainingConfig:
     """How long to train, and when to do what. Intervals are in steps; 0 is never."""
 
@@ -122,7 +122,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2  # The newest ones; the best by held-out loss stays too.
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class SamplingConfig:
     """What `sample.py` does unless its flags say otherwise."""
 
@@ -135,7 +135,7 @@ class SamplingConfig:
     batch_size: int = 64
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
     """One experiment."""
 
@@ -156,7 +156,7 @@ class Config:
         Raises:
           BadRequest: naming the field, its value and what it can be.
         """
-        _check_types(self)
+        check_types(self)
         if not re.fullmatch(r"[\w.-]*\w", self.name):
             raise BadRequest(
                 f"name ({self.name!r}) names the run's folder: letters, digits, _ . -"
@@ -164,8 +164,7 @@ class Config:
         for path, (low, high) in _RANGES.items():
             value = _get(self, path)
             if value is not None and not low <= value <= high:
-                bound = f"at least {low}" if high == math.inf else f"in {low} .. {high}"
-                raise BadRequest(f"{path} ({value}) must be {bound}")
+                raise BadRequest(f"{path} ({value}) must be in {low} .. {high}")
         for name in ("beta_start", "beta_end"):
             beta = getattr(self.process, name)
             if not 0 < beta < 1:
@@ -191,6 +190,11 @@ class Config:
             raise BadRequest(
                 f"sampling.steps ({self.sampling.steps}) must be at most "
                 f"process.num_timesteps ({self.process.num_timesteps})"
+            )
+        if self.data.path:
+            raise BadRequest(
+                f"data.path ({self.data.path!r}) is for sources that read files; "
+                f"{self.data.source} does not"
             )
         if self.data.random_flip and not self.data.image_size:
             raise BadRequest("data.random_flip (True) is for images, not for points")
@@ -220,6 +224,13 @@ class Config:
                 f"because model.channel_mults {model.channel_mults} has "
                 f"{len(model.channel_mults)} levels; resize, or take fewer levels"
             )
+        heights = [self.data.image_size[0] >> i for i in range(len(model.channel_mults))]
+        for resolution in model.attn_resolutions:
+            if resolution not in heights:
+                raise BadRequest(
+                    f"model.attn_resolutions {model.attn_resolutions} must be among the "
+                    f"heights of the levels, {heights}; () is attention in the middle only"
+                )
         for mult in model.channel_mults:
             width = model.base_channels * mult
             for path in ("num_groups", "num_heads"):
@@ -232,36 +243,36 @@ class Config:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
-    "data.channels": (1, math.inf),
-    "data.batch_size": (1, math.inf),
-    "model.base_channels": (4, math.inf),
-    "model.num_res_blocks": (1, math.inf),
-    "model.num_heads": (1, math.inf),
-    "model.num_groups": (1, math.inf),
+    "data.channels": (1, 4096),
+    "data.batch_size": (1, 2**20),
+    "model.base_channels": (4, 2**14),
+    "model.num_res_blocks": (1, 100),
+    "model.num_heads": (1, 2**14),
+    "model.num_groups": (1, 2**14),
     "model.dropout": (0, 0.99),
-    "model.width": (4, math.inf),
-    "model.num_blocks": (0, math.inf),
-    "process.num_timesteps": (2, math.inf),
+    "model.width": (4, 2**16),
+    "model.num_blocks": (0, 1000),
+    "process.num_timesteps": (2, 10**6),
     "optimizer.learning_rate": (0, 1),
     "optimizer.b1": (0, 0.9999999),
     "optimizer.b2": (0, 0.9999999),
     "optimizer.eps": (0, 1),
     "optimizer.weight_decay": (0, 1),
-    "optimizer.warmup_steps": (0, math.inf),
-    "optimizer.grad_clip": (0, math.inf),
+    "optimizer.warmup_steps": (0, 2**31 - 1),
+    "optimizer.grad_clip": (0, 10**9),
     "ema.decay": (0, 1),
     "training.num_steps": (1, 2**31 - 1),
-    "training.steps_per_dispatch": (1, math.inf),
-    "training.log_every": (1, math.inf),
-    "training.eval_every": (0, math.inf),
-    "training.checkpoint_every": (0, math.inf),
-    "training.sample_every": (0, math.inf),
-    "training.num_samples": (1, math.inf),
-    "training.sample_steps": (1, math.inf),
-    "training.keep_checkpoints": (1, math.inf),
-    "sampling.steps": (1, math.inf),
+    "training.steps_per_dispatch": (1, 10**4),
+    "training.log_every": (1, 2**31 - 1),
+    "training.eval_every": (0, 2**31 - 1),
+    "training.checkpoint_every": (0, 2**31 - 1),
+    "training.sample_every": (0, 2**31 - 1),
+    "training.num_samples": (1, 2**16),
+    "training.sample_steps": (1, 2**31 - 1),
+    "training.keep_checkpoints": (1, 10**6),
+    "sampling.steps": (1, 2**31 - 1),
     "sampling.eta": (0, 1),
-    "sampling.batch_size": (1, math.inf),
+    "sampling.batch_size": (1, 2**20),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -315,43 +326,47 @@ def from_json(text: str) -> Config:
       BadRequest: if the text is not such a config.
     """
     try:
-        return _from_tree(Config, json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadRequest(f"config.json cannot be read: {error}") from error
+        config = _from_tree(Config, json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadRequest(f"{type(error).__name__}: {error}") from error
+    check_types(config)
+    return config
 
 
 def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
+    """Fields written before they existed get their default; sections must be there."""
     values = {}
     for field in dataclasses.fields(kind):
-        if field.name not in tree:
-            continue  # Written before the field existed: its default.
-        value = tree[field.name]
         if field.name == "model":
-            value = dict(value)
+            section = dict(tree["model"])
             kinds = {"UNetConfig": UNetConfig, "MLPConfig": MLPConfig}
-            value = _from_tree(kinds[value.pop("kind")], value)
+            values["model"] = _from_tree(kinds[section.pop("kind")], section)
         elif dataclasses.is_dataclass(field.type):
-            value = _from_tree(field.type, value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[field.name] = value
+            values[field.name] = _from_tree(field.type, tree[field.name])
+        elif field.name in tree:
+            value = tree[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 
 
-def _check_types(config: Any, prefix: str = "") -> None:
-    """A config file can assign anything; so can a tuple on the command line."""
+def check_types(config: Any, prefix: str = "") -> None:
+    """A config file can assign anything; so can a tuple on the command line.
+
+    Raises:
+      BadRequest: naming a field whose value is not of its type.
+    """
     for name, kind in typing.get_type_hints(type(config)).items():
         value, path = getattr(config, name), prefix + name
         if dataclasses.is_dataclass(kind) or name == "model":
-            if not isinstance(value, kind):
+            if type(value) not in (typing.get_args(kind) or (kind,)):
                 raise BadRequest(f"{path} ({value!r}) must be a section of the config")
-            _check_types(value, f"{path}.")
+            check_types(value, f"{path}.")
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple) or any(type(v) is not int for v in value):
                 raise BadRequest(f"{path} ({value!r}) must hold whole numbers")
         elif kind is float:
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise BadRequest(f"{path} ({value!r}) must be a finite number")
+            if type(value) not in (int, float) or not abs(value) < 1e300:
+                raise BadRequest(f"{path} ({value!r}) must be a finite Python number")
         elif type(value) is not kind:
             raise BadRequest(f"{path} ({value!r}) must be of type {kind.__name__}")
 

@@ -20,6 +20,7 @@ import numpy as np
 from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.config import BadRequest, Config, to_json
 from diffusion_jax.data.transforms import to_examples
+from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
@@ -68,12 +69,13 @@ def generate(
         raise BadRequest(str(error)) from error
     schedule = experiment.make_schedule(config.process)
     table = experiment.make_table(schedule, config.process, config.sampling)
-    result = out.with_name(out.name + ".npz")
-    if result.exists() and not overwrite:
-        raise BadRequest(
-            f"--out {out}: {result} exists already; give another --out or --seed, or "
-            "--overwrite to replace it"
-        )
+    chain_suffixes = ("_chain.png", "_chain.gif") if show_chain else ()
+    results = [_result(out, s) for s in (".png", ".json", *chain_suffixes, ".npz")]
+    for path in results:
+        if runs.is_part(workdir, path):
+            raise BadRequest(f"--out {out}: {path} belongs to the run; give another --out")
+        if path.is_dir():
+            raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
     mesh = parallel.make_mesh()
     params, step, apply_fn = _load(workdir, config, weights, parallel.replicated(mesh))
     request = {
@@ -90,41 +92,50 @@ def generate(
             name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")
         },
     }
-    partial = _Partial(out, request, batch, overwrite)
-
-    num_batches, num_rows = -(-num // batch), table.num_rows
-    frames = even_frames(num_rows, _FRAMES) if show_chain else ()
-    first = partial.first_missing(num_batches)
-    bar = ProgressBar("sampling", num_batches * num_rows, "steps", start=first * num_rows)
-    done_before = [first * num_rows]
-    sampler = experiment.make_sampler(
-        config,
-        apply_fn,
-        table,
-        mesh,
-        frames=frames,
-        on_progress=lambda done: bar.report(done_before[0] + int(done)),
-    )
-    bar.say(f"compiling a chain of {num_rows:,} steps for batches of {batch}")
-    try:
-        for i in range(first, num_batches):
-            # A last batch that is not full is computed in full, so that the shape, and
-            # with it the program and every bit of the samples, stay the same.
-            indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
-            samples, chain = sampler(params, jax.random.key(seed), indices)
-            kept = min(batch, num - i * batch)
-            if show_chain and i == 0:
-                partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
-            partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
-            jax.effects_barrier()  # No report of this batch may come after this.
-            done_before[0] += num_rows
-            bar.report(done_before[0])
-    except KeyboardInterrupt:
-        bar.say(f"stopped; the same command goes on from what lies in {partial.folder}")
-        raise
-    finally:
-        bar.close()
-    partial.finish(num_batches, num, frames)
+    partial = _Partial(out, request)
+    partial.claim(results, overwrite)
+    with runs.locked(partial.folder, "writing to"), stop_on_interrupt(print) as stop:
+        first, num_batches = partial.first_missing(), -(-num // batch)
+        frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
+        done = [first * table.num_rows]
+        bar = ProgressBar("sampling", num_batches * table.num_rows, "steps", done[0])
+        sampler = experiment.make_sampler(
+            config,
+            apply_fn,
+            table,
+            mesh,
+            frames=frames,
+            on_progress=lambda rows: bar.report(done[0] + int(rows)),
+        )
+        bar.say(f"compiling a chain of {table.num_rows:,} steps for batches of {batch}")
+        try:
+            for i in range(first, num_batches):
+                # A last batch that is not full is computed in full, so that the shape,
+                # and with it the program and every bit of the samples, stay the same.
+                indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
+                samples, chain = sampler(params, jax.random.key(seed), indices)
+                kept = min(batch, num - i * batch)
+                if not np.isfinite(samples).all():
+                    raise runs.RunFailed(
+                        f"samples {i * batch} to {i * batch + kept - 1} are not finite; "
+                        "try another sampler, or an earlier checkpoint"
+                    )
+                if show_chain and i == 0:
+                    partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
+                partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
+                jax.effects_barrier()  # No report of this batch may come after this.
+                done[0] += table.num_rows
+                bar.report(done[0])
+                if stop.wanted and i + 1 < num_batches:
+                    bar.say(
+                        f"{i + 1} of {num_batches} batches are in {partial.folder}; the "
+                        "same command, without --overwrite, goes on from there"
+                    )
+                    raise KeyboardInterrupt
+        finally:
+            bar.close()
+        partial.finish(num_batches, num, frames)
+    print("wrote", *results)
 
 
 def _load(
@@ -146,31 +157,64 @@ def _load(
     return (state.ema_params if weights == "ema" else state.params), step, apply_fn
 
 
+def _result(out: pathlib.Path, suffix: str) -> pathlib.Path:
+    return out.with_name(out.name + suffix)
+
+
 class _Partial:
     """The folder P.partial of a request that is being worked on."""
 
-    def __init__(
-        self, out: pathlib.Path, request: dict[str, Any], batch: int, overwrite: bool
-    ):
+    def __init__(self, out: pathlib.Path, request: dict[str, Any]):
         self.out, self.request = out, request
-        self.folder = out.with_name(out.name + ".partial")
-        note = self.folder / "request.json"
-        if self.folder.exists() and not overwrite:
-            old = json.loads(note.read_text()) if note.exists() else None
-            if old != request:
-                raise BadRequest(
-                    f"--out {out}: {self.folder} holds the beginning of another "
-                    "request; give another --out, or --overwrite to delete it"
-                )
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        note.write_text(json.dumps(request, indent=2) + "\n")
+        self.folder = _result(out, ".partial")
 
-    def first_missing(self, num_batches: int) -> int:
-        """The first batch that is not on disk."""
-        present = (self._path(f"{i:06d}").exists() for i in range(num_batches))
-        return sum(1 for _ in iter(lambda: next(present, False), False))
+    def claim(self, results: list[pathlib.Path], overwrite: bool) -> None:
+        """Makes the folder, or goes on with it if it is of the same request.
+
+        Raises:
+          BadRequest: if a result exists, or the folder is of another request.
+        """
+        note = self.folder / "request.json"
+        try:
+            old = json.loads(note.read_text())
+        except (OSError, ValueError):
+            old = None
+        if old == self.request and not overwrite:
+            return  # Some results may exist: it was stopped while they were written.
+        existing = [path for path in results if path.exists()]
+        if existing and not overwrite:
+            raise BadRequest(
+                f"--out {self.out}: {existing[0]} exists already; give another --out or "
+                "--seed, or --overwrite to replace it"
+            )
+        if self.folder.exists():
+            if old is None or not overwrite:
+                what = (
+                    "something else" if old is None else "the beginning of another request"
+                )
+                hint = "" if old is None else ", or --overwrite to delete it"
+                raise BadRequest(
+                    f"--out {self.out}: {self.folder} holds {what}; "
+                    f"give another --out{hint}"
+                )
+            with runs.locked(self.folder, "writing to"):
+                shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        note.write_text(json.dumps(self.request, indent=2) + "\n")
+
+    def first_missing(self) -> int:
+        """The first batch that is not on disk, whole."""
+        i = 0
+        while self._is_whole(self._path(f"{i:06d}")):
+            i += 1
+        return i
+
+    def _is_whole(self, path: pathlib.Path) -> bool:
+        try:
+            np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Whole or not at all: a kill leaves no half-written file under this name."""
@@ -185,10 +229,11 @@ class _Partial:
         first = np.load(self._path(names[0]))
         unfinished = self.folder / "unfinished.npz"
         pictured: list[np.ndarray] = []
-        # Streamed into the file, so that memory does not grow with the number.
+        # Streamed into the file, so that memory does not grow with the number; ZipInfo
+        # without a date, so that the same samples are the same bytes.
         with (
             zipfile.ZipFile(unfinished, "w") as archive,
-            archive.open("arr_0.npy", "w", force_zip64=True) as file,
+            archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
         ):
             header = {
                 "descr": np.lib.format.dtype_to_descr(first.dtype),
@@ -200,26 +245,21 @@ class _Partial:
                 if sum(map(len, pictured)) < _MAX_PICTURED:
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
-        written = [self._result(".png"), self._result(".json"), self._result(".npz")]
-        pictures.save_samples(written[0], np.concatenate(pictured)[:_MAX_PICTURED])
+        picture = np.concatenate(pictured)[:_MAX_PICTURED]
+        pictures.save_samples(_result(self.out, ".png"), picture)
         if frames:
-            written[1:1] = self._save_chain(frames)
-        self._result(".json").write_text(json.dumps(self.request, indent=2) + "\n")
-        unfinished.replace(self._result(".npz"))
+            self._save_chain(frames)
+        note = json.dumps(self.request, indent=2) + "\n"
+        _result(self.out, ".json").write_text(note)
+        unfinished.replace(_result(self.out, ".npz"))
         shutil.rmtree(self.folder)
-        print("wrote", *written)
 
-    def _save_chain(self, frames: tuple[int, ...]) -> list[pathlib.Path]:
+    def _save_chain(self, frames: tuple[int, ...]) -> None:
         chain = np.load(self._path("chain"))
         shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
-        png, gif = self._result("_chain.png"), self._result("_chain.gif")
         titles = [f"{frames[i]} of {frames[-1]} steps" for i in shown]
-        pictures.save_strip(png, chain[list(shown)], titles)
-        pictures.save_animation(gif, chain)
-        return [png, gif]
+        pictures.save_strip(_result(self.out, "_chain.png"), chain[list(shown)], titles)
+        pictures.save_animation(_result(self.out, "_chain.gif"), chain)
 
     def _path(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.npy"
-
-    def _result(self, suffix: str) -> pathlib.Path:
-        return self.out.with_name(self.out.name + suffix)

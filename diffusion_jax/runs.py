@@ -1,11 +1,14 @@
-"""The run folder: what lies where in it, and which run is meant.
+"""The run folder: what lies where in it, which run is meant, and who may write to it.
 
 config.json   checkpoints/   metrics.jsonl   tensorboard/   samples/
 forward.png   reverse.png    loss.png
 """
 
+import contextlib
+import fcntl
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from diffusion_jax.config import BadRequest, Config, fields_of, from_json, to_json
 
@@ -18,8 +21,13 @@ _PARTS = (
     "reverse.png",
     "loss.png",
 )
+_LOCK = ".lock"
 # What a resumed run may change: when to stop, report and save, and how to sample.
 _CHANGEABLE = ("training.", "sampling.", "name")
+
+
+class RunFailed(Exception):
+    """A run cannot go on; str() is one line that says why and what to do."""
 
 
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -28,7 +36,7 @@ def config_path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def checkpoints_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps its checkpoints."""
+    """Where a run keeps its checkpoints, each in a folder named by its step."""
     return workdir / "checkpoints"
 
 
@@ -37,9 +45,14 @@ def samples_path(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "samples"
 
 
+def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
+    """Whether `path` is one of the files that the run itself needs."""
+    own = {(workdir / name).resolve() for name in (*_PARTS, "config.json", _LOCK)}
+    return path.resolve() in own
+
+
 def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Puts the config into the run folder, which is made if need be."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Puts the config into the run folder, whole or not at all."""
     unfinished = config_path(workdir).with_suffix(".tmp")
     unfinished.write_text(to_json(config))
     unfinished.replace(config_path(workdir))
@@ -57,7 +70,10 @@ def read_config(workdir: pathlib.Path) -> Config:
             f"there is no run in {workdir} (no config.json); train one with "
             "python train.py --config configs/digits.py"
         )
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text())
+    except (ValueError, BadRequest) as error:
+        raise BadRequest(f"{path} is not the config of a run: {error}") from error
 
 
 def newest_run(root: pathlib.Path) -> pathlib.Path:
@@ -67,17 +83,37 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
       BadRequest: if there is none.
     """
     folders = [checkpoints_path(path.parent) for path in root.glob("*/config.json")]
-    folders = [folder for folder in folders if folder.is_dir()]
-    if not folders:
+    saved = [f for f in folders if any(p.name.isdigit() for p in f.glob("*"))]
+    if not saved:
         raise BadRequest(
             f"there is no run with a checkpoint under {root}/; train one with "
             "python train.py --config configs/digits.py, or name one with --workdir"
         )
-    return max(folders, key=lambda folder: folder.stat().st_mtime).parent
+    return max(saved, key=lambda folder: folder.stat().st_mtime).parent
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
+    """Keeps a second process out of a folder; a kill leaves no lock behind.
+
+    Raises:
+      BadRequest: if another process is at work there; `what` says on what.
+    """
+    with (folder / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadRequest(f"another process is {what} {folder}; wait for it") from error
+        yield
 
 
 def delete_run(workdir: pathlib.Path) -> None:
-    """Deletes what a run has put into its folder, but for its config, and nothing else."""
+    """Deletes what a run has put into its folder, but for its config, and nothing else.
+
+    Raises:
+      BadRequest: if the folder is not that of a run.
+    """
+    read_config(workdir)
     for name in _PARTS:
         path = workdir / name
         if path.is_dir():
@@ -86,27 +122,35 @@ def delete_run(workdir: pathlib.Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_resumable(workdir: pathlib.Path, config: Config) -> None:
+def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
     """Refuses a folder of something else, or of a run under another config.
+
+    Returns:
+      The fields that differ and may, as "field (old -> new)".
 
     Raises:
       BadRequest: naming the fields that differ and cannot change.
     """
     if not config_path(workdir).exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        if workdir.exists() and not workdir.is_dir():
+            raise BadRequest(f"--workdir {workdir} is a file; name a folder")
+        foreign = [p.name for p in workdir.glob("*") if p.name not in (*_PARTS, _LOCK)]
+        if foreign:
             raise BadRequest(
-                f"--workdir {workdir} exists and is not the folder of a run; name "
-                "another, or an empty one"
+                f"--workdir {workdir} holds {foreign[0]} and is not the folder of a run; "
+                "name another, or an empty one"
             )
-        return
+        return []
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
-    changed = [
-        f"{path} ({old.get(path)} -> {new.get(path)})"
+    changed = {
+        path: f"{path} ({old.get(path)!r} -> {new.get(path)!r})"
         for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path) and not path.startswith(_CHANGEABLE)
-    ]
-    if changed:
+        if old.get(path) != new.get(path)
+    }
+    fixed = [text for path, text in changed.items() if not path.startswith(_CHANGEABLE)]
+    if fixed:
         raise BadRequest(
-            f"the run in {workdir} was started with another config: "
-            f"{', '.join(changed)}; give another --workdir, or --overwrite to start anew"
+            f"the run in {workdir} was started with another config: {', '.join(fixed)}; "
+            "give another --workdir, or --overwrite to start anew"
         )
+    return [text for path, text in changed.items() if path != "name"]

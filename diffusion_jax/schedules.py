@@ -108,6 +108,11 @@ def make_schedule(betas: np.ndarray) -> Schedule:
     alphas_cumprod = np.cumprod(alphas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     one_minus = 1 - alphas_cumprod
+    if one_minus[0] == 0 or alphas_cumprod[-1] == 0:
+        raise ValueError(
+            f"betas ({betas[0]} to {betas[-1]}) leave no noise at the first step or no "
+            "signal at the last one, to the precision of float64"
+        )
     posterior_variance = betas * (1 - alphas_cumprod_prev) / one_minus
     return Schedule(
         betas=betas,

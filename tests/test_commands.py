@@ -102,7 +102,7 @@ def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
     command(*args, "--num=11", "--overwrite", check=0)
     with np.load(f"{out}.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], images)
-    assert len(content) == (tmp_path / "out.npz").stat().st_size
+    assert content == (tmp_path / "out.npz").read_bytes()
 
 
 def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command, tmp_path):
@@ -120,9 +120,43 @@ def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command
     other = command(*args, f"--out={cut}", "--seed=1", check=2)
     assert "another request" in other.stderr
     command(*args, f"--out={cut}", check=0)
-    np.testing.assert_array_equal(
-        np.load(f"{whole}.npz")["arr_0"], np.load(f"{cut}.npz")["arr_0"]
+    assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "cut.npz").read_bytes()
+
+
+def test_ctrl_c_in_sampling_says_how_to_go_on_and_exits_130(run, command, tmp_path):
+    out = tmp_path / "out"
+    args = ["sample.py", f"--workdir={run}", "--num=400", "--batch_size=2", f"--out={out}"]
+    process = subprocess.Popen(
+        [sys.executable, *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+    wait_for(lambda: list((tmp_path / "out.partial").glob("0*.npy")))
+    second = command(*args, check=2)
+    assert "another process is writing to" in second.stderr
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "goes on from there" in said
+    assert "Traceback" not in said
+
+
+def test_no_file_of_somebody_else_is_overwritten(run, command, tmp_path):
+    (tmp_path / "q.json").write_text("precious")
+    sample = ("sample.py", f"--workdir={run}", "--num=2", "--sampler=ddim", "--steps=2")
+    refused = command(*sample, f"--out={tmp_path / 'q'}", check=2)
+    assert "q.json exists already" in refused.stderr
+    (tmp_path / "p.partial").mkdir()
+    (tmp_path / "p.partial/mine").write_text("precious")
+    refused = command(*sample, f"--out={tmp_path / 'p'}", "--overwrite", check=2)
+    assert "holds something else" in refused.stderr
+    before = (run / "config.json").read_bytes()
+    refused = command(*sample, f"--out={run / 'config'}", "--overwrite", check=2)
+    assert "belongs to the run" in refused.stderr
+    assert (run / "config.json").read_bytes() == before
+    assert (tmp_path / "q.json").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.partial", "q.json"]
 
 
 def wait_for(condition, seconds=120):
@@ -132,18 +166,21 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
+def train_arguments(workdir, steps):
+    return (
+        "train.py",
+        *TINY,
+        f"--workdir={workdir}",
+        f"--config.training.num_steps={steps}",
+        "--config.training.checkpoint_every=10",
+        "--config.training.log_every=10",
+        "--config.optimizer.decay=constant",  # Not a function of num_steps.
+    )
+
+
 def start_training(workdir, steps, log):
     return subprocess.Popen(
-        [
-            sys.executable,
-            "train.py",
-            *TINY,
-            f"--workdir={workdir}",
-            f"--config.training.num_steps={steps}",
-            "--config.training.checkpoint_every=10",
-            "--config.training.log_every=10",
-            "--config.optimizer.decay=constant",  # Not a function of num_steps.
-        ],
+        [sys.executable, *train_arguments(workdir, steps)],
         cwd=ROOT,
         stdout=log.open("a"),
         stderr=subprocess.STDOUT,
@@ -189,6 +226,43 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
     assert (workdir / "checkpoints" / str(step)).is_dir()
 
 
+def test_ctrl_c_before_the_first_step_leaves_cleanly(tmp_path):
+    log = tmp_path / "log"
+    process = start_training(tmp_path / "run", 100_000, log)
+    wait_for(lambda: "network:" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = log.read_text()
+    assert "Traceback" not in said and "the same command goes on" in said
+
+
+def test_a_second_trainer_is_refused(tmp_path, command):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_training(workdir, 100_000, log)
+    wait_for(lambda: (workdir / "metrics.jsonl").exists())
+    with process:
+        result = command(*train_arguments(workdir, 100_000), check=2)
+        process.kill()
+    assert "another process is training in" in result.stderr
+
+
+def test_damaged_runs_get_one_line(run, command, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", run, folder], check=True)
+    for file in (folder / "checkpoints/20/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    sample = ("sample.py", f"--workdir={folder}", "--num=1")
+    result = command(*sample, check=1)
+    assert "checkpoints/20 cannot be read" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    for text in ("{}", "[", '{"model": null}'):
+        (folder / "config.json").write_text(text)
+        result = command(*sample, check=2)
+        assert "is not the config of a run" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 BAD = [
     (("train.py",), "--config is missing"),
     (("train.py", "--config=configs/digts.py"), "did you mean configs/digits.py?"),
@@ -206,6 +280,18 @@ BAD = [
     ),
     (("train.py", *TINY, "--workdri=x"), "did you mean --workdir?"),
     (("train.py", *TINY, "num_steps=3"), "'num_steps=3' is no flag"),
+    (("train.py", *TINY, "--workdir", "--overwrite"), "--workdir needs a value"),
+    (
+        ("train.py", *TINY, "--config.seed=1", "--config.seed=2"),
+        "config.seed is given twice",
+    ),
+    (("train.py", *TINY, "--config.data.batch_size=99999999999"), "data.batch_size"),
+    (("train.py", *TINY, "--nodry_run=1"), "dry_run"),
+    (
+        ("train.py", TINY[0], "--config.model.attn_resolutions=(7,)"),
+        "heights of the levels",
+    ),
+    (("train.py", *TINY, "--workdir=/dev/null/x"), "/dev/null"),
     (("sample.py", "--workdir=nowhere"), "there is no run in nowhere"),
     (("sample.py",), "no run with a checkpoint under runs"),
     (("sample.py", "--workdir=RUN", "--num=0"), "--num 0"),
@@ -243,6 +329,12 @@ def test_bad_input_gets_one_line_and_exit_status_2(args, said, run, command, tmp
         ("def get_config():\n    return 1 / 0\n", "line 2 raised ZeroDivisionError"),
         ("def get_config():\n    return 3\n", "must return a diffusion_jax.config.Config"),
         ("def get_config(:\n", "raised SyntaxError"),
+        ("import sys\ndef get_config():\n    sys.exit(3)\n", "raised SystemExit"),
+        (
+            "from diffusion_jax.config import Config\n"
+            "def get_config():\n    c = Config()\n    c.seeed = 1\n    return c\n",
+            "'Config' object has no attribute 'seeed'",
+        ),
         (
             "from diffusion_jax.config import Config\n"
             "def get_config():\n    return Config(seed='x')\n",

@@ -269,6 +269,7 @@ def test_a_run_leaves_what_a_user_looks_for(finished):
     assert int(state.step) == 30
     names = {path.name for path in workdir.iterdir()}
     assert names == {
+        ".lock",
         "config.json",
         "checkpoints",
         "metrics.jsonl",
@@ -339,7 +340,7 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(finished, tmp_path
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
     before = (finished[0] / "metrics.jsonl").stat().st_mtime_ns
     loop.train(points_config(sample_every=20), finished[0], points)
-    assert "finished its 30 steps" in capsys.readouterr().out
+    assert "is finished: it has 30 steps of 30" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -389,7 +390,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
             return np.full((len(indices), 2), value, np.float32)
 
     data = sources.DataSet(Broken(), np.zeros((8, 2), np.float32), (2,))
-    with pytest.raises(loop.TrainingFailed) as error:
+    with pytest.raises(runs.RunFailed) as error:
         loop.train(points_config(), tmp_path / "run", data)
     assert "at step" in str(error.value) and "checkpoint is that of step 10" in str(
         error.value

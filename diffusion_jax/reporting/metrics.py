@@ -8,14 +8,22 @@ from tensorboardX import SummaryWriter
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one torn by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    """The lines of a metrics.jsonl, without those that a kill or an editor has torn."""
+    lines = map(_parsed, _texts(path))
+    return [line for line in lines if line is not None]
+
+
+def _texts(path: pathlib.Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if known else None
 
 
 class MetricLog:
@@ -24,10 +32,16 @@ class MetricLog:
     def __init__(self, workdir: pathlib.Path, start_step: int):
         """Goes on after `start_step`: later lines, of steps to be done again, go."""
         path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+        texts = _texts(path)
+        kept = []
+        for i, text in enumerate(texts):
+            line = _parsed(text)
+            torn = line is None and i == len(texts) - 1
+            if not torn and (line is None or line["step"] <= start_step):
+                kept.append(text + "\n")
         # By way of a second file: a kill in between leaves the old or the new one.
         cut = path.with_suffix(".tmp")
-        cut.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        cut.write_text("".join(kept))
         cut.replace(path)
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from diffusion_jax.runs import RunFailed
 from diffusion_jax.training.state import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -62,8 +63,23 @@ class Checkpoints:
         Args:
           step: of a checkpoint that exists.
           like: a state, or `jax.ShapeDtypeStruct`s with shardings in its place.
+
+        Raises:
+          RunFailed: if what is on disk is damaged or of another network.
         """
-        return self._checkpointer.load(step, like)
+        try:
+            return self._checkpointer.load(step, like)
+        except Exception as error:  # Orbax raises nearly any kind.
+            reason = str(error).strip().splitlines() or [""]
+            raise RunFailed(
+                f"checkpoint {self._checkpointer.directory / str(step)} cannot be read "
+                f"({type(error).__name__}: {reason[0][:100]}); remove that folder to go on "
+                "from the checkpoint before it"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self._checkpointer.wait()
 
     def __enter__(self) -> "Checkpoints":
         return self

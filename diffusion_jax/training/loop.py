@@ -1,11 +1,7 @@
 """The training loop: where data, step, checkpoints and reports meet."""
 
-import contextlib
-import dataclasses
 import functools
 import pathlib
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +12,7 @@ from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.transforms import to_examples, to_model_range, training_examples
+from diffusion_jax.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.process import q_trajectory
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog, read_metrics
@@ -34,10 +31,6 @@ from diffusion_jax.training.step import (
 
 _STRIP_FRAMES = 10
 _MAX_HELD_OUT = 2048  # Examples of each held-out loss; enough for its third digit.
-
-
-class TrainingFailed(Exception):
-    """Training cannot go on; str() is one line that says why and what to do."""
 
 
 def train(
@@ -60,25 +53,36 @@ def train(
 
     Raises:
       BadRequest: before anything is compiled or written.
-      TrainingFailed: if the loss is not finite.
+      RunFailed: if the loss is not finite, or a checkpoint cannot be read.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
     plan = make_plan(config, data)
-    if overwrite and runs.config_path(workdir).exists():
-        runs.delete_run(workdir)
-    else:
-        runs.check_resumable(workdir, config)
-    runs.write_config(workdir, config)
+    if not runs.config_path(workdir).exists() or not overwrite:
+        changed = runs.check_resumable(workdir, config)
+        if changed:
+            print(f"changed since the run was started: {', '.join(changed)}")
+    workdir.mkdir(parents=True, exist_ok=True)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
-    with Checkpoints(folder, keep, writing=True) as checkpoints:
-        return Trainer(plan, workdir, checkpoints).run()
+    with runs.locked(workdir, "training in"), stop_on_interrupt(print) as stop:
+        if overwrite and runs.config_path(workdir).exists():
+            runs.delete_run(workdir)
+        with Checkpoints(folder, keep, writing=True) as checkpoints:
+            state = Trainer(plan, workdir, checkpoints, stop).run()
+    if stop.wanted:
+        hint = ", without --overwrite" if overwrite else ""
+        print(f"the same command{hint} goes on from step {int(state.step):,}")
+        raise KeyboardInterrupt
+    return state
 
 
 class Trainer:
     """The compiled programs of a run and its folder; `run` is the loop."""
 
-    def __init__(self, plan: Plan, workdir: pathlib.Path, checkpoints: Checkpoints):
-        self.plan, self.workdir, self.checkpoints = plan, workdir, checkpoints
+    def __init__(
+        self, plan: Plan, workdir: pathlib.Path, checkpoints: Checkpoints, stop: Stop
+    ):
+        self.plan, self.workdir = plan, workdir
+        self.checkpoints, self.stop = checkpoints, stop
         config = plan.config
         self.config = config
         self.mesh = parallel.make_mesh()
@@ -103,42 +107,46 @@ class Trainer:
         )
 
     def run(self) -> TrainState:
+        """Trains to the end, or until `stop.wanted`; the last state is saved."""
         training = self.config.training
         state, start = self._first_state()
         if start >= training.num_steps:
             print(
-                f"{self.workdir} has finished its {training.num_steps:,} steps; more: "
-                "--config.training.num_steps"
+                f"{self.workdir} is finished: it has {start:,} steps of "
+                f"{training.num_steps:,}; for more: --config.training.num_steps"
             )
             return state
+        runs.write_config(self.workdir, self.config)
         self._draw_forward()
+        if self.stop.wanted:
+            return state
         log = MetricLog(self.workdir, start)
         bar = ProgressBar("training", training.num_steps, "steps", start)
         bar.say("compiling the train step")
         reports = _Reports(self, log, bar)
         try:
-            with _stop_on_interrupt(bar) as stop:
-                step = start
+            step = start
+            batches = self._load(step)
+            while step < training.num_steps:
+                count = self._count(step)
+                state, metrics = self.train_steps(state, batches, count)
+                # While the device works: the next batches, the last metrics.
+                first, step = step, step + count
                 batches = self._load(step)
-                while step < training.num_steps:
-                    count = self._count(step)
-                    state, metrics = self.train_steps(state, batches, count)
-                    # While the device works: the next batches, the last metrics.
-                    first, step = step, step + count
-                    batches = self._load(step)
-                    reports.add(first, count, metrics)
-                    last = stop.wanted or step == training.num_steps
-                    self._visit(state, step, reports, last)
-                    if stop.wanted and step < training.num_steps:
-                        bar.say(
-                            f"saved at step {step:,} in {self.workdir}; "
-                            "the same command goes on from there"
-                        )
-                        raise KeyboardInterrupt
+                reports.add(first, count, metrics)
+                last = self.stop.wanted or step == training.num_steps
+                self._visit(state, step, reports, last)
+                if last:
+                    break
         finally:
             bar.close()
             log.close()
-        self._finish(state)
+        if step == training.num_steps:
+            self.stop.wanted = False  # Too late: there is nothing to go on with.
+            self._finish(state)
+        else:
+            self.checkpoints.wait()
+            print(f"saved at step {step:,} in {self.workdir}")
         return state
 
     def _first_state(self) -> tuple[TrainState, int]:
@@ -153,6 +161,8 @@ class Trainer:
         )
         step = self.checkpoints.latest_step
         if step is None:
+            if runs.config_path(self.workdir).exists():
+                print(f"{self.workdir} has no checkpoint yet: starting at step 0")
             return jax.jit(initial, out_shardings=self.whole)(), 0
         print(f"resuming {self.workdir} at step {step:,}")
         return self.checkpoints.restore(step, abstract_state(shapes, self.whole)), step
@@ -286,10 +296,14 @@ class _Reports:
         bad = ~(np.isfinite(losses) & np.isfinite(norms))
         if bad.any():
             newest = self.trainer.checkpoints.latest_step
-            raise TrainingFailed(
+            kept = (
+                "there is no checkpoint"
+                if newest is None
+                else (f"the newest checkpoint is that of step {newest:,}")
+            )
+            raise runs.RunFailed(
                 f"loss or gradient is not finite at step {first + int(bad.argmax()):,} "
-                f"(loss {losses[bad][0]}, gradient norm {norms[bad][0]}); the newest "
-                f"checkpoint is that of step {newest}; a lower "
+                f"(loss {losses[bad][0]}, gradient norm {norms[bad][0]}); {kept}; a lower "
                 "optimizer.learning_rate or a longer optimizer.warmup_steps may help"
             )
         self.since_log += zip(losses.tolist(), norms.tolist(), strict=True)
@@ -310,25 +324,3 @@ class _Reports:
         if rate:
             text += f"  {rate * config.data.batch_size:,.0f} images/s"
         self.bar.report(step, text)
-
-
-@dataclasses.dataclass
-class _Stop:
-    wanted: bool = False
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt(bar: ProgressBar) -> Iterator[_Stop]:
-    """The first Ctrl-C asks the loop to save and stop; a second one leaves at once."""
-    stop = _Stop()
-
-    def ask(*_: Any) -> None:
-        stop.wanted = True
-        signal.signal(signal.SIGINT, before)
-        bar.say("stopping after this dispatch to save; Ctrl-C again leaves at once")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
