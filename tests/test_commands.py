@@ -264,7 +264,7 @@ def test_damaged_runs_get_one_line(run, command, tmp_path):
 
 
 BAD = [
-    (("train.py",), "--config is missing"),
+    (("train.py",), "--config needs a file"),
     (("train.py", "--config=configs/digts.py"), "did you mean configs/digits.py?"),
     (("train.py", *TINY, "--config.data.sorce=x"), "did you mean config.data.source?"),
     (("train.py", *TINY, "--config.training.num_steps=many"), "num_steps=many"),
@@ -281,10 +281,7 @@ BAD = [
     (("train.py", *TINY, "--workdri=x"), "did you mean --workdir?"),
     (("train.py", *TINY, "num_steps=3"), "'num_steps=3' is no flag"),
     (("train.py", *TINY, "--workdir", "--overwrite"), "--workdir needs a value"),
-    (
-        ("train.py", *TINY, "--config.seed=1", "--config.seed=2"),
-        "config.seed is given twice",
-    ),
+    (("train.py", *TINY, "--config.model.channel_mults=(1,2)"), "is given twice"),
     (("train.py", *TINY, "--config.data.batch_size=99999999999"), "data.batch_size"),
     (("train.py", *TINY, "--nodry_run=1"), "dry_run"),
     (
