@@ -18,7 +18,9 @@ from diffusion_jax.samplers.tables import SAMPLERS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")
-_SEED = flags.DEFINE_integer("seed", 0, "Decides every sample, with its index.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Decides every sample, with its index.", lower_bound=0, upper_bound=2**31 - 1
+)
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
 _SAMPLER = flags.DEFINE_string("sampler", None, f"One of {', '.join(SAMPLERS)}.")
 _STEPS = flags.DEFINE_integer("steps", None, "Network calls of a chain, 1 .. T.")
@@ -33,8 +35,6 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 def main() -> None:
     if _NUM.value < 1:
         raise BadRequest(f"--num {_NUM.value} must be at least 1")
-    if not 0 <= _SEED.value < 2**31:
-        raise BadRequest(f"--seed {_SEED.value} must be in 0 .. {2**31 - 1}")
     check_choice("--weights", _WEIGHTS.value, generation.WEIGHTS)
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
     config = runs.read_config(workdir)

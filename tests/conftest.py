@@ -1,11 +1,19 @@
-"""Set before JAX starts: four CPU devices, and no silent rank promotion."""
+"""Set before JAX starts: four CPU devices, no silent rank promotion, a compile cache."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is the suite's cost, and the commands run here compile the same programs.
+CACHE = tempfile.mkdtemp(prefix="diffusion_jax_tests_")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest

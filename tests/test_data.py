@@ -126,3 +126,46 @@ def test_flips_mirror_about_half_of_the_images_whole():
     assert (same ^ mirrored).all() and 150 < int(mirrored.sum()) < 250
     off = transforms.training_examples(jax.random.key(1), images, flip=False)
     np.testing.assert_array_equal(off, plain)
+
+
+def test_examples_come_back_as_what_they_were():
+    images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    back = transforms.to_examples(
+        np.asarray(transforms.to_model_range(jnp.asarray(images))), (4, 4, 3)
+    )
+    assert back.dtype == np.uint8
+    np.testing.assert_array_equal(back, images)
+    points = np.array([[3.0, -3.0]], np.float32)
+    np.testing.assert_array_equal(transforms.to_examples(points, (2,)), points)
+
+
+def test_flips_follow_their_key():
+    images = jax.random.randint(jax.random.key(0), (64, 4, 6, 3), 0, 256).astype(jnp.uint8)
+    a, b = (
+        transforms.training_examples(jax.random.key(k), images, flip=True) for k in (1, 2)
+    )
+    assert (a != b).any()
+
+
+def test_the_epochs_of_two_seeds_have_nothing_in_common():
+    a = {tuple(pipeline.batch_indices(50, 50, 7, epoch)) for epoch in range(5)}
+    b = {tuple(pipeline.batch_indices(50, 50, 8, epoch)) for epoch in range(5)}
+    assert not a & b
+
+
+def test_toys_hold_out_other_points_and_follow_the_seed():
+    data, other = (
+        sources.open_data_set("two_moons", 0),
+        sources.open_data_set("two_moons", 1),
+    )
+    rows = {tuple(p) for p in data.train.tolist()}
+    assert not rows & {tuple(p) for p in data.held_out.tolist()}
+    assert not rows & {tuple(p) for p in other.train.tolist()}
+
+
+def test_pixels_are_exact_under_jit():
+    """k / 127.5 - 1, rounded once to float32, compiled or not."""
+    levels = np.arange(256, dtype=np.uint8)
+    exact = (levels / 127.5 - 1).astype(np.float32)
+    np.testing.assert_array_equal(transforms.to_model_range(jnp.asarray(levels)), exact)
+    np.testing.assert_array_equal(jax.jit(transforms.to_model_range)(levels), exact)

@@ -80,21 +80,62 @@ def test_t_is_uniform_over_all_timesteps():
     assert ((counts - 500) ** 2 / 500).sum() < 99 + 5 * 14
 
 
-def test_dropout_key_differs_from_those_of_t_and_noise():
-    keys = []
-
-    def spy(params, x_t, t, cond, *, train, key):
-        assert train
-        keys.append(key)
-        return x_t
-
-    losses.simple_loss(spy, None, SCHEDULE, jax.random.key(5), jnp.zeros((4, 1)))
-    losses.simple_loss(spy, None, SCHEDULE, jax.random.key(6), jnp.zeros((4, 1)))
-    assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
-
-
 def test_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="'l3'"):
         losses.simple_loss(
             silent, None, SCHEDULE, jax.random.key(0), jnp.zeros((4, 1)), norm="l3"
         )
+
+
+def test_no_key_is_used_twice(monkeypatch):
+    used = []
+
+    def recorded(draw):
+        def record(key, *args, **options):
+            used.append(key)
+            return draw(key, *args, **options)
+
+        return record
+
+    monkeypatch.setattr(jax.random, "randint", recorded(jax.random.randint))
+    monkeypatch.setattr(jax.random, "normal", recorded(jax.random.normal))
+
+    def spy(params, x_t, t, cond, *, train, key):
+        used.append(key)
+        return x_t
+
+    parent = jax.random.key(5)
+    losses.simple_loss(spy, None, SCHEDULE, parent, jnp.zeros((4, 1)))
+    words = {tuple(jax.random.key_data(key).tolist()) for key in (parent, *used)}
+    assert len(used) == 3 and len(words) == 4
+
+
+def test_the_condition_reaches_the_network():
+    def echo(params, x_t, t, cond, *, train, key):
+        return cond
+
+    cond = jnp.full((4, 1), 3.0)
+    loss = losses.simple_loss(
+        echo,
+        None,
+        SCHEDULE,
+        jax.random.key(0),
+        jnp.full((4, 1), 3.0),
+        prediction_type="x0",
+        cond=cond,
+    )
+    assert float(loss) == 0
+
+
+def test_the_loss_of_an_image_is_the_mean_over_its_own_pixels():
+    x0 = jnp.stack([jnp.full((2, 3, 1), v) for v in (0.0, 1.0, 2.0)])
+    loss = losses.prediction_loss(
+        lambda p, x, t, c, *, train, key: jnp.zeros_like(x),
+        None,
+        SCHEDULE,
+        x0,
+        jnp.zeros(3, jnp.int32),
+        jnp.zeros_like(x0),
+        prediction_type="x0",
+    )
+    np.testing.assert_allclose(loss, [0, 1, 4])

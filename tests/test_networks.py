@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from diffusion_jax.networks import MLP, UNet, as_functions
+from diffusion_jax.networks import MLP, UNet, as_functions, blocks
 from diffusion_jax.networks.convolution import conv_general_dilated
 from diffusion_jax.networks.embeddings import timestep_embedding
 
@@ -219,3 +220,62 @@ def test_mlp_takes_points():
     x = jax.random.normal(jax.random.key(1), (5, 2))
     out = apply_fn(params, x, jnp.arange(5))
     assert out.shape == (5, 2) and out.dtype == jnp.float32
+
+
+def test_group_norm_has_the_epsilon_of_tensorflow():
+    """At variance 1e-6, epsilon 1e-6 halves the power (torch's 1e-5 leaves 1/11)."""
+    x = 1e-3 * jnp.tile(jnp.array([1.0, -1.0]), 8).reshape(1, 2, 2, 4)
+    norm = blocks.group_norm(2, name=None, dtype=jnp.float32)
+    out = norm.apply(norm.init(jax.random.key(0), x), x)
+    np.testing.assert_allclose(out**2, 0.5, rtol=1e-3)
+
+
+def test_attention_takes_its_softmax_in_float32():
+    block, x = blocks.AttentionBlock(1, 4, jnp.bfloat16), jnp.ones((1, 4, 4, 8))
+    params = jax.eval_shape(block.init, jax.random.key(0), x)
+    text = jax.jit(block.apply).lower(params, x).as_text()
+    exponentials = [line for line in text.splitlines() if "stablehlo.exponential" in line]
+    assert exponentials and all("xf32>" in line for line in exponentials)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    """Through one block, where dropout is followed by a linear map alone."""
+    block = blocks.ResBlock(8, 0.3, 4, jnp.float32)
+    x, temb = jax.random.normal(jax.random.key(0), (4, 16, 16, 8)), jnp.ones((4, 8))
+    params = random_params(
+        jax.eval_shape(lambda: block.init(jax.random.key(0), x, temb, train=False))
+    )
+    _, state = block.apply(
+        params,
+        x,
+        temb,
+        train=True,
+        rngs={"dropout": jax.random.key(1)},
+        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+    )
+    (dropped,) = jax.tree.leaves(state["intermediates"])
+    assert float((dropped == 0).mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_mlp_sees_its_timestep_and_an_odd_embedding_ends_in_zero():
+    module = MLP(out_channels=2, width=16, num_blocks=2)
+    apply_fn = as_functions(module, (2,))[1]
+    params = random_params(shapes_of(module, (2,)))
+    x = jnp.ones((2, 2))
+    out = apply_fn(params, x, jnp.array([3, 700]))
+    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-3
+    params = jax.tree.map(np.zeros_like, params)
+    assert float(jnp.abs(apply_fn(params, x, jnp.array([3, 700]))).max()) == 0
+    odd, even = timestep_embedding(jnp.array([7]), 9), timestep_embedding(jnp.array([7]), 8)
+    np.testing.assert_array_equal(odd[0], [*even[0], 0])
+
+
+def test_mlp_blocks_add_to_their_input():
+    """With every block silent the points still reach the output."""
+    module = MLP(out_channels=2, width=16, num_blocks=2)
+    params = random_params(shapes_of(module, (2,)))
+    for name in ("dense0b", "dense1b"):
+        params[name] = jax.tree.map(np.zeros_like, params[name])
+    apply_fn = as_functions(module, (2,))[1]
+    out = apply_fn(params, jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([3, 3]))
+    assert float(jnp.abs(out[0] - out[1]).max()) > 1e-3

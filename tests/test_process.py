@@ -191,3 +191,17 @@ def test_shapes_that_do_not_fit_are_refused(schedule, images):
     x0, t, noise = images
     with pytest.raises(AssertionError):
         process.q_sample(schedule, x0, t, noise[:, :1])
+
+
+def test_v_is_the_velocity_along_the_arc():
+    """v = dx/dphi where x_t = cos(phi) x_0 + sin(phi) eps (Salimans & Ho, appendix D)."""
+    schedule = SCHEDULES["linear"]
+    x0, noise = jnp.array([[0.7]]), jnp.array([[-1.3]])
+    phi = np.arccos(schedule.sqrt_alphas_cumprod)
+    for t in (100, 500, 900):
+        ends = [
+            process.q_sample(schedule, x0, jnp.array([s]), noise) for s in (t - 1, t + 1)
+        ]
+        velocity = (ends[1] - ends[0]) / (phi[t + 1] - phi[t - 1])
+        v = process.prediction_target(schedule, "v", x0, jnp.array([t]), noise)
+        np.testing.assert_allclose(v, velocity, atol=5e-3)

@@ -324,3 +324,57 @@ def test_memory_of_the_chain_does_not_grow_with_its_length():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(1000) < temporaries(10) + 64 * 64 * 4
+
+
+def test_steps_lie_evenly():
+    """Trailing gaps differ by one at most; linspace is within half a step, halves go up."""
+    for total, count in ((1000, 7), (1000, 61), (100, 33), (10, 4)):
+        gaps = -np.diff(steps.trailing_timesteps(total, count), append=-1)
+        assert gaps.max() - gaps.min() <= 1
+        exact = np.linspace(total - 1, 0, count)
+        assert np.abs(steps.linspace_timesteps(total, count) - exact).max() <= 0.5 + 1e-9
+    assert steps.linspace_timesteps(4, 3).tolist() == [3, 2, 0]
+    assert steps.trailing_timesteps(10, 4).tolist() == [9, 6, 4, 1]
+
+
+@pytest.mark.parametrize("count", [3, 10, 61, 250])
+def test_respaced_ddpm_rows_keep_the_marginals(count):
+    chosen = steps.trailing_timesteps(T, count)
+    table = tables.ddpm_table(SCHEDULE, chosen)
+    share = SCHEDULE.alphas_cumprod[chosen]
+    prev = np.append(share[1:], 1.0)
+    np.testing.assert_allclose(table.w_x * np.sqrt(share) + table.w_x0, np.sqrt(prev))
+    noise = table.w_x**2 * (1 - share) + table.w_noise**2
+    np.testing.assert_allclose(noise, 1 - prev, atol=1e-13)
+
+
+def test_eta_scales_the_noise():
+    chosen = steps.trailing_timesteps(T, 20)
+    full, part = (tables.ddim_table(SCHEDULE, chosen, eta=eta) for eta in (1.0, 0.3))
+    np.testing.assert_allclose(part.w_noise, 0.3 * full.w_noise)
+
+
+def test_the_chain_evaluates_clips_and_hands_the_condition_on():
+    def network(params, x_t, t, cond, *, train, key):
+        assert not train and key is None
+        return cond
+
+    table = tables.ddim_table(
+        SCHEDULE, steps.trailing_timesteps(T, 5), prediction_type="x0"
+    )
+    for clip, end in (({}, 1.0), ({"clip_x0": False}, 5.0)):
+        samples, _ = chain.sample_chain(
+            network,
+            None,
+            table,
+            jax.random.key(0),
+            jnp.arange(3),
+            shape=(2,),
+            cond=jnp.full((3, 2), 5.0),
+            **clip,
+        )
+        np.testing.assert_allclose(samples, end, rtol=1e-6)
+
+
+def test_even_frames_are_rounded():
+    assert chain.even_frames(5, 4) == (0, 2, 3, 5)

@@ -17,6 +17,7 @@ from diffusion_jax.config import (
     Config,
     DataConfig,
     EMAConfig,
+    LossConfig,
     MLPConfig,
     OptimizerConfig,
     ProcessConfig,
@@ -437,3 +438,111 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
         assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
         back = checkpoints.restore(2, state)
     assert_same_bits(back, state._replace(step=jnp.int32(2)))
+
+
+# The step, with a network of one weight
+
+
+def constant(params, x_t, t, cond, *, train, key):
+    """A network whose prediction is its one weight everywhere."""
+    return jnp.broadcast_to(params["w"], x_t.shape)
+
+
+def simple_step(apply_fn=constant, to_x0=lambda key, x: x, **sections):
+    config = Config(**sections)
+    schedule, tx = experiment.make_schedule(config.process), optax.sgd(0.1)
+    step = make_train_step(config, apply_fn, schedule, tx, to_x0)
+    return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, 0)
+
+
+def test_every_step_has_draws_of_its_own_and_the_same_ones_again():
+    """At w = 0 the loss is the mean square of the noise."""
+    step, state = simple_step()
+    x0 = jnp.zeros((8, 4))
+    found = [
+        float(step(state._replace(step=jnp.int32(n)), x0)[1].loss) for n in (0, 1, 2, 1)
+    ]
+    assert len(set(found[:3])) == 3 and found[3] == found[1]
+
+
+def test_the_step_trains_with_dropout_and_keys_that_differ():
+    keys = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        assert train
+        keys.append(key)
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    def to_x0(key, examples):
+        keys.append(key)
+        return examples
+
+    with jax.disable_jit():
+        step, state = simple_step(spy, to_x0)
+        for n in range(2):
+            step(state._replace(step=jnp.int32(n)), jnp.zeros((8, 4)))
+    k_loss = jax.random.split(jax.random.fold_in(state.key, 0))[0]
+    words = {tuple(jax.random.key_data(k).tolist()) for k in (*keys, k_loss, state.key)}
+    assert len(words) == 6
+
+
+def test_the_first_average_has_the_first_decay_of_the_warm_up():
+    """(1 + 0) / (10 + 0) of the old weight, 0, and nine tenths of the new one."""
+    step, state = simple_step(ema=EMAConfig(decay=0.99, warmup=True))
+    state, _ = step(state, jnp.ones((8, 4)))
+    assert float(state.ema_params["w"]) == pytest.approx(0.9 * float(state.params["w"]))
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected", "gradient"), [("l2", 9.0, 6.0), ("l1", 3.0, 1.0)]
+)
+def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gradient):
+    """x_0 = -3 predicted as w = 0: |w - x_0| and (w - x_0)^2 by hand."""
+    sections = {"process": ProcessConfig(prediction="x0"), "loss": LossConfig(norm=norm)}
+    step, state = simple_step(**sections)
+    x0 = jnp.full((8, 4), -3.0)
+    after, metrics = step(state, x0)
+    assert float(metrics.loss) == pytest.approx(expected)
+    assert float(metrics.grad_norm) == pytest.approx(gradient)
+    assert float(after.params["w"]) == pytest.approx(-0.1 * gradient)
+
+    def evaluated(params, x_t, t, cond, *, train, key):
+        assert not train and key is None
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    config = Config(**sections)
+    held_out = make_held_out_loss(
+        config, evaluated, experiment.make_schedule(config.process)
+    )
+    found = held_out(state.params, x0, jnp.arange(8))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_held_out_noise_belongs_to_the_example():
+    """A silent eps network: the loss is the mean square of example i's own noise."""
+    config = Config()
+    held_out = make_held_out_loss(
+        config, constant, experiment.make_schedule(config.process)
+    )
+    params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
+    all_four = np.asarray(held_out(params, x0, jnp.arange(4)))
+    assert len(set(all_four.tolist())) == 4
+    np.testing.assert_array_equal(
+        held_out(params, x0[:2], jnp.array([3, 1])), all_four[[3, 1]]
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_has_the_betas_and_epsilon_of_the_config(name):
+    """Gradients 1 then 0, b1 = b2 = b: moments b (1 - b) / (1 - b^2) = b / (1 + b)."""
+    b, eps = 0.5, 0.1
+    config = OptimizerConfig(
+        name=name, learning_rate=1.0, warmup_steps=0, b1=b, b2=b, eps=eps, grad_clip=0.0
+    )
+    tx = make_optimizer(config, 10)
+    params = {"w": jnp.zeros(1)}
+    state = tx.init(params)
+    for gradient in (1.0, 0.0):
+        update, state = tx.update({"w": jnp.full(1, gradient)}, state, params)
+    moment = b / (1 + b)
+    np.testing.assert_allclose(update["w"], -moment / (math.sqrt(moment) + eps), rtol=1e-5)

@@ -1,0 +1,112 @@
+"""The U-Net against the authors' code, written again in plain NumPy float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.networks import UNet, as_functions
+
+
+def reference_unet(p, x, t, *, base, mults, num_res_blocks, attention, heads, groups):
+    """models/unet.py of hojonathanho/diffusion, in NumPy float64, with our names."""
+
+    def swish(z):
+        return z / (1 + np.exp(-z))
+
+    def norm(z, q):
+        g = z.reshape(*z.shape[:3], groups, -1)
+        mean, var = g.mean((1, 2, 4), keepdims=True), g.var((1, 2, 4), keepdims=True)
+        return ((g - mean) / np.sqrt(var + 1e-6)).reshape(z.shape) * q["scale"] + q["bias"]
+
+    def dense(z, q):
+        return z @ q["kernel"] + q["bias"]
+
+    def conv(z, q, stride=1):
+        # TensorFlow's SAME: a row on each side, but below and right only at stride 2.
+        (_, h, w, _), low = z.shape, 2 - stride
+        z = np.pad(z, ((0, 0), (low, 1), (low, 1), (0, 0)))
+        taps = [(i, j) for i in range(3) for j in range(3)]
+        shifted = [z[:, i : i + h : stride, j : j + w : stride] for i, j in taps]
+        return (
+            sum(s @ q["kernel"][ij] for s, ij in zip(shifted, taps, strict=True))
+            + q["bias"]
+        )
+
+    def res(z, q):
+        h = conv(swish(norm(z, q["norm1"])), q["conv1"])
+        h = h + dense(swish(temb), q["temb"])[:, None, None]
+        h = conv(swish(norm(h, q["norm2"])), q["conv2"])
+        return h + (dense(z, q["shortcut"]) if "shortcut" in q else z)
+
+    def attend(z, q):
+        b, h, w, c = z.shape
+        y = norm(z, q["norm"]).reshape(b, h * w, c)
+        out = []
+        for queries, keys, values in zip(
+            *(np.split(dense(y, q[n]), heads, axis=-1) for n in "qkv"), strict=True
+        ):
+            score = np.exp(queries @ keys.transpose(0, 2, 1) / np.sqrt(c / heads))
+            out.append(score / score.sum(-1, keepdims=True) @ values)
+        return z + dense(np.concatenate(out, -1).reshape(z.shape), q["out"])
+
+    p = jax.tree.map(np.float64, p)
+    half = base // 2
+    angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))
+    temb = dense(np.concatenate([np.sin(angles), np.cos(angles)], 1), p["temb1"])
+    temb = dense(swish(temb), p["temb2"])
+    h = conv(np.float64(x), p["conv_in"])
+    skips = [h]
+    for level in range(len(mults)):
+        for i in range(num_res_blocks):
+            h = res(h, p[f"down{level}_res{i}"])
+            if h.shape[1] in attention:
+                h = attend(h, p[f"down{level}_attn{i}"])
+            skips.append(h)
+        if level < len(mults) - 1:
+            h = conv(h, p[f"down{level}_conv"], stride=2)
+            skips.append(h)
+    h = res(attend(res(h, p["mid_res0"]), p["mid_attn"]), p["mid_res1"])
+    for level in reversed(range(len(mults))):
+        for i in range(num_res_blocks + 1):
+            h = res(np.concatenate([h, skips.pop()], -1), p[f"up{level}_res{i}"])
+            if h.shape[1] in attention:
+                h = attend(h, p[f"up{level}_attn{i}"])
+        if level:
+            h = conv(h.repeat(2, axis=1).repeat(2, axis=2), p[f"up{level}_conv"])
+    return conv(swish(norm(h, p["norm_out"])), p["conv_out"])
+
+
+def test_the_unet_computes_what_the_ddpm_code_computes():
+    """Every activation, residual, skip, padding and axis against plain NumPy."""
+    shape = (8, 4, 3)
+    module = UNet(
+        out_channels=3,
+        base_channels=8,
+        channel_mults=(1, 2),
+        num_res_blocks=2,
+        attn_resolutions=(4,),
+        num_heads=2,
+        num_groups=4,
+    )
+    init_fn, apply_fn = as_functions(module, shape)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: np.float32(0.2 * rng.standard_normal(s.shape)),
+        jax.eval_shape(init_fn, jax.random.key(0)),
+    )
+    x = np.asarray(jax.random.normal(jax.random.key(1), (2, *shape)))
+    t = np.array([3, 700])
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(apply_fn)(params, x, jnp.asarray(t))
+    expected = reference_unet(
+        params,
+        x,
+        t,
+        base=8,
+        mults=(1, 2),
+        num_res_blocks=2,
+        attention=(4,),
+        heads=2,
+        groups=4,
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
