@@ -11,9 +11,11 @@ A network predicts eps (the noise in x_t), x0, or v = sqrt(alpha-bar) eps
 other two, linearly; the six functions below are those lines.
 
 Shapes: images are [B, ...], `t` is int32 [B] (or a scalar for the whole batch) in
-0 .. T-1, where index t is the papers' step t + 1. A `t` outside that range gives NaN,
-never the coefficients of some other step. All results are float32.
+0 .. T-1, where index t is the papers' step t + 1. Where coefficients are read, a `t`
+outside that range gives NaN, never those of some other step. All results are float32.
 """
+
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -59,25 +61,34 @@ def q_sample(
     return signal * x0 + sigma * noise
 
 
-def q_trajectory(schedule: Schedule, key: jax.Array, x0: jax.Array) -> jax.Array:
-    """The whole noised chain x_1 .. x_T, drawn jointly, as one scan of `q_step`.
+def q_trajectory(
+    schedule: Schedule, key: jax.Array, x0: jax.Array, frames: Sequence[int] | None = None
+) -> jax.Array:
+    """The noised chain x_1 .. x_T, drawn jointly, as one scan of `q_step`.
 
     Args:
       schedule: the noise process.
       key: one typed PRNG key; step t uses fold_in(key, t).
       x0: [B, ...] clean images.
+      frames: different timesteps whose images to keep; all unless given.
 
     Returns:
-      [T, B, ...]: entry t is the image after noising step t.
+      [F, B, ...]: entry i is the image after noising step frames[i].
     """
+    steps = range(schedule.num_timesteps)
+    frames = list(steps if frames is None else frames)
+    slots = [frames.index(t) if t in frames else len(frames) for t in steps]
 
-    def step(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]):
+        (x, kept), (t, slot) = carry, row
         noise = jax.random.normal(jax.random.fold_in(key, t), x.shape)
         x = q_step(schedule, x, t, noise)
-        return x, x
+        return (x, kept.at[slot].set(x, mode="drop")), None
 
     x0 = jnp.asarray(x0, jnp.float32)
-    return jax.lax.scan(step, x0, jnp.arange(schedule.num_timesteps))[1]
+    kept = jnp.zeros((len(frames), *x0.shape))
+    rows = (jnp.arange(schedule.num_timesteps), jnp.asarray(slots))
+    return jax.lax.scan(step, (x0, kept), rows)[0][1]
 
 
 def q_posterior(
@@ -113,12 +124,12 @@ def x0_from_eps(
     Float32 rounding of x_t is amplified by 1 / sqrt(alphas_cumprod_t): 157 at T - 1 of
     the linear schedule, 20,291 of the cosine one. That lies in the problem itself.
     """
-    return _combine(*_x0_coefficients("eps", schedule), x_t, t, eps)
+    return _combine(*x0_coefficients("eps", schedule.alphas_cumprod), x_t, t, eps)
 
 
 def x0_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
     """x_0 = sqrt(alpha-bar) x_t - sqrt(1 - alpha-bar) v (Salimans & Ho, appendix D)."""
-    return _combine(*_x0_coefficients("v", schedule), x_t, t, v)
+    return _combine(*x0_coefficients("v", schedule.alphas_cumprod), x_t, t, v)
 
 
 def eps_from_x0(
@@ -126,7 +137,8 @@ def eps_from_x0(
 ) -> jax.Array:
     """The noise that with x_0 makes x_t: DDPM eq. 4 solved for eps.
 
-    Float32 rounding is amplified by 1 / sqrt(1 - alphas_cumprod_t), 100 at t = 0.
+    Float32 rounding is amplified by 1 / sqrt(1 - alphas_cumprod_t), at t = 0 by
+    100 (linear schedule) or 156 (cosine).
     """
     sigma = schedule.sqrt_one_minus_alphas_cumprod
     return _combine(1 / sigma, -schedule.sqrt_alphas_cumprod / sigma, x_t, t, x0)
@@ -161,7 +173,9 @@ def x0_from_prediction(
     prediction: jax.Array,
 ) -> jax.Array:
     """x_0 from what a network predicted: "eps", "x0" or "v". [B, ...] -> [B, ...]."""
-    return _combine(*_x0_coefficients(prediction_type, schedule), x_t, t, prediction)
+    return _combine(
+        *x0_coefficients(prediction_type, schedule.alphas_cumprod), x_t, t, prediction
+    )
 
 
 def prediction_target(
@@ -211,12 +225,6 @@ def check_prediction_type(prediction_type: str) -> None:
             f"prediction type {prediction_type!r} is unknown; it can be "
             + ", ".join(PREDICTION_TYPES)
         )
-
-
-def _x0_coefficients(
-    prediction_type: str, schedule: Schedule
-) -> tuple[np.ndarray, np.ndarray]:
-    return x0_coefficients(prediction_type, schedule.alphas_cumprod)
 
 
 def _combine(a: np.ndarray, b: np.ndarray, x_t, t, other) -> jax.Array:

@@ -20,6 +20,8 @@ SCHEDULES = ("linear", "cosine")
 class Schedule(NamedTuple):
     """The tables of one noise process; each is float64 [T].
 
+    Close a jitted function over a schedule: it is host data, not an argument.
+
     Attributes:
       betas: variance of the noise that step t adds, in (0, 1).
       alphas: 1 - betas.
@@ -74,8 +76,8 @@ def cosine_betas(
 ) -> np.ndarray:
     """The betas whose alphas_cumprod follow cos^2 (IDDPM eq. 17); float64 [T].
 
-    alphas_cumprod(u) = cos^2((u + offset) / (1 + offset) * pi / 2) at u = step / T,
-    and each beta is clipped at max_beta, which touches the last one alone.
+    alphas_cumprod is f(u) / f(0) with f(u) = cos^2((u + offset) / (1 + offset) * pi / 2)
+    and u = step / T; each beta is clipped at max_beta, which touches the last one alone.
 
     Raises:
       ValueError: if T < 2.

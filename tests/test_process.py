@@ -96,6 +96,13 @@ def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
     assert np.abs(std / sigma - 1).max() < 5.5 / np.sqrt(2 * n)
 
 
+def test_frames_of_q_trajectory_are_those_of_the_whole(images):
+    schedule, (x0, _, _) = SCHEDULES["linear"], images
+    whole = process.q_trajectory(schedule, jax.random.key(5), x0)
+    frames = process.q_trajectory(schedule, jax.random.key(5), x0, (0, 500, 999))
+    np.testing.assert_array_equal(frames, whole[np.array([0, 500, 999])])
+
+
 def test_q_trajectory_is_a_markov_chain_not_independent_draws():
     """Neighbours correlate as cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
     schedule = SCHEDULES["linear"]

@@ -125,11 +125,8 @@ def test_ema_is_the_geometric_series():
 
 
 def test_ema_of_a_constant_is_that_constant_to_the_bit():
-    params = jax.random.normal(jax.random.key(0), (100,))
-    ema = params
-    for _ in range(10):
-        ema = ema_update(ema, params, jnp.float32(0.9999))
-    np.testing.assert_array_equal(ema, params)
+    params = jax.random.normal(jax.random.key(0), (100_000,))
+    np.testing.assert_array_equal(ema_update(params, params, jnp.float32(0.995)), params)
 
 
 def test_ema_warm_up():
@@ -546,3 +543,33 @@ def test_adam_has_the_betas_and_epsilon_of_the_config(name):
         update, state = tx.update({"w": jnp.full(1, gradient)}, state, params)
     moment = b / (1 + b)
     np.testing.assert_allclose(update["w"], -moment / (math.sqrt(moment) + eps), rtol=1e-5)
+
+
+def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
+    """Over each of the 2,000 examples once, though 63 batches of 32 are run."""
+    workdir, state = finished
+    config = points_config()
+    apply_fn = experiment.make_network(config)[1]
+    loss = make_held_out_loss(config, apply_fn, experiment.make_schedule(config.process))
+    expected = float(loss(state.ema_params, points.held_out, jnp.arange(2000)).mean())
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert logged[-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_logged_rate_is_that_of_the_last_step(finished):
+    line = json.loads((finished[0] / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["step"] == 5 and line["learning_rate"] == pytest.approx(0.003 * 4 / 5)
+
+
+def test_initialisation_training_and_sampling_share_no_key():
+    seen = []
+
+    def init_fn(key):
+        seen.append(key)
+        return {"w": jnp.zeros(1)}
+
+    state = init_state(init_fn, optax.sgd(0.1), 0)
+    samples = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
+    words = {tuple(jax.random.key_data(k).tolist()) for k in (seen[0], state.key, *samples)}
+    assert len(words) == 6

@@ -61,6 +61,8 @@ def train(
         changed = runs.check_resumable(workdir, config)
         if changed:
             print(f"changed since the run was started: {', '.join(changed)}")
+        if config.optimizer.decay == "cosine" and "num_steps" in "".join(changed):
+            print("the cosine decay follows the new training.num_steps from here on")
     workdir.mkdir(parents=True, exist_ok=True)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with runs.locked(workdir, "training in"), stop_on_interrupt(print) as stop:
@@ -210,7 +212,8 @@ class Trainer:
             reports.log.write(step, {"held_out_loss": loss})
         if save:
             self.checkpoints.save(state, loss)
-        if due(training.sample_every) and training.sample_every:
+        # At the end too, but not when somebody waits for it to stop.
+        if training.sample_every and due(training.sample_every) and not self.stop.wanted:
             self._draw_samples(state, step)
 
     def _evaluate(self, params: Any) -> float:
@@ -250,7 +253,8 @@ class Trainer:
 
         @jax.jit
         def noised(x0: jax.Array) -> jax.Array:
-            return q_trajectory(self.plan.schedule, jax.random.key(0), x0)[shown[1:] - 1]
+            key = jax.random.fold_in(jax.random.key(0), 2**32 - 3)  # As in `init_state`.
+            return q_trajectory(self.plan.schedule, key, x0, (shown[1:] - 1).tolist())
 
         frames = np.concatenate([np.asarray(x0)[None], np.asarray(noised(x0))])
         titles = [f"t = {t}" for t in shown]

@@ -10,7 +10,8 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     """Rate at each step: linear from 0 over the warm-up, then as `config.decay` says.
 
     constant: learning_rate. cosine: from it to 0 at `num_steps`. inverse_sqrt:
-    learning_rate * sqrt(w / step) with w the length of the warm-up.
+    learning_rate * sqrt(w / step) with w the length of the warm-up, or, without one,
+    learning_rate / sqrt(1 + step).
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.decay == "constant":

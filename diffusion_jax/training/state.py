@@ -32,7 +32,9 @@ def init_state(
     init_fn: Callable[[jax.Array], Any], tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """A state at step 0, its average equal to its weights."""
-    k_init, k_run = jax.random.split(jax.random.key(seed))
+    # Sampling folds in the index of a sample, below 2**31; training stays clear of that.
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+    k_init, k_run = jax.random.split(key)
     params = init_fn(k_init)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -12,8 +12,6 @@ from diffusion_jax.config import Config
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.training.state import TrainState, ema_decay, ema_update
 
-ApplyFn = Callable[..., jax.Array]
-
 
 class Metrics(NamedTuple):
     """Of each step of a dispatch: float32 [K]."""
@@ -24,7 +22,7 @@ class Metrics(NamedTuple):
 
 def make_train_step(
     config: Config,
-    apply_fn: ApplyFn,
+    apply_fn: losses.ApplyFn,
     schedule: Schedule,
     tx: optax.GradientTransformation,
     to_x0: Callable[[jax.Array, jax.Array], jax.Array],
@@ -87,14 +85,14 @@ def make_train_steps(
             state, metrics = train_step(state, batches[i])
             return state, jax.tree.map(lambda a, m: a.at[i].set(m), all_metrics, metrics)
 
-        zeros = Metrics(*[jnp.zeros(batches.shape[0], jnp.float32) for _ in range(2)])
+        zeros = Metrics(*[jnp.zeros(batches.shape[0]) for _ in Metrics._fields])
         return jax.lax.fori_loop(0, count, body, (state, zeros))
 
     return train_steps
 
 
 def make_held_out_loss(
-    config: Config, apply_fn: ApplyFn, schedule: Schedule
+    config: Config, apply_fn: losses.ApplyFn, schedule: Schedule
 ) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
 
@@ -108,7 +106,8 @@ def make_held_out_loss(
         position = (indices.astype(jnp.float32) + 0.5) * golden % 1.0
         t = jnp.floor(position * schedule.num_timesteps).astype(jnp.int32)
         t = jnp.minimum(t, schedule.num_timesteps - 1)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(indices)
+        key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
         return losses.prediction_loss(
             apply_fn,
