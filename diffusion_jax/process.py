@@ -77,7 +77,8 @@ def q_trajectory(
     """
     steps = range(schedule.num_timesteps)
     frames = list(steps if frames is None else frames)
-    slots = [frames.index(t) if t in frames else len(frames) for t in steps]
+    slot_of = {t: slot for slot, t in enumerate(frames)}
+    slots = [slot_of.get(t, len(frames)) for t in steps]
 
     def step(carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]):
         (x, kept), (t, slot) = carry, row
@@ -173,9 +174,8 @@ def x0_from_prediction(
     prediction: jax.Array,
 ) -> jax.Array:
     """x_0 from what a network predicted: "eps", "x0" or "v". [B, ...] -> [B, ...]."""
-    return _combine(
-        *x0_coefficients(prediction_type, schedule.alphas_cumprod), x_t, t, prediction
-    )
+    a, b = x0_coefficients(prediction_type, schedule.alphas_cumprod)
+    return _combine(a, b, x_t, t, prediction)
 
 
 def prediction_target(
