@@ -25,6 +25,7 @@ from absl import logging
 
 from diffusion_jax import experiment, parallel
 from diffusion_jax.command_line import load_config
+from diffusion_jax.interrupts import Stop
 from diffusion_jax.samplers.steps import trailing_timesteps
 from diffusion_jax.samplers.tables import ddim_table, ddpm_table
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -65,7 +66,7 @@ def training() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         with Checkpoints(folder / "checkpoints", writing=True) as checkpoints:
-            trainer = Trainer(make_plan(config), folder, checkpoints)
+            trainer = Trainer(make_plan(config), folder, checkpoints, Stop())
             program, calls, since = trainer.train_steps, 0, 0.0
 
             def timed(state, batches, count):

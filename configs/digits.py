@@ -2,8 +2,10 @@
 
 Command:   python train.py --config configs/digits.py
 Hardware:  2 CPU cores
-Time:      TIME
-Result:    RESULT
+Time:      2 min 13 s
+Result:    held-out loss 0.134; digits that can be read
+
+`python sample.py --num 1024` then takes 1,000 DDPM steps: about 4 minutes there.
 """
 
 from diffusion_jax.config import (
