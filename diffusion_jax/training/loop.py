@@ -57,7 +57,8 @@ def train(
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
     plan = make_plan(config, data)
-    if not runs.config_path(workdir).exists() or not overwrite:
+    anew = overwrite and runs.config_path(workdir).exists()
+    if not anew:
         changed = runs.check_resumable(workdir, config)
         if changed:
             print(f"changed since the run was started: {', '.join(changed)}")
@@ -66,7 +67,7 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with runs.locked(workdir, "training in"), stop_on_interrupt(print) as stop:
-        if overwrite and runs.config_path(workdir).exists():
+        if anew:
             runs.delete_run(workdir)
         with Checkpoints(folder, keep, writing=True) as checkpoints:
             state = Trainer(plan, workdir, checkpoints, stop).run()
