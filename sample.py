@@ -15,6 +15,7 @@ from diffusion_jax import command_line, generation, parallel, runs
 from diffusion_jax.config import BadRequest, Config, check_choice
 from diffusion_jax.samplers.steps import SPACINGS
 from diffusion_jax.samplers.tables import SAMPLERS
+from diffusion_jax.training.weights import KINDS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")
@@ -35,7 +36,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 def main() -> None:
     if _NUM.value < 1:
         raise BadRequest(f"--num {_NUM.value} must be at least 1")
-    check_choice("--weights", _WEIGHTS.value, generation.WEIGHTS)
+    check_choice("--weights", _WEIGHTS.value, KINDS)
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
     config = runs.read_config(workdir)
     _apply_flags(config)

@@ -12,9 +12,10 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import command_line, parallel
-from diffusion_jax.config import Config, to_json
+from diffusion_jax.config import Config, check_choice, to_json
 from diffusion_jax.training import loop
-from diffusion_jax.training.plan import make_plan
+from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.training.weights import KINDS
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -25,17 +26,28 @@ _OVERWRITE = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the config and the data, print the config and stop."
 )
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", None, "Start a new run from the weights of a run, or of an exported file."
+)
+_INIT_WEIGHTS = flags.DEFINE_string("init_weights", "ema", "Of that run: ema or raw.")
 
 
 def main(config: Config) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
     print(parallel.describe_devices())
     if _DRY_RUN.value:
-        make_plan(config)
-        print(to_json(config), end="")
+        plan = load_data(make_plan(config, prepare=False))
+        print(to_json(plan.config), end="")
         return
+    check_choice("--init_weights", _INIT_WEIGHTS.value, KINDS)
     print(f"run: {workdir}")
-    loop.train(config, workdir, overwrite=_OVERWRITE.value)
+    loop.train(
+        config,
+        workdir,
+        overwrite=_OVERWRITE.value,
+        init_from=pathlib.Path(_INIT_FROM.value) if _INIT_FROM.value else None,
+        init_weights=_INIT_WEIGHTS.value,
+    )
 
 
 if __name__ == "__main__":

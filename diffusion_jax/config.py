@@ -27,14 +27,23 @@ class BadRequest(Exception):
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:
-    """Which examples, and how many at a time."""
+    """Which examples, and how many at a time. docs/data.md explains each source."""
 
-    source: str = "digits"  # digits, swiss_roll, two_moons, eight_gaussians
-    path: str = ""  # For the sources that read files.
+    # digits, swiss_roll, two_moons, eight_gaussians, folder (or a zip), npz, tfds:NAME
+    source: str = "digits"
+    path: str = ""  # Of the folder, .zip or .npz; for tfds: its data_dir, if not its own.
     image_size: tuple[int, ...] = (8,)  # (size,) or (height, width); () for points.
-    channels: int = 1  # Image channels, or coordinates of a point.
+    channels: int = 1  # Image channels, or coordinates of a point; 0: as the data has.
+    resize: str = "crop"  # To another shape: crop its middle, or squash.
+    unreadable: str = "refuse"  # Images that cannot be read: refuse, skip.
+    split: str = "train"  # tfds: what to train on, such as train or train[:90%].
+    # tfds: a split; folder, npz: another path. "": the set's own, else a fraction.
+    held_out: str = ""
+    held_out_fraction: float = 0.02  # Of the examples, always the same ones.
     batch_size: int = 64  # Of one step, over all devices.
     random_flip: bool = False  # Mirror each training image with probability 1/2.
+    memory_gib: float = 2.0  # Images that need more are read again for each batch,
+    num_workers: int = 2  # by so many processes; 0: by threads of this one.
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,6 +126,7 @@ class TrainingConfig:
     eval_every: int = 1000  # Held-out loss.
     checkpoint_every: int = 5000
     sample_every: int = 5000
+    num_held_out: int = 2048  # Examples of the held-out loss: its third digit is good.
     num_samples: int = 64  # In each sample grid.
     sample_steps: int = 50  # DDIM steps of the sample grids while training.
     keep_checkpoints: int = 2  # The newest ones; the best by held-out loss stays too.
@@ -191,11 +201,6 @@ class Config:
                 f"sampling.steps ({self.sampling.steps}) must be at most "
                 f"process.num_timesteps ({self.process.num_timesteps})"
             )
-        if self.data.path:
-            raise BadRequest(
-                f"data.path ({self.data.path!r}) is for sources that read files; "
-                f"{self.data.source} does not"
-            )
         if self.data.random_flip and not self.data.image_size:
             raise BadRequest("data.random_flip (True) is for images, not for points")
         if isinstance(self.model, UNetConfig):
@@ -243,7 +248,10 @@ class Config:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
-    "data.channels": (1, 4096),
+    "data.channels": (0, 4096),
+    "data.held_out_fraction": (0.0001, 0.5),
+    "data.memory_gib": (0, 2**20),
+    "data.num_workers": (0, 256),
     "data.batch_size": (1, 2**20),
     "model.base_channels": (4, 2**14),
     "model.num_res_blocks": (1, 100),
@@ -267,6 +275,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.eval_every": (0, 2**31 - 1),
     "training.checkpoint_every": (0, 2**31 - 1),
     "training.sample_every": (0, 2**31 - 1),
+    "training.num_held_out": (1, 2**31 - 1),
     "training.num_samples": (1, 2**16),
     "training.sample_steps": (1, 2**31 - 1),
     "training.keep_checkpoints": (1, 10**6),
@@ -275,6 +284,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sampling.batch_size": (1, 2**20),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "data.resize": ("crop", "squash"),
+    "data.unreadable": ("refuse", "skip"),
     "model.dtype": ("float32", "bfloat16"),
     "process.schedule": SCHEDULES,
     "process.prediction": PREDICTION_TYPES,

@@ -24,11 +24,8 @@ from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
-from diffusion_jax.training.checkpoints import Checkpoints, abstract_state
-from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import init_state
+from diffusion_jax.training.weights import load_from_run
 
-WEIGHTS = ("ema", "raw")
 _STRIP_FRAMES = 10
 _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.
 _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
@@ -77,7 +74,8 @@ def generate(
         if path.is_dir():
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
     mesh = parallel.make_mesh()
-    params, step, apply_fn = _load(workdir, config, weights, parallel.replicated(mesh))
+    _, apply_fn = experiment.make_network(config)
+    params, _, step = load_from_run(workdir, config, weights, parallel.replicated(mesh))
     request = {
         "run": str(workdir),
         "checkpoint_step": step,
@@ -136,25 +134,6 @@ def generate(
             bar.close()
         partial.finish(num_batches, num, frames)
     print("wrote", *results)
-
-
-def _load(
-    workdir: pathlib.Path, config: Config, weights: str, sharding: jax.sharding.Sharding
-) -> tuple[Any, int, Any]:
-    """The weights of the newest checkpoint, its step, and the network."""
-    init_fn, apply_fn = experiment.make_network(config)
-    folder = runs.checkpoints_path(workdir)
-    nothing = f"the run in {workdir} has no checkpoint yet; train it further with train.py"
-    if not folder.is_dir():
-        raise BadRequest(nothing)
-    tx = make_optimizer(config.optimizer, config.training.num_steps)
-    shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config.seed))
-    with Checkpoints(folder, writing=False) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise BadRequest(nothing)
-        state = checkpoints.restore(step, abstract_state(shapes, sharding))
-    return (state.ema_params if weights == "ema" else state.params), step, apply_fn
 
 
 def _result(out: pathlib.Path, suffix: str) -> pathlib.Path:

@@ -22,8 +22,17 @@ _PARTS = (
     "loss.png",
 )
 _LOCK = ".lock"
-# What a resumed run may change: when to stop, report and save, and how to sample.
-_CHANGEABLE = ("training.", "sampling.", "name")
+# What a resumed run may change: when to stop, report and save, how to sample, and where
+# the data lies and how it is loaded. The batches stay the same.
+_CHANGEABLE = (
+    "training.",
+    "sampling.",
+    "name",
+    "data.path",
+    "data.memory_gib",
+    "data.num_workers",
+    "data.unreadable",
+)
 
 
 class RunFailed(Exception):
@@ -76,14 +85,19 @@ def read_config(workdir: pathlib.Path) -> Config:
         raise BadRequest(f"{path} is not the config of a run: {error}") from error
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a run has saved anything yet."""
+    return any(path.name.isdigit() for path in checkpoints_path(workdir).glob("*"))
+
+
 def newest_run(root: pathlib.Path) -> pathlib.Path:
     """The run under `root` whose checkpoints changed last.
 
     Raises:
       BadRequest: if there is none.
     """
-    folders = [checkpoints_path(path.parent) for path in root.glob("*/config.json")]
-    saved = [f for f in folders if any(p.name.isdigit() for p in f.glob("*"))]
+    found = [path.parent for path in root.glob("*/config.json")]
+    saved = [checkpoints_path(workdir) for workdir in found if has_checkpoint(workdir)]
     if not saved:
         raise BadRequest(
             f"there is no run with a checkpoint under {root}/; train one with "

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.data import pipeline, sources, transforms
+from diffusion_jax.config import DataConfig
+from diffusion_jax.data import embedded, pipeline, sources, transforms
 
 
 def test_digits_are_the_1797_real_ones_split_once():
-    data = sources.digits()
+    data = sources.open_data_set(DataConfig())
     assert data.train.shape == (1597, 8, 8, 1) and data.held_out.shape == (200, 8, 8, 1)
     assert data.train.dtype == np.uint8 and data.shape == (8, 8, 1)
     both = np.concatenate([data.train, data.held_out])
@@ -21,18 +22,18 @@ def test_digits_are_the_1797_real_ones_split_once():
     real = {tuple(image.ravel()) for image in load_digits().images.astype(int)}
     back = {tuple(np.rint(image.ravel() / 255 * 16).astype(int)) for image in both}
     assert real == back
-    np.testing.assert_array_equal(data.train, sources.digits().train)
+    np.testing.assert_array_equal(data.train, sources.open_data_set(DataConfig()).train)
 
 
 def test_two_moons_lie_on_two_half_circles():
-    points = sources.two_moons(4000, 0) + np.array([0.5, 0.25])
+    points = embedded.two_moons(4000, 0) + np.array([0.5, 0.25])
     upper = np.abs(np.hypot(*points.T) - 1)
     lower = np.abs(np.hypot(*(points - np.array([1.0, 0.5])).T) - 1)
     assert np.quantile(np.minimum(upper, lower), 0.99) < 3 * 0.05
 
 
 def test_eight_gaussians_have_their_centres_and_width():
-    points = sources.eight_gaussians(16_000, 0)
+    points = embedded.eight_gaussians(16_000, 0)
     which = (
         np.round(np.angle(points[:, 0] + 1j * points[:, 1]) / (np.pi / 4)).astype(int) % 8
     )
@@ -46,15 +47,15 @@ def test_eight_gaussians_have_their_centres_and_width():
 
 def test_swiss_roll_lies_on_its_spiral():
     """x = a cos a, y = a sin a: the distance from the centre is the angle, mod 2 pi."""
-    x, y = (sources.swiss_roll(4000, 0) * 8).T
+    x, y = (embedded.swiss_roll(4000, 0) * 8).T
     turn = (np.hypot(x, y) - np.arctan2(y, x)) / (2 * np.pi)
     assert np.quantile(np.abs(turn - np.round(turn)), 0.99) < 0.3 * 3 / 6
     assert np.hypot(x, y).min() > 3 and np.hypot(x, y).max() < 16
 
 
-@pytest.mark.parametrize("name", sources.SOURCES)
-def test_every_source_follows_the_protocol(name):
-    data = sources.open_data_set(name)
+@pytest.mark.parametrize("name", sources.EMBEDDED)
+def test_every_embedded_source_follows_the_protocol(name):
+    data = sources.open_data_set(DataConfig(source=name))
     rows = data.train[np.array([5, 0, 5])]
     assert rows.shape == (3, *data.shape) and len(data.held_out) > 0
     np.testing.assert_array_equal(rows[0], rows[2])
@@ -94,15 +95,20 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
 
 def test_processes_load_the_rows_of_one_global_batch():
     source = np.arange(100)[:, None]
-    whole = pipeline.load_batches(source, 8, 0, 5, 3, slice(0, 8))
-    assert whole.shape == (3, 8, 1)
-    parts = [
-        pipeline.load_batches(source, 8, 0, 5, 3, slice(2 * p, 2 * p + 2)) for p in range(4)
-    ]
-    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
-    np.testing.assert_array_equal(
-        whole[1:], pipeline.load_batches(source, 8, 0, 6, 2, slice(0, 8))
-    )
+    whole = [pipeline.StepBatches(source, 8, 0, slice(0, 8))[n] for n in range(5, 8)]
+    assert whole[0].shape == (8, 1)
+    parts = [pipeline.StepBatches(source, 8, 0, slice(2 * p, 2 * p + 2)) for p in range(4)]
+    for step, batch in zip(range(5, 8), whole, strict=True):
+        np.testing.assert_array_equal(batch, np.concatenate([p[step] for p in parts]))
+
+
+def test_a_loader_gives_the_steps_that_it_is_asked_for():
+    source = np.arange(100)[:, None]
+    batches = pipeline.StepBatches(source, 8, 0, slice(2, 6))
+    with pipeline.Loader(batches, start=5, count=3) as loader:
+        for step in (5, 8, 9, 12):  # A dispatch may end early.
+            expected = np.stack([batches[step + i] for i in range(3)])
+            np.testing.assert_array_equal(loader.load(step), expected)
 
 
 def test_pixels_survive_the_way_there_and_back():
@@ -154,10 +160,8 @@ def test_the_epochs_of_two_seeds_have_nothing_in_common():
 
 
 def test_toys_hold_out_other_points_and_follow_the_seed():
-    data, other = (
-        sources.open_data_set("two_moons", 0),
-        sources.open_data_set("two_moons", 1),
-    )
+    config = DataConfig(source="two_moons")
+    data, other = (sources.open_data_set(config, seed) for seed in (0, 1))
     rows = {tuple(p) for p in data.train.tolist()}
     assert not rows & {tuple(p) for p in data.held_out.tolist()}
     assert not rows & {tuple(p) for p in other.train.tolist()}

@@ -65,7 +65,7 @@ def points_config(**training):
 
 @pytest.fixture(scope="module")
 def points():
-    return sources.open_data_set("two_moons")
+    return sources.open_data_set(DataConfig(source="two_moons"))
 
 
 def arrays_of(state):

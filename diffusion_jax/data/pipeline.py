@@ -1,13 +1,18 @@
-"""Which examples make up the batch of a step.
+"""Which examples make up the batch of a step, and how they get into memory in time.
 
-The batch of step n is a pure function of (seed, n). So a resumed run needs no iterator
-state, and every process can load its own rows of the same global batch.
+The batch of step n is a pure function of (seed, n), however it is loaded. So a resumed
+run needs no iterator state, and every process loads its own rows of one global batch.
 """
 
+import collections
 import functools
+import signal
+from types import TracebackType
 
 import numpy as np
+from absl import flags
 
+from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.sources import Source
 
 
@@ -27,20 +32,95 @@ def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> n
     return indices
 
 
-def load_batches(
-    source: Source, batch_size: int, seed: int, step: int, count: int, rows: slice
-) -> np.ndarray:
-    """`rows` of the batches of `count` steps from `step` on; [count, rows, *shape]."""
-    indices = np.stack(
-        [
-            batch_indices(len(source), batch_size, seed, s)[rows]
-            for s in range(step, step + count)
-        ]
-    )
-    examples = source[indices.ravel()]
-    return examples.reshape(*indices.shape, *examples.shape[1:])
-
-
 @functools.lru_cache(maxsize=4)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_examples)
+
+
+class StepBatches:
+    """Indexed with a step: `rows` of its global batch; [rows, *shape]."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, rows: slice):
+        self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
+
+    def __len__(self) -> int:
+        return 2**31 - 1
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        indices = batch_indices(len(self.source), self.batch_size, self.seed, step)
+        return self.source[indices[self.rows]]
+
+
+class Loader:
+    """The batches of the steps to come, `count` steps at a time, as a context.
+
+    What lies in memory is gathered when it is asked for. `Pictures` are read ahead by
+    Grain, in worker processes or, with `num_workers` 0, in threads.
+    """
+
+    def __init__(self, batches: StepBatches, start: int, count: int, num_workers: int = 0):
+        """Starts reading ahead from the step `start` on."""
+        self._batches, self._count, self._first = batches, count, start
+        self._ready: collections.deque[np.ndarray] = collections.deque()
+        self._ahead = None
+        if isinstance(batches.source, Pictures):
+            self._ahead = _read_ahead(batches, start, count, num_workers)
+
+    def load(self, step: int) -> np.ndarray:
+        """The batches of `count` steps from `step` on; [count, rows, *shape].
+
+        Args:
+          step: not before that of the last call, and at most `count` after it.
+
+        Raises:
+          Unreadable: naming an image that cannot be read.
+        """
+        while self._first < step:
+            self._ready.popleft()
+            self._first += 1
+        while len(self._ready) < self._count:
+            following = self._first + len(self._ready)
+            self._ready.append(
+                next(self._ahead) if self._ahead else self._batches[following]
+            )
+        return np.stack(self._ready)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the workers."""
+        if self._ahead:
+            self._ahead.close()
+
+
+def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int):
+    # Imported where it is used: it takes half a second.
+    import grain
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags; in a notebook nobody does.
+    threads = 2 if num_workers else 8
+    steps = grain.MapDataset.source(batches).slice(slice(start, None))
+    ahead = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * count)
+    )
+    if num_workers:
+        ahead = ahead.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=num_workers, per_worker_buffer_size=max(2, count)
+            ),
+            worker_init_fn=_ignore_interrupts,
+        )
+    return iter(ahead)
+
+
+def _ignore_interrupts(index: int, count: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the trainer decides when to stop."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,21 +1,31 @@
-"""Where examples come from.
+"""Where examples come from: a data set by what a config says of it.
 
 A source of examples is anything that has a length and, indexed with an array of n
 integers, gives n examples: [n, *shape], uint8 for images, float32 for points. A NumPy
-array is one as it stands; a source that reads files is a small class.
-
-scikit-learn is imported where it is used: it takes a second, which other sources and
-the library's users need not wait for.
+array is one as it stands; `Pictures`, which reads files, is another.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-SOURCES = ("digits", "swiss_roll", "two_moons", "eight_gaussians")
-_NUM_HELD_OUT_DIGITS = 200
-_NUM_POINTS = 20_000
-_NUM_HELD_OUT_POINTS = 2_000
+from diffusion_jax.config import BadRequest, DataConfig, nearest
+from diffusion_jax.data import embedded
+from diffusion_jax.data.files import Files, find_files
+from diffusion_jax.data.images import Unreadable, num_channels
+from diffusion_jax.data.npz import read_npz
+from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all, named
+from diffusion_jax.data.prepared import open_prepared
+
+_TOYS = {
+    "swiss_roll": embedded.swiss_roll,
+    "two_moons": embedded.two_moons,
+    "eight_gaussians": embedded.eight_gaussians,
+}
+EMBEDDED = ("digits", *_TOYS)
+SOURCES = (*EMBEDDED, "folder", "npz")  # And tfds:NAME.
+_TFDS = "tfds:"
 
 
 class Source(Protocol):
@@ -33,34 +43,63 @@ class DataSet(NamedTuple):
       train: what the network learns from.
       held_out: never trained on; its loss is logged.
       shape: shape of one example: (H, W, C) uint8, or (D,) float32.
+      labels, held_out_labels: int32, the class of each example, if the source tells.
+      class_names: of the classes, if they have names.
     """
 
     train: Source
     held_out: Source
     shape: tuple[int, ...]
+    labels: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
 
-def open_data_set(source: str, seed: int = 0) -> DataSet:
-    """A data set by its name in a config.
+def open_data_set(
+    config: DataConfig,
+    seed: int = 0,
+    *,
+    prepare: bool = True,
+    progress: Progress | None = None,
+) -> DataSet:
+    """The data set of a config; images in files are found, but not decoded yet.
 
     Args:
-      source: one of SOURCES.
-      seed: of the points that a toy draws; the digits do not depend on it.
+      config: says which, and what its examples become.
+      seed: of the points that a toy draws; nothing else depends on it.
+      prepare: whether to download and prepare a tfds set that is not there.
+      progress: told of what takes long.
 
     Raises:
-      ValueError: if there is no such source.
+      BadRequest: naming the field of the config that cannot be met.
     """
+    source = config.source
+    if config.path and source in EMBEDDED:
+        raise BadRequest(
+            f"data.path ({config.path!r}) is for sources that read files; {source} does not"
+        )
     if source == "digits":
-        return digits()
-    toys = {
-        "swiss_roll": swiss_roll,
-        "two_moons": two_moons,
-        "eight_gaussians": eight_gaussians,
-    }
-    if source not in toys:
-        raise ValueError(f"there is no source {source!r}")
-    points = toys[source](_NUM_POINTS + _NUM_HELD_OUT_POINTS, seed)
-    return arrays(points[:_NUM_POINTS], points[_NUM_POINTS:])
+        images, num = embedded.digits(), embedded.NUM_HELD_OUT_DIGITS
+        return arrays(images[:-num], images[-num:])
+    if source in _TOYS:
+        num = embedded.NUM_POINTS
+        points = _TOYS[source](num + embedded.NUM_HELD_OUT_POINTS, seed)
+        return arrays(points[:num], points[num:])
+    if source == "npz":
+        return _npz(config)
+    if source != "folder" and not source.startswith(_TFDS):
+        known = (*SOURCES, "tfds:cifar10", "tfds:mnist")
+        raise BadRequest(f"data.source ({source!r}) is unknown; {nearest(source, known)}")
+    if not config.image_size:
+        raise BadRequest(f"data.image_size () is for points, but {source} is of images")
+    if config.channels not in (0, 1, 3):
+        raise BadRequest(
+            f"data.channels ({config.channels}) must be 1 (grey), 3 (colour) or 0 (as the "
+            "images have)"
+        )
+    if source == "folder":
+        return _folder(config, progress)
+    return _tfds(config, prepare)
 
 
 def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
@@ -89,41 +128,159 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
     return DataSet(train, held_out, train.shape[1:])
 
 
-def digits() -> DataSet:
-    """scikit-learn's 1,797 real handwritten digits, 8x8, grey: 1,597 and 200 held out.
+def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
+    """Images in a folder or zip: headers are read, so that what is none is found now."""
+    files = find_files(config.path)
+    usable, channels = _usable(files, config, "data.path", progress)
+    if config.held_out:
+        other = find_files(config.held_out, "data.held_out")
+        if other.class_names != files.class_names:
+            raise BadRequest(
+                f"data.held_out ({config.held_out!r}) has other classes than data.path: "
+                f"{', '.join(other.class_names)}; not {', '.join(files.class_names)}"
+            )
+        theirs, other_channels = _usable(other, config, "data.held_out", progress)
+        channels = _one_count([channels, other_channels], ["data.path", "data.held_out"])
+        mine = usable
+    else:
+        other = files
+        mine, theirs = _split(usable, config.held_out_fraction)
+    form = _form(config, channels)
+    return DataSet(
+        Pictures(files, mine, form),
+        Pictures(other, theirs, form),
+        form.shape,
+        files.labels[mine] if files.class_names else None,
+        other.labels[theirs] if files.class_names else None,
+        files.class_names,
+    )
 
-    Their 17 levels are put on the 256-level grid, as round(v * 255 / 16). The split is
-    fixed: a permutation by a fixed seed, because the file groups them by writer.
+
+def _usable(
+    files: Files, config: DataConfig, field: str, progress: Progress | None
+) -> tuple[np.ndarray, int]:
+    """Which files are images by their headers, and their channels as the config wants."""
+    good, bad, counts = [], [], []
+    for i in range(len(files)):
+        try:
+            with files.open(i) as file:
+                counts.append(num_channels(file))
+            good.append(i)
+        except Unreadable as error:
+            bad.append(f"{files.name(i)}: {error}")
+        except Exception as error:  # Whatever the disk or the zip does.
+            bad.append(f"{files.name(i)}: {type(error).__name__}: {error}")
+        if progress and (i % 256 == 255 or i + 1 == len(files)):
+            progress("reading headers", i + 1, len(files))
+    _report_unreadable(bad, len(files), field, config, all_bad=not good)
+    if config.channels:
+        return np.array(good), config.channels
+    return np.array(good), _one_count(counts, [files.name(i) for i in good])
+
+
+def _one_count(counts: Sequence[int], names: Sequence[str]) -> int:
+    """The number of channels that all have."""
+    if len(set(counts)) > 1:
+        grey, colour = names[counts.index(1)], names[counts.index(3)]
+        raise BadRequest(
+            f"some images are grey ({grey}) and some in colour ({colour}); make all of "
+            "them the same with --config.data.channels=3 (or 1, which drops the colour)"
+        )
+    return counts[0]
+
+
+def _report_unreadable(
+    bad: Sequence[str], total: int, field: str, config: DataConfig, *, all_bad: bool
+) -> None:
+    """Names the images that cannot be read.
+
+    Raises:
+      BadRequest: unless the config skips them and some can be read.
     """
-    from sklearn.datasets import load_digits
-
-    levels = load_digits().images
-    images = np.round(levels * 255 / 16).astype(np.uint8)[..., None]
-    images = images[np.random.default_rng(0).permutation(len(images))]
-    return arrays(images[:-_NUM_HELD_OUT_DIGITS], images[-_NUM_HELD_OUT_DIGITS:])
-
-
-def swiss_roll(num: int, seed: int) -> np.ndarray:
-    """Points along 1.5 turns of a spiral, with a little noise; float32 [num, 2]."""
-    from sklearn.datasets import make_swiss_roll
-
-    points, _ = make_swiss_roll(num, noise=0.3, random_state=seed)
-    return (points[:, [0, 2]] / 8).astype(np.float32)
+    if not bad:
+        return
+    said = f"{len(bad):,} of {total:,} images cannot be read: {named(bad)}"
+    if all_bad:
+        raise BadRequest(f"{field} ({config.path!r}): {said}")
+    if config.unreadable == "refuse":
+        raise BadRequest(
+            f"{field} ({config.path!r}): {said}; remove them, or skip them with "
+            "--config.data.unreadable=skip"
+        )
+    print(f"skipped: {said}")
 
 
-def two_moons(num: int, seed: int) -> np.ndarray:
-    """Points on two interleaving half circles, with a little noise; float32 [num, 2]."""
-    from sklearn.datasets import make_moons
+def _tfds(config: DataConfig, prepare: bool) -> DataSet:
+    name = config.source.removeprefix(_TFDS)
+    train, held_out, channels, class_names = open_prepared(
+        name, config.path, config.split, config.held_out, prepare=prepare
+    )
+    form = _form(config, config.channels or channels or 3)
+    everything = np.arange(len(train))
+    if held_out is None:
+        mine, theirs = _split(everything, config.held_out_fraction)
+        held_out = train
+    else:
+        mine, theirs = everything, np.arange(len(held_out))
+    for field, split in (("data.split", mine), ("data.held_out", theirs)):
+        if not len(split):
+            raise BadRequest(f"{field}: that part of {config.source} has no examples")
+    return DataSet(
+        Pictures(train, mine, form),
+        Pictures(held_out, theirs, form),
+        form.shape,
+        class_names=class_names,
+    )
 
-    points, _ = make_moons(num, noise=0.05, random_state=seed)
-    return (points - np.array([0.5, 0.25])).astype(np.float32)
+
+def _npz(config: DataConfig) -> DataSet:
+    """arr_0: images, uint8 [N, H, W, C], or points, float32 [N, D]; arr_1: labels."""
+    examples, labels = read_npz(config.path, "data.path", config)
+    if config.held_out:
+        other, other_labels = read_npz(config.held_out, "data.held_out", config)
+        data = arrays(examples, other)
+        return data._replace(labels=labels, held_out_labels=other_labels)
+    mine, theirs = _split(np.arange(len(examples)), config.held_out_fraction)
+    data = arrays(examples[mine], examples[theirs])
+    if labels is None:
+        return data
+    return data._replace(labels=labels[mine], held_out_labels=labels[theirs])
 
 
-def eight_gaussians(num: int, seed: int) -> np.ndarray:
-    """Eight Gaussians (std 0.1) evenly on a circle of radius 1.5; float32 [num, 2]."""
-    from sklearn.datasets import make_blobs
+def _form(config: DataConfig, channels: int) -> Form:
+    height, width = (*config.image_size, *config.image_size)[:2]
+    return Form((height, width, channels), config.resize, config.unreadable == "skip")
 
-    angle = np.arange(8) * np.pi / 4
-    centres = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    points, _ = make_blobs(num, centers=centres, cluster_std=0.1, random_state=seed)
-    return points.astype(np.float32)
+
+def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Those to train on and those held out: always the same ones, at least one of each."""
+    if len(indices) < 2:
+        raise BadRequest(
+            "data.path has one example; it takes two, to train on one and hold out one"
+        )
+    count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
+    order = np.random.default_rng(0).permutation(len(indices))
+    return indices[np.sort(order[count:])], indices[np.sort(order[:count])]
+
+
+def into_memory(
+    data: DataSet, config: DataConfig, progress: Progress | None = None
+) -> DataSet:
+    """Decodes a set's images once, if their pixels fit into `config.memory_gib`.
+
+    Raises:
+      BadRequest: if some cannot be read, unless the config skips them.
+    """
+    splits = {"train": data.train, "held_out": data.held_out}
+    pictures = {k: s for k, s in splits.items() if isinstance(s, Pictures)}
+    if sum(p.num_bytes for p in pictures.values()) > config.memory_gib * 2**30:
+        return data
+    decoded: dict[str, Any] = {}
+    bad, all_bad = [], False
+    for name, split in pictures.items():
+        decoded[name], unread = decode_all(split, progress)
+        bad += unread
+        all_bad |= len(unread) == len(split)
+    total = sum(len(split) for split in pictures.values())
+    _report_unreadable(bad, total, "data.path", config, all_bad=all_bad)
+    return data._replace(**decoded)

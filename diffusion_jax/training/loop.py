@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
-from diffusion_jax.config import Config
-from diffusion_jax.data import pipeline, sources
+from diffusion_jax.config import BadRequest, Config
+from diffusion_jax.data import sources
+from diffusion_jax.data.images import Unreadable
+from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.data.transforms import to_examples, to_model_range, training_examples
 from diffusion_jax.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.process import q_trajectory
@@ -20,17 +22,17 @@ from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.training.checkpoints import Checkpoints, abstract_state
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffusion_jax.training.plan import Plan, make_plan
+from diffusion_jax.training.plan import Plan, load_data, make_plan
+from diffusion_jax.training.reports import Reports
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.training.step import (
-    Metrics,
     make_held_out_loss,
     make_train_step,
     make_train_steps,
 )
+from diffusion_jax.training.weights import Weights, load_for
 
 _STRIP_FRAMES = 10
-_MAX_HELD_OUT = 2048  # Examples of each held-out loss; enough for its third digit.
 
 
 def train(
@@ -39,6 +41,8 @@ def train(
     data: sources.DataSet | None = None,
     *,
     overwrite: bool = False,
+    init_from: pathlib.Path | None = None,
+    init_weights: str = "ema",
 ) -> TrainState:
     """Trains until `config.training.num_steps`, or goes on where the run stopped.
 
@@ -47,6 +51,8 @@ def train(
       workdir: the run folder; an existing run in it is resumed.
       data: examples of the caller's own; otherwise those of `config.data.source`.
       overwrite: delete the run that is in `workdir` and start anew.
+      init_from: another run, or a file of weights, to start a new run with.
+      init_weights: "ema" or "raw", of that run.
 
     Returns:
       The last state.
@@ -57,6 +63,7 @@ def train(
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
     plan = make_plan(config, data)
+    config = plan.config
     anew = overwrite and runs.config_path(workdir).exists()
     if not anew:
         changed = runs.check_resumable(workdir, config)
@@ -64,13 +71,19 @@ def train(
             print(f"changed since the run was started: {', '.join(changed)}")
         if config.optimizer.decay == "cosine" and "num_steps" in "".join(changed):
             print("the cosine decay follows the new training.num_steps from here on")
+    initial = None
+    if init_from is not None and (anew or not runs.has_checkpoint(workdir)):
+        if anew and init_from.resolve() == workdir.resolve():
+            raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
+        initial = load_for(config, init_from, init_weights)
+    plan = load_data(plan)
     workdir.mkdir(parents=True, exist_ok=True)
     folder, keep = runs.checkpoints_path(workdir), config.training.keep_checkpoints
     with runs.locked(workdir, "training in"), stop_on_interrupt(print) as stop:
         if anew:
             runs.delete_run(workdir)
         with Checkpoints(folder, keep, writing=True) as checkpoints:
-            state = Trainer(plan, workdir, checkpoints, stop).run()
+            state = Trainer(plan, workdir, checkpoints, stop).run(initial)
     if stop.wanted:
         hint = ", without --overwrite" if overwrite else ""
         print(f"the same command{hint} goes on from step {int(state.step):,}")
@@ -109,10 +122,14 @@ class Trainer:
             config, plan.apply_fn, table, self.mesh, frames=self.frames
         )
 
-    def run(self) -> TrainState:
-        """Trains to the end, or until `stop.wanted`; the last state is saved."""
+    def run(self, initial: Weights | None = None) -> TrainState:
+        """Trains to the end, or until `stop.wanted`; the last state is saved.
+
+        Args:
+          initial: weights to start with, if there is no checkpoint to go on from.
+        """
         training = self.config.training
-        state, start = self._first_state()
+        state, start = self._first_state(initial)
         if start >= training.num_steps:
             print(
                 f"{self.workdir} is finished: it has {start:,} steps of "
@@ -126,21 +143,27 @@ class Trainer:
         log = MetricLog(self.workdir, start)
         bar = ProgressBar("training", training.num_steps, "steps", start)
         bar.say("compiling the train step")
-        reports = _Reports(self, log, bar)
+        reports = Reports(self.config, self.rate, log, bar, self._newest_checkpoint)
+        step = start
         try:
-            step = start
-            batches = self._load(step)
-            while step < training.num_steps:
-                count = self._count(step)
-                state, metrics = self.train_steps(state, batches, count)
-                # While the device works: the next batches, the last metrics.
-                first, step = step, step + count
-                batches = self._load(step)
-                reports.add(first, count, metrics)
-                last = self.stop.wanted or step == training.num_steps
-                self._visit(state, step, reports, last)
-                if last:
-                    break
+            with self._loader(start) as loader:
+                batches = self._load(loader, step)
+                while step < training.num_steps:
+                    count = self._count(step)
+                    state, metrics = self.train_steps(state, batches, count)
+                    # While the device works: the next batches, the last metrics.
+                    first, step = step, step + count
+                    batches = self._load(loader, step)
+                    reports.add(first, count, metrics)
+                    last = self.stop.wanted or step == training.num_steps
+                    self._visit(state, step, reports, last)
+                    if last:
+                        break
+        except Unreadable as error:
+            raise runs.RunFailed(
+                f"{error}; {self._newest_checkpoint()}; repair the image, or leave such "
+                "images out with --config.data.unreadable=skip, and go on from there"
+            ) from error
         finally:
             bar.close()
             log.close()
@@ -152,7 +175,7 @@ class Trainer:
             print(f"saved at step {step:,} in {self.workdir}")
         return state
 
-    def _first_state(self) -> tuple[TrainState, int]:
+    def _first_state(self, given: Weights | None) -> tuple[TrainState, int]:
         def initial() -> TrainState:
             return init_state(self.plan.init_fn, self.tx, self.config.seed)
 
@@ -166,7 +189,15 @@ class Trainer:
         if step is None:
             if runs.config_path(self.workdir).exists():
                 print(f"{self.workdir} has no checkpoint yet: starting at step 0")
-            return jax.jit(initial, out_shardings=self.whole)(), 0
+            state = jax.jit(initial, out_shardings=self.whole)()
+            if given is not None:
+                print(
+                    f"starting from the {given.kind} weights of step {given.step:,} there"
+                )
+                put = jax.device_put(given.params, self.whole)
+                copy = jax.tree.map(jnp.copy, put)  # Each is donated on its own.
+                state = state._replace(params=put, ema_params=copy)
+            return state, 0
         print(f"resuming {self.workdir} at step {step:,}")
         return self.checkpoints.restore(step, abstract_state(shapes, self.whole)), step
 
@@ -184,43 +215,45 @@ class Trainer:
                 ends.append((step // every + 1) * every)
         return min(ends) - step
 
-    def _load(self, step: int) -> jax.Array:
+    def _loader(self, start: int) -> Loader:
         data = self.config.data
-        local = pipeline.load_batches(
-            self.plan.data.train,
-            data.batch_size,
-            self.config.seed,
-            step,
-            self.config.training.steps_per_dispatch,
-            parallel.local_rows(data.batch_size),
-        )
-        return parallel.put_local(parallel.split_batch(self.mesh, 1), local)
+        rows = parallel.local_rows(data.batch_size)
+        batches = StepBatches(self.plan.data.train, data.batch_size, self.config.seed, rows)
+        count = self.config.training.steps_per_dispatch
+        return Loader(batches, start, count, data.num_workers)
 
-    def _visit(self, state: TrainState, step: int, reports: "_Reports", last: bool) -> None:
+    def _load(self, loader: Loader, step: int) -> jax.Array:
+        return parallel.put_local(parallel.split_batch(self.mesh, 1), loader.load(step))
+
+    def _visit(self, state: TrainState, step: int, reports: Reports, last: bool) -> None:
         """What is due after this step: held-out loss, samples, checkpoint."""
         training = self.config.training
 
         def due(every: int) -> bool:
             return last or bool(every and step % every == 0)
 
-        save = due(training.checkpoint_every)
-        if not (save or due(training.eval_every) or due(training.sample_every)):
+        save, stopping = due(training.checkpoint_every), last and self.stop.wanted
+        # At the end these are due as well, but not when somebody waits for it to stop.
+        evaluate = training.eval_every and due(training.eval_every) and not stopping
+        draw = training.sample_every and due(training.sample_every) and not stopping
+        if not (save or evaluate or draw):
             return
         reports.flush()
         loss = None
-        if save or due(training.eval_every):
+        if evaluate:
             loss = self._evaluate(state.ema_params)
             reports.log.write(step, {"held_out_loss": loss})
         if save:
             self.checkpoints.save(state, loss)
-        # At the end too, but not when somebody waits for it to stop.
-        if training.sample_every and due(training.sample_every) and not self.stop.wanted:
+        if draw:
+            if last or step == training.sample_every:  # It may take long.
+                reports.bar.say(f"drawing {training.num_samples} samples")
             self._draw_samples(state, step)
 
     def _evaluate(self, params: Any) -> float:
         """Held-out loss of these weights, in batches of one shape."""
-        held_out = self.plan.data.held_out
-        size, total = self.config.data.batch_size, min(len(held_out), _MAX_HELD_OUT)
+        held_out = self._held_out
+        size, total = self.config.data.batch_size, len(held_out)
         rows = parallel.split_batch(self.mesh)
         losses = []
         for begin in range(0, total, size):
@@ -230,6 +263,22 @@ class Trainer:
             where = jax.device_put(indices.astype(np.int32), rows)
             losses.append(self.held_out_loss(params, x0, where))
         return float(np.concatenate([np.asarray(x) for x in losses])[:total].mean())
+
+    @functools.cached_property
+    def _held_out(self) -> np.ndarray:
+        """The examples of the held-out loss, always the same ones."""
+        held_out = self.plan.data.held_out
+        chosen = np.arange(len(held_out))
+        if len(chosen) > self.config.training.num_held_out:
+            # Not the first ones: they may all be of one class.
+            chosen = np.random.default_rng(0).permutation(chosen)
+        return held_out[chosen[: self.config.training.num_held_out]]
+
+    def _newest_checkpoint(self) -> str:
+        newest = self.checkpoints.latest_step
+        if newest is None:
+            return "there is no checkpoint"
+        return f"the newest checkpoint is that of step {newest:,}"
 
     def _draw_samples(self, state: TrainState, step: int) -> None:
         wanted = self.config.training.num_samples
@@ -245,9 +294,8 @@ class Trainer:
 
     def _draw_forward(self) -> None:
         """A few clean examples noised by the chain of q(x_t | x_{t-1})."""
-        clean = self.plan.data.train[np.arange(min(1000, len(self.plan.data.train)))]
-        if clean.ndim == 4:
-            clean = clean[:1]
+        num = 1 if self.config.data.image_size else min(1000, len(self.plan.data.train))
+        clean = self.plan.data.train[np.arange(num)]
         x0 = to_model_range(jnp.asarray(clean))
         total = self.plan.schedule.num_timesteps
         shown = np.linspace(0, total, _STRIP_FRAMES).round().astype(int)
@@ -268,64 +316,11 @@ class Trainer:
         lines = read_metrics(self.workdir / "metrics.jsonl")
         pictures.save_loss_curve(self.workdir / "loss.png", lines, self.config.name)
         losses = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+        best = self.checkpoints.best_step
+        held_out = f", held-out loss {losses[-1]:.4f}" if losses else ""
+        best_at = f", best checkpoint at step {best:,}" if best is not None else ""
         print(
-            f"finished {int(state.step):,} steps, held-out loss {losses[-1]:.4f}, best "
-            f"checkpoint at step {self.checkpoints.best_step:,}\n"
+            f"finished {int(state.step):,} steps{held_out}{best_at}\n"
             f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/\n"
             f"sample with: python sample.py --workdir {self.workdir} --num 64"
         )
-
-
-class _Reports:
-    """Turns the metrics of dispatches into log lines, one dispatch late.
-
-    So the host reads numbers that the device has long finished, and never waits.
-    """
-
-    def __init__(self, trainer: Trainer, log: MetricLog, bar: ProgressBar):
-        self.trainer, self.log, self.bar = trainer, log, bar
-        self.waiting: tuple[int, int, Metrics] | None = None
-        self.since_log: list[tuple[float, float]] = []
-        self.loss = float("nan")
-
-    def add(self, first: int, count: int, metrics: Metrics) -> None:
-        self.flush()
-        self.waiting = (first, count, metrics)
-
-    def flush(self) -> None:
-        if self.waiting is None:
-            return
-        (first, count, metrics), self.waiting = self.waiting, None
-        losses, norms = (np.asarray(m)[:count] for m in metrics)
-        step, config = first + count, self.trainer.config
-        bad = ~(np.isfinite(losses) & np.isfinite(norms))
-        if bad.any():
-            newest = self.trainer.checkpoints.latest_step
-            kept = (
-                "there is no checkpoint"
-                if newest is None
-                else (f"the newest checkpoint is that of step {newest:,}")
-            )
-            raise runs.RunFailed(
-                f"loss or gradient is not finite at step {first + int(bad.argmax()):,} "
-                f"(loss {losses[bad][0]}, gradient norm {norms[bad][0]}); {kept}; a lower "
-                "optimizer.learning_rate or a longer optimizer.warmup_steps may help"
-            )
-        self.since_log += zip(losses.tolist(), norms.tolist(), strict=True)
-        rate = self.bar.rate(step)
-        if step % config.training.log_every == 0 or step == config.training.num_steps:
-            self.loss, norm = np.mean(self.since_log, axis=0).tolist()
-            self.since_log.clear()
-            values = {
-                "loss": self.loss,
-                "grad_norm": norm,
-                "learning_rate": float(self.trainer.rate(step - 1)),
-            }
-            if rate:
-                values["steps_per_sec"] = rate
-                values["images_per_sec"] = rate * config.data.batch_size
-            self.log.write(step, values)
-        text = f"loss {losses.mean() if np.isnan(self.loss) else self.loss:.4f}"
-        if rate:
-            text += f"  {rate * config.data.batch_size:,.0f} images/s"
-        self.bar.report(step, text)

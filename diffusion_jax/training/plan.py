@@ -1,14 +1,16 @@
 """The plan of a run: all that can be known, and refused, before anything starts."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from diffusion_jax import experiment, parallel
-from diffusion_jax.config import BadRequest, Config, SamplingConfig, check_choice
+from diffusion_jax.config import BadRequest, Config, SamplingConfig
 from diffusion_jax.data import sources
+from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.schedules import Schedule
 
 
@@ -31,31 +33,40 @@ class Plan(NamedTuple):
     preview: SamplingConfig
 
 
-def make_plan(config: Config, data: sources.DataSet | None = None) -> Plan:
+def make_plan(
+    config: Config, data: sources.DataSet | None = None, *, prepare: bool = True
+) -> Plan:
     """Checks a config against its data and the devices; nothing is compiled or written.
 
     Args:
       config: the experiment.
       data: examples of the caller's own; otherwise those of `config.data.source`.
+      prepare: whether to download and prepare a tfds set that is not there.
 
     Raises:
       BadRequest: naming what does not fit.
     """
     config.validate()
+    schedule = experiment.make_schedule(config.process)
+    experiment.make_table(schedule, config.process, config.sampling)
     try:
         parallel.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:
-            check_choice("data.source", config.data.source, sources.SOURCES)
-            data = sources.open_data_set(config.data.source, config.seed)
+            with _progress() as progress:
+                data = sources.open_data_set(
+                    config.data, config.seed, prepare=prepare, progress=progress
+                )
     except ValueError as error:
         raise BadRequest(str(error)) from error
+    if not config.data.channels:
+        channels = dataclasses.replace(config.data, channels=data.shape[-1])
+        config = dataclasses.replace(config, data=channels)
     if data.shape != config.data.shape:
         raise BadRequest(
             f"data.image_size {config.data.image_size} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have {data.shape}"
         )
-    schedule = experiment.make_schedule(config.process)
     preview = dataclasses.replace(
         config.sampling,
         sampler="ddim",
@@ -63,6 +74,35 @@ def make_plan(config: Config, data: sources.DataSet | None = None) -> Plan:
         spacing="trailing",
         eta=0.0,
     )
-    experiment.make_table(schedule, config.process, config.sampling)
     init_fn, apply_fn = experiment.make_network(config)
     return Plan(config, data, schedule, init_fn, apply_fn, preview)
+
+
+def load_data(plan: Plan) -> Plan:
+    """The plan with its images decoded, if they fit into memory.
+
+    Raises:
+      BadRequest: if some cannot be read, unless the config skips them.
+    """
+    with _progress() as progress:
+        data = sources.into_memory(plan.data, plan.config.data, progress)
+    return plan._replace(data=data)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """progress(what, done, total): a bar for each `what`."""
+    bars: dict[str, ProgressBar] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = ProgressBar(what, total, "images")
+        bars[what].report(done)
+        if done == total:
+            bars.pop(what).close()
+
+    try:
+        yield progress
+    finally:
+        for bar in bars.values():
+            bar.close()

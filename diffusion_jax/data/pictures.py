@@ -1,0 +1,125 @@
+"""Encoded images as a source of examples: decoded when asked for, or once and for all."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from diffusion_jax.data.images import Unreadable, decode
+
+Progress = Callable[[str, int, int], None]  # (what, done, of how many)
+_CHUNK = 256
+_MAX_NAMED = 5
+
+
+class Encoded(Protocol):
+    """Images as the bytes of their files."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+class Form(NamedTuple):
+    """What an image becomes.
+
+    Attributes:
+      shape: (H, W, C).
+      resize: "crop" or "squash".
+      skip: an image that cannot be read is replaced by the next one that can, instead of
+        being an error.
+    """
+
+    shape: tuple[int, int, int]
+    resize: str = "crop"
+    skip: bool = False
+
+
+class Pictures:
+    """A source of examples that decodes at each access; uint8 [n, H, W, C].
+
+    Attributes:
+      encoded: the files.
+      indices: which of them, in this order.
+      form: what they become.
+    """
+
+    def __init__(self, encoded: Encoded, indices: np.ndarray, form: Form):
+        self.encoded, self.indices, self.form = encoded, np.asarray(indices), form
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pixels, decoded."""
+        return len(self) * int(np.prod(self.form.shape))
+
+    def __getitem__(self, wanted: np.ndarray, /) -> np.ndarray:
+        """Raises Unreadable, naming the image, unless `form.skip`."""
+        return np.stack([self._next_readable(int(i)) for i in wanted])
+
+    def decode(self, index: int) -> np.ndarray:
+        """Example `index`; uint8 [H, W, C].
+
+        Raises:
+          Unreadable: naming the image.
+        """
+        where = int(self.indices[index])
+        try:
+            content = self.encoded.read(where)
+            return decode(content, self.form.shape, self.form.resize)
+        except Unreadable as error:
+            raise Unreadable(f"{self.encoded.name(where)}: {error}") from error
+
+    def _next_readable(self, index: int) -> np.ndarray:
+        for i in range(len(self)):
+            try:
+                return self.decode((index + i) % len(self))
+            except Unreadable:
+                if not self.form.skip or i + 1 == len(self):
+                    raise
+        raise AssertionError("a source is not empty")
+
+
+def decode_all(
+    pictures: Pictures, progress: Progress | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """All examples at once, by a thread a core.
+
+    Returns:
+      uint8 [N, H, W, C], the same as `pictures[np.arange(N)]` would give, and what could
+      not be read ("NAME: REASON"): then with `form.skip` unset the pixels are void.
+    """
+    pixels = np.empty((len(pictures), *pictures.form.shape), np.uint8)
+    bad: dict[int, str] = {}
+
+    def one(i: int) -> None:
+        try:
+            pixels[i] = pictures.decode(i)
+        except Unreadable as error:
+            bad[i] = str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for begin in range(0, len(pictures), _CHUNK):
+            end = min(begin + _CHUNK, len(pictures))
+            list(threads.map(one, range(begin, end)))
+            if progress:
+                progress("decoding images", end, len(pictures))
+    if len(bad) < len(pictures):
+        for i in bad:
+            good = i
+            while good in bad:
+                good = (good + 1) % len(pictures)
+            pixels[i] = pixels[good]
+    return pixels, [bad[i] for i in sorted(bad)]
+
+
+def named(bad: Sequence[str]) -> str:
+    """The first few of "NAME: REASON", and how many more there are."""
+    more = f" and {len(bad) - _MAX_NAMED:,} more" if len(bad) > _MAX_NAMED else ""
+    return "; ".join(bad[:_MAX_NAMED]) + more

@@ -1,0 +1,38 @@
+"""Downloads a tensorflow-datasets set and writes it as array_record files, once.
+
+    python -m diffusion_jax.data.prepare cifar10 [DATA_DIR]
+
+This is the only step that needs TensorFlow; train.py runs it where it is needed, as a
+process of its own. A set that is there already is left as it is.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def prepare(name: str, data_dir: str | None = None) -> None:
+    """Prepares a set of images by its name in TFDS's notation.
+
+    Raises:
+      ValueError: if it is not a set of images.
+      Exception: whatever TFDS raises for an unknown set, or one that cannot be fetched.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    features = builder.info.features or {}
+    if not any(type(f) is tfds.features.Image for f in features.values()):
+        raise ValueError(f"{name} is not a set of images: it has {', '.join(features)}")
+    builder.download_and_prepare()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    try:
+        prepare(*sys.argv[1:])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        sys.exit(f"error: {type(error).__name__}: {lines[0]}")

@@ -1,0 +1,207 @@
+"""Image sets of tensorflow-datasets: prepared once, then read without TensorFlow.
+
+Preparing downloads a set and writes it as array_record files. It needs TensorFlow and
+runs as a process of its own, prepare.py; nothing else imports TensorFlow.
+"""
+
+import difflib
+import importlib.util
+import io
+import os
+import shlex
+import subprocess
+import sys
+from typing import IO, Any
+
+import numpy as np
+
+from diffusion_jax.config import BadRequest
+from diffusion_jax.data.images import Unreadable
+
+_INSTALL = "pip install -r requirements.txt"
+
+
+class PreparedImages:
+    """The images of one split, still encoded."""
+
+    def __init__(self, builder: Any, split: str, feature: str):
+        import tensorflow_datasets as tfds
+
+        self.split, self._feature = split, feature
+        skip = {feature: tfds.decode.SkipDecoding()}
+        self._source = builder.as_data_source(split, decoders=skip)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        """How a message names this image."""
+        return f"image {index} of {self.split}"
+
+    def open(self, index: int) -> IO[bytes]:
+        """The image, to read its header from."""
+        return io.BytesIO(self.read(index))
+
+    def read(self, index: int) -> bytes:
+        """The bytes of the image's file.
+
+        Raises:
+          Unreadable: if the record is damaged.
+        """
+        try:
+            return self._source[index][self._feature]
+        except Exception as error:  # Whatever the record reader raises.
+            raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def open_prepared(
+    name: str, data_dir: str, split: str, held_out: str, *, prepare: bool
+) -> tuple[PreparedImages, PreparedImages | None, int, tuple[str, ...]]:
+    """A set by its name, prepared first if it is not.
+
+    Args:
+      name: as TFDS writes it: "cifar10", "cifar10:3.0.2", "imagenet_resized/64x64".
+      data_dir: where prepared sets lie; "" is TFDS's own place.
+      split: what to train on, in TFDS's notation: "train", "train[:90%]".
+      held_out: the split to hold out; "" takes validation or test, if the set has one
+        and `split` is (a part of) train.
+      prepare: whether to prepare the set if need be, or to refuse.
+
+    Returns:
+      The images to train on, those held out (None: the set has no such split), their
+      channels (1, 3, or 0 if they vary), and the names of the classes if it has any.
+
+    Raises:
+      BadRequest: for an unknown set or split, or one that is not of images; and if it is
+        not prepared and cannot be.
+    """
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise BadRequest(
+            f"data.source (tfds:{name}) needs tensorflow-datasets, which is not "
+            f"installed: {_INSTALL}"
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+
+    builder = _find(name, data_dir)
+    if builder is None:
+        _check_known(name)
+        if not prepare:
+            raise BadRequest(_not_prepared(name, data_dir))
+        _prepare(name, data_dir)
+        builder = _find(name, data_dir)
+        if builder is None:
+            raise BadRequest(_not_prepared(name, data_dir))
+    features = builder.info.features
+    images = [k for k, f in features.items() if type(f) is tfds.features.Image]
+    if not images or features[images[0]].np_dtype != np.uint8:
+        raise BadRequest(
+            f"data.source (tfds:{name}) is not a set of 8-bit images: it has "
+            f"{', '.join(features)}"
+        )
+    own = [s for s in ("validation", "test") if s in builder.info.splits]
+    if not held_out and own and split.startswith("train"):
+        held_out = own[0]
+    opened = []
+    for field, wanted in (("data.split", split), ("data.held_out", held_out)):
+        try:
+            opened.append(PreparedImages(builder, wanted, images[0]) if wanted else None)
+        except NotImplementedError as error:
+            raise BadRequest(
+                f"{builder.data_path} was prepared as {builder.info.file_format.value}, "
+                f"which only TensorFlow reads; prepare it once more: "
+                f"{_command(name, 'DIR')}, and train with --config.data.path=DIR"
+            ) from error
+        except ValueError as error:
+            listed = ", ".join(builder.info.splits)
+            raise BadRequest(
+                f"{field} ({wanted!r}) is not a split of {name}, which has {listed}"
+            ) from error
+    channels = features[images[0]].shape[-1] or 0
+    labels = [f for f in features.values() if type(f) is tfds.features.ClassLabel]
+    train = opened[0]
+    if train is None:
+        raise BadRequest("data.split is empty; it names what to train on, such as train")
+    return train, opened[1], channels, tuple(labels[0].names) if labels else ()
+
+
+def _find(name: str, data_dir: str) -> Any:
+    """The builder of a set that is prepared; None if it is not."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    try:
+        return read_only_builder.builder_from_files(
+            name, data_dir=data_dir or None, file_format="array_record"
+        )
+    except registered.DatasetNotFoundError:
+        return None
+    except ValueError as error:  # Only the first of its many lines says what is wrong.
+        reason = str(error).strip().splitlines()[0]
+        raise BadRequest(f"data.source (tfds:{name}): {reason}") from error
+
+
+def _check_known(name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    base = name.partition(":")[0].partition("/")[0]
+    known = tfds.list_builders(with_community_datasets=False)
+    if base not in known:
+        near = difflib.get_close_matches(base, known, n=3, cutoff=0.6)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "see `tfds.list_builders()`"
+        )
+        raise BadRequest(f"data.source (tfds:{name}): TFDS knows no {base!r}; {hint}")
+
+
+def _prepare(name: str, data_dir: str) -> None:
+    """Runs prepare.py in a process of its own.
+
+    Raises:
+      BadRequest: if TensorFlow is missing, or it fails.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise BadRequest(
+            f"{_not_prepared(name, data_dir)} (once; it needs TensorFlow, which is not "
+            f"installed: {_INSTALL})"
+        )
+    print(f"preparing tfds:{name} in {_place(data_dir)}, once")
+    command = [sys.executable, "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
+    said = b""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while chunk := process.stderr.read1():  # type: ignore[attr-defined]
+            said = (said + chunk)[-4096:]
+            if sys.stdout.isatty():  # The progress bars of TFDS.
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+    if process.returncode:
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        reason = last[0].removeprefix("error: ") if last else f"status {process.returncode}"
+        raise BadRequest(
+            f"data.source (tfds:{name}) is not prepared in {_place(data_dir)} (data.path), "
+            f"and preparing it failed: {reason}; where there is internet it is: "
+            f"{_command(name, data_dir)}"
+        )
+
+
+def _not_prepared(name: str, data_dir: str) -> str:
+    return (
+        f"data.source (tfds:{name}) is not prepared: looked in {_place(data_dir)} "
+        f"(data.path); prepare it where there is internet: {_command(name, data_dir)}"
+    )
+
+
+def _place(data_dir: str) -> str:
+    import tensorflow_datasets as tfds
+
+    return data_dir or str(tfds.core.constants.DATA_DIR)
+
+
+def _folder(data_dir: str) -> list[str]:
+    return [data_dir] if data_dir else []
+
+
+def _command(name: str, data_dir: str) -> str:
+    return shlex.join(
+        ["python", "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
+    )

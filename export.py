@@ -1,0 +1,38 @@
+"""Write the weights of a run to one file, for other programs or another run.
+
+    python export.py --workdir runs/digits --out digits.safetensors
+    python train.py --config configs/digits.py --init_from digits.safetensors
+
+The name of the file ends in .safetensors or .npz; diffusion_jax/training/weights.py
+says what lies in it.
+"""
+
+import pathlib
+
+from absl import flags
+
+from diffusion_jax import command_line, runs
+from diffusion_jax.config import check_choice
+from diffusion_jax.training import weights
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
+_OUT = flags.DEFINE_string(
+    "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
+)
+_WEIGHTS = flags.DEFINE_string("weights", "ema", "ema or raw.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
+
+
+def main() -> None:
+    check_choice("--weights", _WEIGHTS.value, weights.KINDS)
+    workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
+    config = runs.read_config(workdir)
+    found = weights.load_from_run(workdir, config, _WEIGHTS.value)
+    name = f"{found.kind}_{found.step:06d}.safetensors"
+    out = pathlib.Path(_OUT.value or workdir / name)
+    weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
+    print(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
