@@ -29,9 +29,10 @@ def num_channels(file: IO[bytes]) -> int:
 def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
     """The pixels of an image file; uint8 [H, W, C].
 
-    A rotation that EXIF asks for is done; what is transparent lies on white; 16 bits
-    become 8 by rounding v / 257; colour becomes grey as 0.299 R + 0.587 G + 0.114 B. Of
-    an animation the first frame counts.
+    A rotation that EXIF asks for is done; what is transparent lies on white; 16 bits of
+    grey become 8 by rounding v / 257, those of colour by their upper byte (Pillow has no
+    16-bit colour), which is less than one level lower; colour becomes grey as
+    0.299 R + 0.587 G + 0.114 B. Of an animation the first frame counts.
 
     Args:
       content: of a PNG, JPEG or WebP file.
@@ -90,9 +91,10 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    palette = image.getpalette("RGB")
-    if palette:
-        colours = np.array(palette).reshape(-1, 3)
+    if image.mode == "P" and image.palette:
+        # Not getpalette(), which would decode the image.
+        raw = bytes(image.palette.palette or b"")
+        colours = np.frombuffer(raw, np.uint8).reshape(-1, 3)
         return bool((colours == colours[:, :1]).all())
     return image.mode in _GREY_MODES
 

@@ -6,7 +6,11 @@ run needs no iterator state, and every process loads its own rows of one global 
 
 import collections
 import functools
+import multiprocessing
+import os
 import signal
+import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 import numpy as np
@@ -96,10 +100,12 @@ class Loader:
     ) -> None:
         """Ends the workers."""
         if self._ahead:
-            self._ahead.close()
+            self._ahead.close()  # type: ignore[attr-defined]
 
 
-def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int):
+def _read_ahead(
+    batches: StepBatches, start: int, count: int, num_workers: int
+) -> Iterator[np.ndarray]:
     # Imported where it is used: it takes half a second.
     import grain
 
@@ -111,16 +117,27 @@ def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int):
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * count)
     )
     if num_workers:
+        # Batches come through pipes: a killed run would leave shared memory behind.
+        piped = grain.experimental.DatasetOptions(min_shm_size=2**62)
+        ahead = grain.experimental.WithOptionsIterDataset(ahead, piped)
         ahead = ahead.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=num_workers, per_worker_buffer_size=max(2, count)
             ),
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_in_worker,
         )
     return iter(ahead)
 
 
-def _ignore_interrupts(index: int, count: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the trainer decides when to stop."""
+def _in_worker(index: int, count: int) -> None:
+    """Ctrl-C is the trainer's to decide on; and no worker outlives it."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -44,7 +44,7 @@ class ProgressBar:
             parts.append(f"{rate:,.1f} {self._unit}/s")
             left = (self._total - done) / rate
             parts.append(f"{duration(left)} left")
-            if not self._announced and left > 0 and now - self._first[0] > 1.0:
+            if not self._announced and left > 3 and now - self._first[0] > 1.0:
                 self._announced = True
                 self.say(
                     f"{self._what}: about {duration(left)} to come "

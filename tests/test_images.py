@@ -1,0 +1,252 @@
+"""From image files to pixels: every mode that files come in, resampling by closed form."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data.images import Unreadable, decode, num_channels
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (6, 4, 3), np.uint8)  # 6 high, 4 wide.
+GREYS = RNG.integers(0, 256, (6, 4, 1), np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(content, shape, resize="crop"):
+    return decode(content, shape, resize).astype(int)
+
+
+def channels(content):
+    return num_channels(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_colours_come_back_exactly(kind):
+    content = encoded(Image.fromarray(COLOURS), kind, lossless=True)
+    np.testing.assert_array_equal(pixels(content, (6, 4, 3)), COLOURS)
+    assert channels(content) == 3
+
+
+def test_jpeg_comes_back_nearly():
+    smooth = np.mgrid[0:64:4, 0:64:4].sum(0).astype(np.uint8)
+    content = encoded(Image.fromarray(smooth), "JPEG", quality=95)
+    assert channels(content) == 1
+    assert abs(pixels(content, (16, 16, 1))[..., 0] - smooth).max() <= 4
+
+
+def test_grey_is_one_channel_or_three_equal_ones():
+    content = encoded(Image.fromarray(GREYS[..., 0]))
+    assert channels(content) == 1
+    np.testing.assert_array_equal(pixels(content, (6, 4, 1)), GREYS)
+    np.testing.assert_array_equal(pixels(content, (6, 4, 3)), np.repeat(GREYS, 3, -1))
+
+
+def test_colour_becomes_grey_by_the_luma_of_television():
+    content = encoded(Image.fromarray(COLOURS))
+    exact = COLOURS @ np.array([0.299, 0.587, 0.114])
+    assert abs(pixels(content, (6, 4, 1))[..., 0] - exact).max() <= 0.51
+
+
+def test_a_palette_gives_the_colours_it_stands_for():
+    colours = np.array([[255, 0, 0], [0, 200, 10], [7, 8, 9]], np.uint8)
+    where = RNG.integers(0, 3, (6, 4)).astype(np.uint8)
+    image = Image.fromarray(where, "P")
+    image.putpalette(colours.ravel().tolist())
+    content = encoded(image)
+    assert channels(content) == 3
+    np.testing.assert_array_equal(pixels(content, (6, 4, 3)), colours[where])
+    image.putpalette(np.repeat(colours[:, :1], 3, 1).ravel().tolist())
+    assert channels(encoded(image)) == 1
+
+
+def test_one_bit_is_black_and_white():
+    where = RNG.integers(0, 2, (6, 4)).astype(bool)
+    content = encoded(Image.fromarray(where))
+    assert Image.open(io.BytesIO(content)).mode == "1" and channels(content) == 1
+    np.testing.assert_array_equal(pixels(content, (6, 4, 1))[..., 0], where * 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_what_is_transparent_lies_on_white(kind):
+    alpha = np.array([0, 51, 255], np.uint8)
+    colour = np.array([100, 0, 50], np.uint8)
+    image = np.empty((1, 3, 4), np.uint8)
+    image[..., :3], image[..., 3] = colour, alpha
+    content = encoded(Image.fromarray(image), kind, lossless=True, exact=True)
+    opacity = alpha[:, None] / 255
+    exact = opacity * colour + (1 - opacity) * 255
+    assert abs(pixels(content, (1, 3, 3))[0] - exact).max() <= 1
+
+
+def test_grey_with_alpha_and_palettes_with_a_transparent_colour_lie_on_white():
+    image = Image.merge("LA", [Image.new("L", (2, 2), 40), Image.new("L", (2, 2), 0)])
+    content = encoded(image)
+    assert channels(content) == 1 and (pixels(content, (2, 2, 1)) == 255).all()
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    content = encoded(image, transparency=0)
+    assert pixels(content, (1, 2, 3)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_sixteen_bits_become_eight_by_rounding():
+    values = np.array([[0, 128, 129, 257 * 77, 257 * 77 + 128, 257 * 77 + 129, 65535]])
+    content = encoded(Image.fromarray(values.astype(np.uint16)))
+    assert channels(content) == 1
+    assert pixels(content, (1, 7, 1)).ravel().tolist() == [0, 0, 1, 77, 77, 78, 255]
+
+
+def sixteen_bit_png(values):
+    """A PNG of 16-bit colour, which Pillow cannot write; values [H, W, 3]."""
+    height, width, _ = values.shape
+
+    def chunk(kind, data):
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_sixteen_bit_colour_is_within_one_level():
+    values = RNG.integers(0, 65536, (5, 7, 3))
+    content = sixteen_bit_png(values)
+    assert channels(content) == 3
+    assert abs(pixels(content, (5, 7, 3)) - values / 257).max() < 1
+
+
+def test_cmyk_becomes_red_green_and_blue():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # No cyan: red.
+    content = encoded(image, "JPEG", quality=100)
+    assert channels(content) == 3
+    assert abs(pixels(content, (16, 16, 3)) - [255, 0, 0]).max() <= 3
+
+
+# What the eight values of EXIF's orientation say of a stored image, by the standard:
+# where the stored first row and first column are when it is looked at.
+SEEN = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+def test_exif_rotations_are_done(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(COLOURS), "PNG", exif=exif)
+    seen = SEEN[orientation](COLOURS)
+    np.testing.assert_array_equal(pixels(content, seen.shape), seen)
+
+
+def test_the_first_frame_of_an_animation_counts():
+    frames = [Image.new("RGB", (4, 4), c) for c in ((9, 99, 199), (0, 0, 0))]
+    for kind in ("WEBP", "PNG"):
+        content = encoded(
+            frames[0], kind, save_all=True, append_images=frames[1:], lossless=True
+        )
+        assert (pixels(content, (4, 4, 3)) == [9, 99, 199]).all()
+
+
+# Resampling. A linear ramp stays one: pixel i of n covers the source from a + i s to
+# a + (i + 1) s, whose middle has the value of the ramp there.
+
+
+def middles(start, length, count):
+    return start + (np.arange(count) + 0.5) * length / count - 0.5
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "resize", "box"),
+    [
+        ((120, 80), (20, 30), "squash", (0, 0, 120, 80)),
+        ((120, 80), (20, 20), "squash", (0, 0, 120, 80)),
+        ((120, 80), (20, 20), "crop", (20, 0, 80, 80)),  # left, top, width, height
+        ((80, 120), (20, 20), "crop", (0, 20, 80, 80)),
+        ((80, 120), (30, 10), "crop", (20, 0, 40, 120)),
+        ((40, 30), (60, 80), "crop", (0, 0, 40, 30)),  # Larger than the file.
+        ((41, 30), (10, 10), "crop", (5.5, 0, 30, 30)),
+    ],
+)
+def test_a_ramp_stays_a_ramp_of_the_part_that_is_shown(size, target, resize, box):
+    width, height = size
+    ramp = np.empty((height, width, 3), np.uint8)
+    ramp[..., 0] = np.arange(width)[None]
+    ramp[..., 1] = np.arange(height)[:, None]
+    ramp[..., 2] = 200
+    seen = pixels(encoded(Image.fromarray(ramp)), (*target, 3), resize)
+    left, top, wide, high = box
+    inner = slice(2, -2)  # At the rim the filter is cut off.
+    x = np.broadcast_to(middles(left, wide, target[1]), target)[inner, inner]
+    y = np.broadcast_to(middles(top, high, target[0])[:, None], target)[inner, inner]
+    assert abs(seen[inner, inner, 0] - x).max() <= 0.75
+    assert abs(seen[inner, inner, 1] - y).max() <= 0.75
+    assert (seen[..., 2] == 200).all()
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_shrinking_averages_what_is_finer_than_a_pixel(resize):
+    board = (np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8)
+    seen = pixels(encoded(Image.fromarray(board)), (12, 12, 1), resize)
+    assert abs(seen - 127.5).max() <= 2  # Without antialiasing: 0 or 255.
+
+
+def test_an_image_of_the_right_size_is_not_resampled():
+    noise = RNG.integers(0, 256, (33, 17, 3), np.uint8)
+    content = encoded(Image.fromarray(noise))
+    for resize in ("crop", "squash"):
+        np.testing.assert_array_equal(pixels(content, (33, 17, 3), resize), noise)
+
+
+GOOD = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)))
+
+
+def with_size(content, width, height):
+    """A PNG whose header claims another size, checksum and all."""
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
+    check = zlib.crc32(b"IHDR" + head).to_bytes(4, "big")
+    return content[:16] + head + check + content[33:]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not a PNG, JPEG or WebP"),
+        (encoded(Image.new("L", (4, 4)), "GIF"), "not a PNG, JPEG or WebP"),
+        (with_size(GOOD, 30_000, 30_000), "bomb"),
+        (with_size(GOOD, 10_000, 10_000), "bomb"),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_said(content, said):
+    for use in (channels, lambda c: decode(c, (8, 8, 3), "crop")):
+        with pytest.raises(Unreadable, match=said):
+            use(content)
+
+
+@pytest.mark.parametrize("cut", [40, len(GOOD) // 2, len(GOOD) - 40])
+def test_a_truncated_file_is_not_filled_up(cut):
+    with pytest.raises(Unreadable):
+        decode(GOOD[:cut], (8, 8, 3), "crop")
+    jpeg = encoded(Image.fromarray(COLOURS).resize((64, 64)), "JPEG")
+    with pytest.raises(Unreadable):
+        decode(jpeg[: len(jpeg) * 3 // 4], (8, 8, 3), "crop")

@@ -1,0 +1,332 @@
+"""Folders, zips and .npz files: which images, of which class, split how, refused when."""
+
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.config import BadRequest, DataConfig
+from diffusion_jax.data import sources
+from diffusion_jax.data.images import Unreadable
+from diffusion_jax.data.pictures import Pictures
+from diffusion_jax.data.pipeline import Loader, StepBatches
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path, color, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB" if isinstance(color, tuple) else "L", size, color).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty pictures, each of one colour that tells which it is, in two classes."""
+    root = tmp_path / "pictures"
+    for i in range(40):
+        name = f"{'cats' if i % 4 else 'ants'}/deeper/{i:02}.{('png', 'webp')[i % 2]}"
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 100, 200)).save(path, lossless=True)
+    (root / "notes.txt").write_text("not an image")
+    (root / ".hidden.png").write_text("not an image")
+    return root
+
+
+def opened(path, **options):
+    options = {"image_size": (8,), "channels": 3, "source": "folder", **options}
+    return sources.open_data_set(DataConfig(path=str(path), **options))
+
+
+def numbers(source):
+    """Which of the forty."""
+    return source[np.arange(len(source))][:, 0, 0, 0].tolist()
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, pathlib.Path("top") / file.relative_to(folder))
+    return path
+
+
+def test_a_folder_is_split_once_and_for_all_with_its_classes(folder):
+    data = opened(folder, held_out_fraction=0.1)
+    assert data.shape == (8, 8, 3) and data.class_names == ("ants", "cats")
+    train, held_out = numbers(data.train), numbers(data.held_out)
+    assert len(held_out) == 4 and sorted(train + held_out) == list(range(40))
+    for numbers_, labels in ((train, data.labels), (held_out, data.held_out_labels)):
+        assert labels.tolist() == [int(n % 4 != 0) for n in numbers_]
+    again = opened(folder, held_out_fraction=0.1)
+    assert numbers(again.held_out) == held_out
+    rows = data.train[np.array([5, 0, 5])]
+    assert rows.dtype == np.uint8 and rows[:, 0, 0].tolist() == [
+        [train[i], 100, 200] for i in (5, 0, 5)
+    ]
+
+
+def test_a_zip_of_a_folder_is_the_same(folder, tmp_path):
+    data = opened(zipped(folder, tmp_path / "pictures.zip"))
+    plain = opened(folder)
+    assert data.class_names == plain.class_names
+    np.testing.assert_array_equal(data.labels, plain.labels)
+    assert numbers(data.train) == numbers(plain.train)
+    assert numbers(data.held_out) == numbers(plain.held_out)
+
+
+def test_a_flat_folder_has_no_classes_and_one_level_may_hold_all(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f"flat/{i}.png", (i, 0, 0))
+        picture(tmp_path / f"mixed/{i}.png", (i, 0, 0))
+    picture(tmp_path / "mixed/more/9.png", (9, 0, 0))
+    for name in ("flat", "mixed"):
+        data = opened(tmp_path / name)
+        assert data.class_names == () and data.labels is None
+
+
+def test_a_folder_of_its_own_is_held_out(folder, tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"val/ants/{i}.png", (50 + i, 0, 0))
+        picture(tmp_path / f"val/cats/{i}.png", (60 + i, 0, 0))
+    data = opened(folder, held_out=str(tmp_path / "val"))
+    assert sorted(numbers(data.train)) == list(range(40))
+    assert sorted(numbers(data.held_out)) == [50, 51, 52, 60, 61, 62]
+    picture(tmp_path / "val/dogs/0.png", (1, 1, 1))
+    with pytest.raises(BadRequest, match="other classes"):
+        opened(folder, held_out=str(tmp_path / "val"))
+
+
+def test_channels_are_as_the_images_have_or_as_asked_for(folder, tmp_path):
+    for i in range(5):
+        picture(tmp_path / f"grey/{i}.png", 10 * i)
+    assert opened(tmp_path / "grey", channels=0).shape == (8, 8, 1)
+    assert opened(tmp_path / "grey", channels=3).shape == (8, 8, 3)
+    assert opened(folder, channels=0).shape == (8, 8, 3)
+    picture(folder / "ants/odd.png", 7)
+    with pytest.raises(BadRequest) as error:
+        opened(folder, channels=0)
+    assert "ants/odd.png" in str(error.value) and "data.channels=3" in str(error.value)
+    assert opened(folder, channels=1).shape == (8, 8, 1)
+
+
+def test_targets_need_not_be_square(folder):
+    data = opened(folder, image_size=(4, 6))
+    assert data.train[np.array([0])].shape == (1, 4, 6, 3)
+
+
+DAMAGE = {
+    "ants/zero.png": (b"", "the file is empty"),
+    "ants/text.jpg": (b"no image", "not a PNG, JPEG or WebP"),
+}
+
+
+def test_files_that_are_no_images_are_named_and_counted(folder, capsys):
+    for name, (content, _) in DAMAGE.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(BadRequest) as error:
+        opened(folder)
+    assert "2 of 42 images cannot be read" in str(error.value)
+    assert "data.unreadable=skip" in str(error.value)
+    data = opened(folder, unreadable="skip")
+    said = capsys.readouterr().out
+    for name, (_, reason) in DAMAGE.items():
+        assert name in str(error.value) and reason in str(error.value)
+        assert name in said and "skipped: 2 of 42" in said
+    assert sorted(numbers(data.train) + numbers(data.held_out)) == list(range(40))
+
+
+def truncate(path):
+    """Leaves the header and a little more: only decoding finds out."""
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def test_a_truncated_image_is_found_by_decoding_it(folder, capsys):
+    truncate(folder / "ants/broken.png")
+    config = DataConfig(source="folder", path=str(folder), channels=3)
+    data = sources.open_data_set(config)
+    with pytest.raises(BadRequest) as error:
+        sources.into_memory(data, config)
+    assert "1 of 41 images cannot be read: ants/broken.png" in str(error.value)
+    where = [
+        i
+        for split in (data.train, data.held_out)
+        for i in range(len(split))
+        if split.encoded.name(split.indices[i]) == "ants/broken.png"
+    ]
+    with pytest.raises(Unreadable, match=r"ants/broken\.png"):
+        data.train[np.array(where)]
+    # Skipped: the next readable one stands in its place, streamed or decoded at once.
+    config.unreadable = "skip"
+    data = sources.open_data_set(config)
+    memory = sources.into_memory(data, config)
+    assert "1 of 41 images cannot be read" in capsys.readouterr().out
+    everything = np.arange(len(data.train))
+    np.testing.assert_array_equal(memory.train, data.train[everything])
+    (i,) = where
+    np.testing.assert_array_equal(
+        memory.train[i], memory.train[(i + 1) % len(memory.train)]
+    )
+
+
+def test_a_folder_of_nothing_readable_is_refused_even_if_skipping(tmp_path):
+    for i in range(3):
+        truncate(tmp_path / f"{i}.png")
+    config = DataConfig(source="folder", path=str(tmp_path), channels=3, unreadable="skip")
+    with pytest.raises(BadRequest, match=r"3 of 3|2 of 2|1 of 1"):
+        sources.into_memory(sources.open_data_set(config), config)
+
+
+def test_a_damaged_member_of_a_zip_is_named(folder, tmp_path):
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(4):
+            picture(tmp_path / "one.png", (i, i, i))
+            archive.write(tmp_path / "one.png", f"{i}.png")
+        offset = archive.getinfo("2.png").header_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 60] ^= 255  # Within the file: its checksum no longer fits.
+    path.write_bytes(content)
+    config = DataConfig(source="folder", path=str(path), channels=3)
+    with pytest.raises(BadRequest, match=r"2\.png"):
+        sources.into_memory(sources.open_data_set(config), config)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: p / "nowhere", "there is no such folder or zip"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "it is empty"),
+        (lambda p: (p / "a.gif").write_text("x") and p, "no images (.png .jpg .jpeg"),
+        (lambda p: (p / "a.zip").write_text("x") and p / "a.zip", "neither a folder"),
+        (lambda p: picture(p / "one.png", (1, 2, 3)) or p, "one example"),
+    ],
+)
+def test_a_path_without_images_is_refused(make, said, tmp_path):
+    with pytest.raises(BadRequest) as error:
+        opened(make(tmp_path))
+    assert said in str(error.value)
+
+
+# .npz
+
+
+def saved(path, *arrays, **named):
+    np.savez(path, *arrays, **named)
+    return path
+
+
+def test_npz_images_and_labels_come_back(tmp_path):
+    images = RNG.integers(0, 256, (50, 8, 8, 3), np.uint8)
+    labels = np.arange(50)
+    path = saved(tmp_path / "a.npz", images, labels)
+    data = opened(path, source="npz", held_out_fraction=0.2)
+    assert len(data.train) == 40 and len(data.held_out) == 10
+    np.testing.assert_array_equal(images[data.labels], data.train)
+    np.testing.assert_array_equal(images[data.held_out_labels], data.held_out)
+    assert sorted([*data.labels, *data.held_out_labels]) == list(range(50))
+    other = saved(tmp_path / "b.npz", images[:3])
+    data = opened(path, source="npz", held_out=str(other))
+    np.testing.assert_array_equal(data.train, images)
+    np.testing.assert_array_equal(data.held_out, images[:3])
+    # Of another size: resampled as files are.
+    data = opened(path, source="npz", image_size=(4, 4), channels=1)
+    assert data.shape == (4, 4, 1) and data.train.dtype == np.uint8
+
+
+def test_npz_points_come_back(tmp_path):
+    points = RNG.normal(size=(20, 3)).astype(np.float32)
+    path = saved(tmp_path / "a.npz", points)
+    data = opened(path, source="npz", image_size=(), channels=3, held_out_fraction=0.5)
+    both = np.concatenate([data.train, data.held_out])
+    assert sorted(both.tolist()) == sorted(points.tolist())
+
+
+IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda p: None, "there is no such file"),
+        (lambda p: p.write_text("hello"), "is not an .npz"),
+        (lambda p: np.savez(p, x=IMAGES, y=IMAGES), "has no arr_0; it has x, y"),
+        (lambda p: np.savez(p, IMAGES / 255), "arr_0 is float64 [4, 8, 8, 3]"),
+        (lambda p: np.savez(p, IMAGES[0]), "arr_0 is uint8 [8, 8, 3]"),
+        (lambda p: np.savez(p, IMAGES[:0]), "not empty"),
+        (lambda p: np.savez(p, IMAGES, np.arange(3)), "arr_1 is int64 [3]"),
+        (lambda p: np.savez(p, IMAGES, np.zeros(4)), "arr_1 is float64 [4]"),
+        (lambda p: np.savez(p, np.zeros((4, 8, 8, 2), np.uint8)), "2 channels"),
+        (lambda p: np.savez(p, np.array([{"a": 1}] * 4, object)), "allow_pickle=False"),
+        (lambda p: np.savez(p, IMAGES[:1]), "one example"),
+        (
+            lambda p: np.savez(p, IMAGES) or p.write_bytes(p.read_bytes()[:-400]),
+            "is not an .npz",
+        ),
+    ],
+)
+def test_an_npz_that_cannot_be_trained_on_is_refused(write, said, tmp_path):
+    path = tmp_path / "a.npz"
+    write(path)
+    with pytest.raises(BadRequest) as error:
+        opened(path, source="npz")
+    assert said in str(error.value) and "a.npz" in str(error.value) or "one" in said
+
+
+def test_an_npz_with_objects_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "hacked",))
+
+    path = saved(tmp_path / "a.npz", np.array([Evil()], object))
+    with pytest.raises(BadRequest):
+        opened(path, source="npz")
+    assert not (tmp_path / "hacked").exists()
+
+
+# In memory or streamed
+
+
+def test_what_does_not_fit_is_streamed_with_the_same_batches(folder):
+    config = DataConfig(source="folder", path=str(folder), channels=3, image_size=(8,))
+    size = 40 * 8 * 8 * 3 / 2**30
+    data = sources.open_data_set(config)
+    config.memory_gib = 0.99 * size
+    streamed = sources.into_memory(data, config)
+    config.memory_gib = 1.01 * size
+    memory = sources.into_memory(data, config)
+    assert isinstance(streamed.train, Pictures) and isinstance(memory.train, np.ndarray)
+    for start, workers in ((0, 0), (17, 0), (3, 2)):
+        wanted = StepBatches(memory.train, 16, 5, slice(4, 12))
+        batches = StepBatches(streamed.train, 16, 5, slice(4, 12))
+        with Loader(batches, start, count=3, num_workers=workers) as loader:
+            for step in (start, start + 1, start + 4, start + 7):
+                expected = np.stack([wanted[step + i] for i in range(3)])
+                np.testing.assert_array_equal(loader.load(step), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_while_streaming_is_named(folder, workers):
+    config = DataConfig(source="folder", path=str(folder), channels=3, memory_gib=0)
+    data = sources.open_data_set(config)
+    truncate(folder / "cats/deeper/07.webp")  # After its header was read.
+    batches = StepBatches(data.train, len(data.train), 0, slice(0, len(data.train)))
+    with Loader(batches, 0, 1, workers) as loader:
+        with pytest.raises(Unreadable, match=r"cats/deeper/07\.webp"):
+            loader.load(0)
+
+
+def test_a_folder_path_is_for_sources_that_read_one():
+    with pytest.raises(BadRequest, match="digits does not"):
+        sources.open_data_set(DataConfig(path="x"))
+    with pytest.raises(BadRequest, match="did you mean folder?"):
+        sources.open_data_set(DataConfig(source="foldr"))
+    with pytest.raises(BadRequest, match="is for points"):
+        sources.open_data_set(DataConfig(source="folder", path="x", image_size=()))
+    with pytest.raises(BadRequest, match=r"data\.channels \(2\)"):
+        sources.open_data_set(DataConfig(source="folder", path="x", channels=2))
