@@ -6,16 +6,18 @@ run needs no iterator state, and every process loads its own rows of one global 
 
 import collections
 import functools
+import gc
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from absl import flags
 
+from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.sources import Source
 
@@ -66,7 +68,7 @@ class Loader:
         """Starts reading ahead from the step `start` on."""
         self._batches, self._count, self._first = batches, count, start
         self._ready: collections.deque[np.ndarray] = collections.deque()
-        self._ahead = None
+        self._ahead: Any = None
         if isinstance(batches.source, Pictures):
             self._ahead = _read_ahead(batches, start, count, num_workers)
 
@@ -84,10 +86,16 @@ class Loader:
             self._first += 1
         while len(self._ready) < self._count:
             following = self._first + len(self._ready)
-            self._ready.append(
-                next(self._ahead) if self._ahead else self._batches[following]
-            )
+            self._ready.append(self._next() if self._ahead else self._batches[following])
         return np.stack(self._ready)
+
+    def _next(self) -> np.ndarray:
+        try:
+            return next(self._ahead)
+        except Unreadable as error:
+            reason = str(error)
+        # Raised anew, without the frames that hold on to the workers.
+        raise Unreadable(reason)
 
     def __enter__(self) -> "Loader":
         return self
@@ -100,12 +108,14 @@ class Loader:
     ) -> None:
         """Ends the workers."""
         if self._ahead:
-            self._ahead.close()  # type: ignore[attr-defined]
+            self._ahead.close()
+            # What they shared is given back when it is collected; a process that leaves
+            # in haste would not do it.
+            self._ahead = None
+            gc.collect()
 
 
-def _read_ahead(
-    batches: StepBatches, start: int, count: int, num_workers: int
-) -> Iterator[np.ndarray]:
+def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int) -> Any:
     # Imported where it is used: it takes half a second.
     import grain
 

@@ -115,7 +115,8 @@ def open_prepared(
         except ValueError as error:
             listed = ", ".join(builder.info.splits)
             raise BadRequest(
-                f"{field} ({wanted!r}) is not a split of {name}, which has {listed}"
+                f"{field} ({wanted!r}) is not a split of {name} with examples in it; it "
+                f"has {listed}"
             ) from error
     channels = features[images[0]].shape[-1] or 0
     labels = [f for f in features.values() if type(f) is tfds.features.ClassLabel]

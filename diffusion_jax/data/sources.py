@@ -222,9 +222,6 @@ def _tfds(config: DataConfig, prepare: bool) -> DataSet:
         held_out = train
     else:
         mine, theirs = everything, np.arange(len(held_out))
-    for field, split in (("data.split", mine), ("data.held_out", theirs)):
-        if not len(split):
-            raise BadRequest(f"{field}: that part of {config.source} has no examples")
     return DataSet(
         Pictures(train, mine, form),
         Pictures(held_out, theirs, form),

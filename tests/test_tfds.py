@@ -1,0 +1,265 @@
+"""tensorflow-datasets: prepared once, then read where TensorFlow does not exist.
+
+A tiny set of known pixels is written in TFDS's own form; and where the folder
+../shared/data is, the real MNIST is prepared from the files that TFDS downloads.
+"""
+
+import gzip
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from diffusion_jax.config import BadRequest, DataConfig
+from diffusion_jax.data import sources
+
+SHARED = ROOT.parent / "shared"
+needs_real_data = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(), reason="needs the real data in ../shared/data"
+)
+
+TINY = '''
+import sys
+import numpy as np
+from PIL import Image
+import io
+import tensorflow_datasets as tfds
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    file.seek(0)
+    return file
+
+class Base(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    splits = ("train", "test")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=self.features())
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(len(name)) for name in self.splits}
+
+class Tiny(Base):
+    """Ten by seven pixels in colour."""
+
+    def features(self):
+        return tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(10, 7, 3)),
+            "label": tfds.features.ClassLabel(names=["even", "odd"]),
+        })
+
+    def _generate_examples(self, seed):
+        rng = np.random.default_rng(seed)
+        images = rng.integers(0, 256, (8 * seed, 10, 7, 3), np.uint8)
+        for i, image in enumerate(images):
+            yield i, {"image": png(image), "label": i % 2}
+
+class OneSplit(Tiny):
+    splits = ("train",)
+
+class NoImages(Base):
+    splits = ("train",)
+
+    def features(self):
+        return tfds.features.FeaturesDict({"number": np.int64})
+
+    def _generate_examples(self, seed):
+        yield 0, {"number": 7}
+
+for kind in (Tiny, OneSplit, NoImages):
+    kind(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+'''
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder of prepared sets, made by TFDS itself in a process of its own."""
+    folder = tmp_path_factory.mktemp("tfds")
+    code = folder / "tiny.py"
+    code.write_text(TINY)
+    result = subprocess.run(
+        [sys.executable, code, folder / "data"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "data"
+
+
+def opened(name, path, **options):
+    options = {"image_size": (10, 7), "channels": 0, **options}
+    config = DataConfig(source=f"tfds:{name}", path=str(path), **options)
+    return sources.open_data_set(config, prepare=False)
+
+
+def all_of(source):
+    return source[np.arange(len(source))]
+
+
+def rows(images):
+    return sorted(image.tobytes() for image in images)
+
+
+def test_a_prepared_set_gives_the_pixels_that_were_put_in(tiny):
+    data = opened("tiny", tiny)
+    assert data.shape == (10, 7, 3) and data.class_names == ("even", "odd")
+    for split, seed in ((data.train, 5), (data.held_out, 4)):
+        wanted = np.random.default_rng(seed).integers(
+            0, 256, (8 * seed, 10, 7, 3), np.uint8
+        )
+        assert rows(all_of(split)) == rows(wanted)
+    memory = sources.into_memory(data, DataConfig())
+    np.testing.assert_array_equal(memory.train, all_of(data.train))
+    np.testing.assert_array_equal(memory.held_out, all_of(data.held_out))
+
+
+def test_splits_are_taken_as_tfds_writes_them(tiny):
+    whole = all_of(opened("tiny:1.0.0", tiny).train)
+    data = opened("tiny", tiny, split="train[:25%]", held_out="train[30:]")
+    np.testing.assert_array_equal(all_of(data.train), whole[:10])
+    np.testing.assert_array_equal(all_of(data.held_out), whole[30:])
+    # Trained on test: then test is not what is held out.
+    data = opened("tiny", tiny, split="test", held_out_fraction=0.25)
+    assert (len(data.train), len(data.held_out)) == (24, 8)
+
+
+def test_a_set_of_one_split_has_a_fixed_part_held_out(tiny):
+    data = opened("one_split", tiny, held_out_fraction=0.1)
+    assert (len(data.train), len(data.held_out)) == (36, 4)
+    whole = rows(np.concatenate([all_of(data.train), all_of(data.held_out)]))
+    assert len(set(whole)) == 40
+    again = opened("one_split", tiny, held_out_fraction=0.1)
+    np.testing.assert_array_equal(all_of(again.held_out), all_of(data.held_out))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("tiny", {"split": "trian"}, "data.split ('trian') is not a split of tiny with"),
+        ("tiny", {"held_out": "validation"}, "it has train, test"),
+        ("tiny", {"split": "train[:0]"}, "with examples in it"),
+        ("tiny", {"split": ""}, "data.split is empty"),
+        ("tiny:9.9.9", {}, "9.9.9"),
+        ("no_images", {}, "is not a set of 8-bit images: it has number"),
+        ("cifr10", {}, "TFDS knows no 'cifr10'; did you mean cifar10"),
+        ("fashion_mnist", {}, "python -m diffusion_jax.data.prepare fashion_mnist"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(name, options, said, tiny):
+    with pytest.raises(BadRequest) as error:
+        opened(name, tiny, **options)
+    assert said in " ".join(str(error.value).split())
+    if name == "fashion_mnist":
+        assert f"looked in {tiny}" in str(error.value)
+
+
+# As on a machine without TensorFlow: Python finds none. (An import that raised something
+# else than ModuleNotFoundError would not be what such a machine does.)
+WITHOUT_TENSORFLOW = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *args, **kwargs):
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_cpu"):
+            return None
+        return super().find_spec(name, *args, **kwargs)
+
+sys.meta_path[:] = [Finder if f is PathFinder else f for f in sys.meta_path]
+"""
+
+
+@pytest.fixture(scope="module")
+def without_tensorflow(tmp_path_factory):
+    """The environment of a Python that has no TensorFlow, in its workers neither."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    found = subprocess.run(
+        [sys.executable, "-c", "import tensorflow"], env=environment, capture_output=True
+    )
+    assert b"ModuleNotFoundError" in found.stderr
+    return environment
+
+
+SMALL = (
+    f"--config={ROOT / 'configs/mnist.py'}",
+    "--config.model.base_channels=8",
+    "--config.model.channel_mults=(1,)",
+    "--config.model.attn_resolutions=()",
+    "--config.model.num_groups=4",
+    "--config.data.batch_size=16",
+    "--config.process.num_timesteps=20",
+    "--config.sampling.steps=20",
+    "--config.training.sample_steps=5",
+    "--config.training.num_samples=4",
+    "--config.training.num_steps=4",
+)
+
+
+def test_a_run_on_prepared_data_needs_no_tensorflow(
+    tiny, without_tensorflow, command, tmp_path
+):
+    for name, options in (
+        ("memory", ()),
+        ("streamed", ("--config.data.memory_gib=0", "--config.data.num_workers=1")),
+    ):
+        result = command(
+            "train.py",
+            *SMALL,
+            "--config.data.source=tfds:tiny",
+            "--config.data.image_size=(10,7)",
+            "--config.data.channels=0",
+            f"--config.data.path={tiny}",
+            f"--workdir={tmp_path / name}",
+            *options,
+            env=without_tensorflow,
+            check=0,
+        )
+        assert "40 examples to train on, 32 held out" in result.stdout
+    command("sample.py", f"--workdir={tmp_path / name}", env=without_tensorflow, check=0)
+    # To prepare another one it is needed, and that is said.
+    args = ("--config.data.source=tfds:fashion_mnist", f"--config.data.path={tiny}")
+    result = command(
+        "train.py", *SMALL, *args, "--workdir=no", env=without_tensorflow, check=2
+    )
+    assert "needs TensorFlow, which is not installed: pip install" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (ROOT / "no").exists()
+
+
+def test_nothing_here_imports_tensorflow():
+    """What runs in this process has read prepared sets above."""
+    assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+
+
+@needs_real_data
+def test_the_real_mnist_is_prepared_by_the_first_run(command, tmp_path):
+    """From TFDS's own download files to pixels, against MNIST's own file format."""
+    place = tmp_path / "tfds"
+    subprocess.run(
+        [sys.executable, SHARED / "tools/prepare_tfds.py", place, "mnist"],
+        check=True,
+        capture_output=True,
+    )
+    path = (f"--config.data.path={place}", f"--workdir={tmp_path / 'run'}")
+    result = command("train.py", *SMALL, *path, "--dry_run", check=2)
+    assert "is not prepared" in result.stderr
+    result = command("train.py", *SMALL, *path, check=0)
+    assert f"preparing tfds:mnist in {place}, once" in result.stdout
+    assert "60,000 examples to train on, 10,000 held out" in result.stdout
+    assert (tmp_path / "run/samples/step_000004.png").exists()
+
+    data = opened("mnist", place, image_size=(28,))
+    memory = sources.into_memory(data, DataConfig())
+    real = SHARED / "data/mnist"
+    for split, name in ((memory.train, "train"), (memory.held_out, "t10k")):
+        (file,) = pathlib.Path(real).glob(f"{name}-images*.gz")
+        pixels = np.frombuffer(gzip.decompress(file.read_bytes())[16:], np.uint8)
+        assert rows(split) == rows(pixels.reshape(-1, 28, 28, 1))
+    everything = np.arange(len(data.held_out))
+    np.testing.assert_array_equal(memory.held_out, data.held_out[everything])
