@@ -34,6 +34,7 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/data.py
 
 # The exact versions of constraints.txt, for all supported Pythons and systems at once.
 constraints: $(VENV)/dev

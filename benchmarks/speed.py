@@ -1,15 +1,10 @@
 """The speed and size that this project promises, measured: `make bench`.
 
 What is compared is timed in turns in one process, so that what else the machine does
-falls on both sides; each figure is a median. One JSON line for each is appended to
-benchmarks/results/speed.jsonl, with date, machine, versions and git revision.
+falls on both sides; each figure is a median. record.py says where they go.
 """
 
-import datetime
-import json
-import os
 import pathlib
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,7 +16,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+from record import ROOT, Figure, record
 
 from diffusion_jax import experiment, parallel
 from diffusion_jax.command_line import load_config
@@ -32,10 +27,7 @@ from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import Trainer
 from diffusion_jax.training.plan import make_plan
 
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
 CONFIG = str(ROOT / "configs" / "digits.py")
-Figure = tuple[str, float, str]
 
 
 def in_turns(functions: list[Callable], rounds: int) -> list[float]:
@@ -151,27 +143,5 @@ def memory() -> Iterator[Figure]:
     yield "memory: resident set of the demo, GiB", kib / 2**20, "<= 2"
 
 
-def main() -> None:
-    logging.set_verbosity(logging.ERROR)
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        + jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "revision": git.stdout.strip(),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        for part in (memory, importing, sampling, training):
-            for name, value, target in part():
-                line = {"figure": name, "value": round(value, 4), "target": target}
-                file.write(json.dumps({**line, **about}) + "\n")
-                print(f"{name:45} {value:8.3f}   (wanted {target})", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    record(memory, importing, sampling, training)

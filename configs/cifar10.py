@@ -1,12 +1,13 @@
 """DDPM on CIFAR-10, every hyper-parameter as in the authors' code (Ho et al. 2020).
 
-The data source, tensorflow-datasets, is not implemented yet: until then this file is the
-network, the process and the optimiser, which the tests check.
-
 Command:   python train.py --config configs/cifar10.py
 Hardware:  not measured (the paper: TPU v3-8, 21 steps/s)
 Time:      not measured (the paper: 10.6 hours)
 Result:    not measured (the paper: FID 3.17)
+
+35,746,307 parameters. The set is downloaded and prepared once by tensorflow-datasets
+(docs/data.md says where it lies). --config.model.dtype=bfloat16 computes in bfloat16;
+parameters, schedule, EMA and loss stay in float32.
 
 One thing differs: the gradient is clipped after the mean over devices, where the authors
 clip on each replica before it.

@@ -63,6 +63,7 @@ class UNetConfig:
     num_heads: int = 1
     dropout: float = 0.1
     num_groups: int = 32
+    scale_shift_norm: bool = False
     dtype: str = "float32"
 
 

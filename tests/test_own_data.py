@@ -1,7 +1,9 @@
 """Training on pictures of one's own and from weights, as a user does: real processes."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -86,12 +88,16 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-def group(process):
-    """The processes of a session that was started for `process`."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True
-    )
-    return found.stdout.split()
+def group(process, naming=""):
+    """The processes of a session that was started for `process`, as /proc knows them."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # It has just ended.
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            called = stat.with_name("cmdline").read_text()
+            if int(session) == process.pid and state != "Z" and naming in called:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
@@ -150,6 +156,19 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
     skip = "--config.data.unreadable=skip"
     result = command("train.py", *args, *STREAMED, workdir, skip, check=0)
     assert "finished 20 steps" in result.stdout
+
+
+def test_a_worker_that_dies_ends_the_run_in_one_line(pictures, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start(workdir, pictures, file, 100_000)
+        wait_for(lambda: (workdir / "checkpoints/5").is_dir())
+        os.kill(group(process, "spawn_main")[0], signal.SIGKILL)
+        assert process.wait(60) == 1
+    said = log.read_text().splitlines()
+    (error,) = [line for line in said if line.startswith("error: ")]
+    assert "terminated" in error and "the newest checkpoint is that of step" in error
+    assert not any("Traceback" in line for line in said)
 
 
 def test_what_was_sampled_can_be_trained_on(run, command, tmp_path):

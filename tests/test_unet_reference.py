@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_jax.networks import UNet, as_functions
 
 
-def reference_unet(p, x, t, *, base, mults, num_res_blocks, attention, heads, groups):
+def reference_unet(
+    p, x, t, *, base, mults, num_res_blocks, attention, heads, groups, scale_shift
+):
     """models/unet.py of hojonathanho/diffusion, in NumPy float64, with our names."""
 
     def swish(z):
@@ -34,8 +37,13 @@ def reference_unet(p, x, t, *, base, mults, num_res_blocks, attention, heads, gr
 
     def res(z, q):
         h = conv(swish(norm(z, q["norm1"])), q["conv1"])
-        h = h + dense(swish(temb), q["temb"])[:, None, None]
-        h = conv(swish(norm(h, q["norm2"])), q["conv2"])
+        time = dense(swish(temb), q["temb"])[:, None, None]
+        if scale_shift:  # As unet.py of openai/improved-diffusion.
+            half = time.shape[-1] // 2
+            h = norm(h, q["norm2"]) * (1 + time[..., :half]) + time[..., half:]
+        else:
+            h = norm(h + time, q["norm2"])
+        h = conv(swish(h), q["conv2"])
         return h + (dense(z, q["shortcut"]) if "shortcut" in q else z)
 
     def attend(z, q):
@@ -76,7 +84,8 @@ def reference_unet(p, x, t, *, base, mults, num_res_blocks, attention, heads, gr
     return conv(swish(norm(h, p["norm_out"])), p["conv_out"])
 
 
-def test_the_unet_computes_what_the_ddpm_code_computes():
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_the_unet_computes_what_the_authors_code_computes(scale_shift):
     """Every activation, residual, skip, padding and axis against plain NumPy."""
     shape = (8, 4, 3)
     module = UNet(
@@ -87,6 +96,7 @@ def test_the_unet_computes_what_the_ddpm_code_computes():
         attn_resolutions=(4,),
         num_heads=2,
         num_groups=4,
+        scale_shift_norm=scale_shift,
     )
     init_fn, apply_fn = as_functions(module, shape)
     rng = np.random.default_rng(0)
@@ -108,5 +118,6 @@ def test_the_unet_computes_what_the_ddpm_code_computes():
         attention=(4,),
         heads=2,
         groups=4,
+        scale_shift=scale_shift,
     )
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())

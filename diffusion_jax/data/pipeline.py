@@ -57,6 +57,10 @@ class StepBatches:
         return self.source[indices[self.rows]]
 
 
+class WorkerDied(Exception):
+    """A process that reads ahead has ended; str() says what is known."""
+
+
 class Loader:
     """The batches of the steps to come, `count` steps at a time, as a context.
 
@@ -80,6 +84,7 @@ class Loader:
 
         Raises:
           Unreadable: naming an image that cannot be read.
+          WorkerDied: if a worker process was killed.
         """
         while self._first < step:
             self._ready.popleft()
@@ -93,9 +98,11 @@ class Loader:
         try:
             return next(self._ahead)
         except Unreadable as error:
-            reason = str(error)
+            failure: Exception = Unreadable(str(error))
+        except RuntimeError as error:  # What Grain says of a worker that is gone.
+            failure = WorkerDied(str(error).partition(". ")[0])
         # Raised anew, without the frames that hold on to the workers.
-        raise Unreadable(reason)
+        raise failure
 
     def __enter__(self) -> "Loader":
         return self

@@ -54,11 +54,16 @@ def upsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
 
 
 class ResBlock(nn.Module):
-    """GN, swish, conv, + time, GN, swish, dropout, conv (zero), + shortcut."""
+    """GN, swish, conv, + time, GN, swish, dropout, conv (zero), + shortcut.
+
+    With `scale_shift_norm` the time scales and shifts what the second GN gives instead
+    (Nichol and Dhariwal 2021).
+    """
 
     features: int
     dropout: float
     num_groups: int
+    scale_shift_norm: bool
     dtype: Any
 
     @nn.compact
@@ -66,9 +71,15 @@ class ResBlock(nn.Module):
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
         h = nn.swish(group_norm(self.num_groups, name="norm1", dtype=self.dtype)(x))
         h = conv3x3(self.features, name="conv1", dtype=self.dtype)(h)
-        shift = dense(self.features, name="temb", dtype=self.dtype)(nn.swish(temb))
-        h = h + shift[:, None, None, :]
-        h = nn.swish(group_norm(self.num_groups, name="norm2", dtype=self.dtype)(h))
+        norm2 = group_norm(self.num_groups, name="norm2", dtype=self.dtype)
+        num_outputs = self.features * (2 if self.scale_shift_norm else 1)
+        time = dense(num_outputs, name="temb", dtype=self.dtype)(nn.swish(temb))
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(time[:, None, None, :], 2, axis=-1)
+            h = norm2(h) * (1 + scale) + shift
+        else:
+            h = norm2(h + time[:, None, None, :])
+        h = nn.swish(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, name="conv2", dtype=self.dtype, scale=0.0)(h)
         if x.shape[-1] != self.features:

@@ -27,6 +27,8 @@ class UNet(nn.Module):
       num_heads: attention heads.
       dropout: rate in each residual block, while training.
       num_groups: groups of each GroupNorm; divides every width.
+      scale_shift_norm: the time scales and shifts a GroupNorm's output in each residual
+        block, as in IDDPM, instead of being added before it, as in DDPM.
       dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
     """
 
@@ -38,6 +40,7 @@ class UNet(nn.Module):
     num_heads: int = 1
     dropout: float = 0.1
     num_groups: int = 32
+    scale_shift_norm: bool = False
     dtype: Any = "float32"
 
     @nn.compact
@@ -48,10 +51,14 @@ class UNet(nn.Module):
 
         def res_block(h: jax.Array, level: int, name: str) -> jax.Array:
             features = self.base_channels * self.channel_mults[level]
-            block = blocks.ResBlock(
-                features, self.dropout, self.num_groups, dtype, name=name
-            )
-            return block(h, temb, train=train)
+            return blocks.ResBlock(
+                features,
+                self.dropout,
+                self.num_groups,
+                self.scale_shift_norm,
+                dtype,
+                name=name,
+            )(h, temb, train=train)
 
         def attention(h: jax.Array, name: str) -> jax.Array:
             return blocks.AttentionBlock(self.num_heads, self.num_groups, dtype, name=name)(

@@ -12,7 +12,7 @@ from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.config import BadRequest, Config
 from diffusion_jax.data import sources
 from diffusion_jax.data.images import Unreadable
-from diffusion_jax.data.pipeline import Loader, StepBatches
+from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.data.transforms import to_examples, to_model_range, training_examples
 from diffusion_jax.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.process import q_trajectory
@@ -59,7 +59,7 @@ def train(
 
     Raises:
       BadRequest: before anything is compiled or written.
-      RunFailed: if the loss is not finite, or a checkpoint cannot be read.
+      RunFailed: if the loss is not finite, or a checkpoint or an image cannot be read.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
     plan = make_plan(config, data)
@@ -83,7 +83,17 @@ def train(
         if anew:
             runs.delete_run(workdir)
         with Checkpoints(folder, keep, writing=True) as checkpoints:
-            state = Trainer(plan, workdir, checkpoints, stop).run(initial)
+            trainer = Trainer(plan, workdir, checkpoints, stop)
+            try:
+                state = trainer.run(initial)
+            except WorkerDied as error:
+                left = trainer.newest_checkpoint()
+                raise runs.RunFailed(f"{error}; {left}, to go on from") from error
+            except Unreadable as error:
+                raise runs.RunFailed(
+                    f"{error}; {trainer.newest_checkpoint()}; repair the image, or leave "
+                    "such images out with --config.data.unreadable=skip"
+                ) from error
     if stop.wanted:
         hint = ", without --overwrite" if overwrite else ""
         print(f"the same command{hint} goes on from step {int(state.step):,}")
@@ -143,7 +153,7 @@ class Trainer:
         log = MetricLog(self.workdir, start)
         bar = ProgressBar("training", training.num_steps, "steps", start)
         bar.say("compiling the train step")
-        reports = Reports(self.config, self.rate, log, bar, self._newest_checkpoint)
+        reports = Reports(self.config, self.rate, log, bar, self.newest_checkpoint)
         step = start
         try:
             with self._loader(start) as loader:
@@ -159,11 +169,6 @@ class Trainer:
                     self._visit(state, step, reports, last)
                     if last:
                         break
-        except Unreadable as error:
-            raise runs.RunFailed(
-                f"{error}; {self._newest_checkpoint()}; repair the image, or leave such "
-                "images out with --config.data.unreadable=skip, and go on from there"
-            ) from error
         finally:
             bar.close()
             log.close()
@@ -274,7 +279,8 @@ class Trainer:
             chosen = np.random.default_rng(0).permutation(chosen)
         return held_out[chosen[: self.config.training.num_held_out]]
 
-    def _newest_checkpoint(self) -> str:
+    def newest_checkpoint(self) -> str:
+        """What there is to go on from, in words."""
         newest = self.checkpoints.latest_step
         if newest is None:
             return "there is no checkpoint"

@@ -1,0 +1,48 @@
+"""Fashion-MNIST, 28x28, by tensorflow-datasets; the network of configs/mnist.py.
+
+Command:   python train.py --config configs/fashion_mnist.py
+Hardware:  2 CPU cores
+Time:      not measured (mnist.py, of the same size: 13 min)
+Result:    not measured
+
+The set is downloaded and prepared once (30 MB; docs/data.md says where it lies).
+"""
+
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    EMAConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="fashion_mnist",
+        data=DataConfig(
+            source="tfds:fashion_mnist", image_size=(28,), channels=1, batch_size=64
+        ),
+        model=UNetConfig(
+            base_channels=16,
+            channel_mults=(1, 2, 4),
+            num_res_blocks=1,
+            attn_resolutions=(7,),
+            dropout=0.0,
+            num_groups=8,
+        ),
+        process=ProcessConfig(schedule="cosine", num_timesteps=1000, prediction="v"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
+        training=TrainingConfig(
+            num_steps=2000,
+            log_every=50,
+            eval_every=500,
+            checkpoint_every=500,
+            sample_every=500,
+        ),
+        sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=64),
+    )
