@@ -22,6 +22,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
 
 
 @pytest.fixture(scope="session")

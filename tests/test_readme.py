@@ -2,9 +2,12 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHARED
+from PIL import Image
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -19,11 +22,24 @@ FEWER_STEPS = (
 )
 # Long commands run with fewer steps; those of `make` are what runs this very test, or
 # are made of commands that are run here.
+NARROW = "--config.model.base_channels=32 --config.data.batch_size=16"
+PICTURES = "python train.py --config configs/folder.py --config.data.path=my_pictures/"
 LONG = {
+    # The set is prepared where the fixture has put it.
+    "python train.py --config configs/cifar10.py": (
+        f"{FEWER_STEPS} {NARROW} --config.data.path=tfds --config.training.num_held_out=64"
+    ),
     "python train.py --config configs/digits.py": FEWER_STEPS,
     "python train.py --config configs/swiss_roll.py": FEWER_STEPS,
     "python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4 "
     "--workdir runs/slower": FEWER_STEPS,
+    PICTURES: f"{FEWER_STEPS} {NARROW}",
+    f"{PICTURES} --config.training.num_steps=20 --config.data.batch_size=4 "
+    "--config.model.base_channels=32 --workdir runs/smoke": "",
+    "python train.py --config configs/digits.py --init_from runs/digits "
+    "--workdir runs/tuned": FEWER_STEPS,
+    "python train.py --config configs/digits.py --init_from digits.safetensors "
+    "--workdir runs/again": FEWER_STEPS,
     "python sample.py --num 1024": "--sampler ddim --steps 4",
 }
 NOT_RUN = {"make demo", "make test", "make test-slow", "make lint", "make bench"}
@@ -49,19 +65,35 @@ def test_files_that_the_readme_links_to_exist():
 def folder(tmp_path_factory):
     """An empty folder with the project's commands and configs, so that runs/ is new."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("train.py", "sample.py", "configs", "diffusion_jax"):
+    for name in ("train.py", "sample.py", "export.py", "configs", "diffusion_jax"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "my_pictures").mkdir()
+    for i in range(40):
+        image = Image.effect_noise((100, 80), 40 + i).convert("RGB")
+        image.save(folder / f"my_pictures/{i}.jpg")
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(folder):
+    """The real CIFAR-10 in the folder's tfds/, from the files that TFDS downloads."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the real data in ../shared/data")
+    for command in (
+        [SHARED / "tools/prepare_tfds.py", folder / "tfds", "cifar10"],
+        ["-m", "diffusion_jax.data.prepare", "cifar10", folder / "tfds"],
+    ):
+        subprocess.run([sys.executable, *command], check=True, cwd=folder)
+
+
 @pytest.mark.slow
-def test_the_commands_run_in_their_order(folder, command):
+def test_the_commands_run_in_their_order(folder, prepared, command):
     for line in COMMANDS:
         if line.startswith("python "):
             arguments = shlex.split(f"{line} {LONG.get(line, '')}")[1:]
             result = command(*arguments, cwd=folder)
             assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
-    assert list((folder / "runs/digits/samples").glob("*_num1024.npz"))
+    assert list((folder / "runs/cifar10/samples").glob("*_num1024.npz"))
 
 
 def test_short_commands_run(folder, command):

@@ -12,12 +12,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHARED
 
 from diffusion_jax.config import BadRequest, DataConfig
 from diffusion_jax.data import sources
 
-SHARED = ROOT.parent / "shared"
 needs_real_data = pytest.mark.skipif(
     not (SHARED / "data").is_dir(), reason="needs the real data in ../shared/data"
 )
