@@ -72,6 +72,6 @@ def get_config() -> Config:
             keep_checkpoints=2,
         ),
         sampling=SamplingConfig(
-            sampler="ddpm", steps=1000, variance="fixed_large", batch_size=256
+            sampler="ddpm", steps=1000, variance="fixed_large", batch_size=64
         ),
     )

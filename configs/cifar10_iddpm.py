@@ -61,6 +61,6 @@ def get_config() -> Config:
             sample_every=10_000,
         ),
         sampling=SamplingConfig(
-            sampler="ddpm", steps=4000, variance="fixed_large", batch_size=256
+            sampler="ddpm", steps=4000, variance="fixed_large", batch_size=64
         ),
     )

@@ -2,8 +2,8 @@
 
 Command:   python train.py --config configs/mnist.py
 Hardware:  2 CPU cores
-Time:      not measured
-Result:    not measured
+Time:      15 min
+Result:    held-out loss 0.118 (of v); digits that can be read, in docs/results
 
 The set is downloaded and prepared once (11 MB; docs/data.md says where it lies).
 """
@@ -32,7 +32,7 @@ def get_config() -> Config:
             dropout=0.0,
             num_groups=8,
         ),
-        process=ProcessConfig(schedule="cosine", num_timesteps=1000),
+        process=ProcessConfig(schedule="cosine", num_timesteps=1000, prediction="v"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(

@@ -106,6 +106,12 @@ def generate(
             on_progress=lambda rows: bar.report(done[0] + int(rows)),
         )
         bar.say(f"compiling a chain of {table.num_rows:,} steps for batches of {batch}")
+        enough = -(-num // mesh.size) * mesh.size
+        if 2 * enough <= batch:
+            bar.say(
+                f"{num} samples take as long as {batch}, so that --num changes no bit of "
+                f"them; --batch_size {enough} takes less"
+            )
         try:
             for i in range(first, num_batches):
                 # A last batch that is not full is computed in full, so that the shape,

@@ -81,6 +81,11 @@ def start(workdir, pictures, log, steps):
     )
 
 
+needs_proc = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/stat").exists(), reason="looks at processes in /proc"
+)
+
+
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -100,6 +105,7 @@ def group(process, naming=""):
     return found
 
 
+@needs_proc
 def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
     run, pictures, command, tmp_path
 ):
@@ -123,6 +129,7 @@ def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
     assert_same(mine, exported(command, run, tmp_path / "theirs.npz"))
 
 
+@needs_proc
 def test_ctrl_c_with_workers_saves_and_leaves_no_process(pictures, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:
@@ -158,6 +165,7 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
     assert "finished 20 steps" in result.stdout
 
 
+@needs_proc
 def test_a_worker_that_dies_ends_the_run_in_one_line(pictures, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:

@@ -43,7 +43,8 @@ def sample_chain(
       frames: states to keep, as different numbers of rows done: 0 is the initial noise
         and table.num_rows the finished sample.
       cond: handed through to the network.
-      progress_every: call `on_progress` after every so many rows; 0 is never.
+      progress_every: call `on_progress` after every so many rows, and after the first
+        two, from which the time of the others can be told; 0 is never.
       on_progress: called on the host, from inside the program, with the rows done.
 
     Returns:
@@ -86,7 +87,7 @@ def sample_chain(
         x = c.w_x * x + c.w_x0 * x0 + c.w_noise * draw(done)
         if on_progress is not None and progress_every:
             jax.lax.cond(
-                done % progress_every == 0,
+                (done % progress_every == 0) | (done <= 2),
                 lambda: jax.debug.callback(on_progress, done),
                 lambda: None,
             )

@@ -186,9 +186,11 @@ class Trainer:
 
         shapes = jax.eval_shape(initial)
         count = sum(x.size for x in jax.tree.leaves(shapes.params))
+        data = self.plan.data
+        classes = f", of {len(data.class_names):,} classes" if data.class_names else ""
         print(
-            f"network: {count:,} parameters; data: {len(self.plan.data.train):,} "
-            f"examples to train on, {len(self.plan.data.held_out):,} held out"
+            f"network: {count:,} parameters; data: {len(data.train):,} examples to train "
+            f"on, {len(data.held_out):,} held out{classes}"
         )
         step = self.checkpoints.latest_step
         if step is None:
