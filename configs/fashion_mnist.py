@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/fashion_mnist.py
 Hardware:  2 CPU cores
-Time:      not measured (mnist.py, of the same size: 13 min)
+Time:      not measured (mnist.py, of the same size: 15 min)
 Result:    not measured
 
 The set is downloaded and prepared once (30 MB; docs/data.md says where it lies).
