@@ -34,8 +34,8 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 
 
 def main() -> None:
-    if _NUM.value < 1:
-        raise BadRequest(f"--num {_NUM.value} must be at least 1")
+    if not 1 <= _NUM.value < 2**31:
+        raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     check_choice("--weights", _WEIGHTS.value, KINDS)
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
     config = runs.read_config(workdir)

@@ -1,5 +1,6 @@
 """From image files to pixels: every mode that files come in, resampling by closed form."""
 
+import contextlib
 import io
 import zlib
 
@@ -215,6 +216,34 @@ def test_an_image_of_the_right_size_is_not_resampled():
     content = encoded(Image.fromarray(noise))
     for resize in ("crop", "squash"):
         np.testing.assert_array_equal(pixels(content, (33, 17, 3), resize), noise)
+
+
+def test_an_edge_is_resampled_by_the_kernel_of_lanczos():
+    """sinc(x) sinc(x / 3), stretched to the new pixels and normalised: it overshoots."""
+    width, factor = 48, 4
+    edge = np.where(np.arange(width) < 22, 60, 180).astype(np.uint8)
+    content = encoded(Image.fromarray(np.broadcast_to(edge, (12, width)).copy()))
+    seen = pixels(content, (3, 12, 1), "squash")[1, :, 0]
+    x = (np.arange(width) + 0.5)[None] / factor - (np.arange(12) + 0.5)[:, None]
+    weights = np.where(abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    exact = (weights * edge).sum(1) / weights.sum(1)
+    assert abs(seen - exact).max() <= 0.75
+    assert exact.min() < 59 and exact.max() > 181
+
+
+def test_photographs_are_no_bombs():
+    """24 megapixels, as cameras make them; only the header is looked at."""
+    assert channels(with_size(GOOD, 6000, 4000)) == 3
+
+
+def test_damage_of_any_kind_is_said_in_one_way():
+    at = GOOD.index(b"IDAT") + 30
+    with pytest.raises(Unreadable):
+        decode(GOOD[:at] + bytes([GOOD[at] ^ 255]) + GOOD[at + 1 :], (8, 8, 3), "crop")
+    for i in range(8, 60):  # Whatever Pillow makes of it, nothing else comes out.
+        bad = GOOD[:i] + bytes([GOOD[i] ^ 255]) + GOOD[i + 1 :]
+        with contextlib.suppress(Unreadable):
+            decode(bad, (8, 8, 3), "crop")
 
 
 GOOD = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)))

@@ -15,6 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.numpy import load_file
 
+from diffusion_jax.command_line import load_config
+from diffusion_jax.config import BadRequest, Config
+from diffusion_jax.training.weights import Weights, load_for, save_to_file
+
 RNG = np.random.default_rng(0)
 # A network that compiles in seconds, for pictures of 8 by 8.
 TINY = (
@@ -166,6 +170,21 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
 
 
 @needs_proc
+@pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
+def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
+    """They are busy with imports, and know nothing of Ctrl-C yet."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    with log.open("w") as file:
+        process = start(workdir, pictures, file, 100_000)
+        wait_for(lambda: group(process, "spawn_main"))
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    wait_for(lambda: not group(process), 20)
+    assert "Traceback" not in log.read_text() and "saved at step" in log.read_text()
+
+
+@needs_proc
 def test_a_worker_that_dies_ends_the_run_in_one_line(pictures, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:
@@ -255,6 +274,68 @@ def test_a_run_that_goes_on_is_not_started_again(run, files, pictures, command, 
     result = command("train.py", *args, f"--init_from={run}", more, check=0)
     assert "resuming" in result.stdout and "at step 20" in result.stdout
     assert "starting from" not in result.stdout
+
+
+def test_overwrite_with_other_weights_starts_from_them(
+    run, files, pictures, command, tmp_path
+):
+    workdir, init = tmp_path / "run", tmp_path / "ema.npz"
+    init.write_bytes((files / "ema.npz").read_bytes())
+    args = (
+        *TINY,
+        f"--config.data.path={pictures}",
+        f"--workdir={workdir}",
+        f"--init_from={init}",
+        "--config.optimizer.learning_rate=1e-30",
+        "--config.training.num_steps=2",
+    )
+    command("train.py", *args[:-3], args[-1], check=0)
+    # Its own weights would be deleted before they are read.
+    itself = (*args[:-3], f"--init_from={workdir}", "--overwrite")
+    result = command("train.py", *itself, check=2)
+    assert "--overwrite would delete" in result.stderr
+    assert (workdir / "checkpoints/2").is_dir()
+    command("train.py", *args, "--overwrite", check=0)
+    wanted = exported(command, run, tmp_path / "wanted.npz", "ema")
+    assert_same(exported(command, workdir, tmp_path / "mine.npz"), wanted)
+    # A run that goes on does not ask for them again.
+    init.unlink()
+    result = command("train.py", *args[:-1], "--config.training.num_steps=3", check=0)
+    assert "resuming" in result.stdout
+
+
+def test_weights_with_objects_run_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (pathlib.Path.touch, (tmp_path / "hacked",))
+
+    np.savez(tmp_path / "evil.npz", about=np.array([Evil()], object))
+    with pytest.raises(BadRequest, match="not a file of export.py"):
+        load_for(load_config(str(ROOT / "configs/digits.py")), tmp_path / "evil.npz", "ema")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    weights = Weights({"w": np.arange(3.0)}, "raw", 7)
+    path = tmp_path / "new/a.npz"
+    save_to_file(path, weights, Config())
+    before = path.read_bytes()
+    save_to_file(path, weights._replace(step=8), Config(), overwrite=True)
+    assert path.read_bytes() != before
+    (tmp_path / "b.npz").mkdir()
+    with pytest.raises(BadRequest, match="is a folder"):
+        save_to_file(tmp_path / "b.npz", weights, Config(), overwrite=True)
+
+    def full(file, **arrays):
+        file.write(b"some")
+        raise OSError("no space left")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError):
+        save_to_file(path, weights, Config(), overwrite=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["a.npz"]
 
 
 BAD = [

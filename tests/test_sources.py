@@ -1,5 +1,6 @@
 """Folders, zips and .npz files: which images, of which class, split how, refused when."""
 
+import os
 import pathlib
 import zipfile
 
@@ -94,6 +95,10 @@ def test_a_folder_of_its_own_is_held_out(folder, tmp_path):
     data = opened(folder, held_out=str(tmp_path / "val"))
     assert sorted(numbers(data.train)) == list(range(40))
     assert sorted(numbers(data.held_out)) == [50, 51, 52, 60, 61, 62]
+    assert data.held_out_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    for other in (folder, folder / "ants", folder.parent):
+        with pytest.raises(BadRequest, match="would be trained on"):
+            opened(folder, held_out=str(other))
     picture(tmp_path / "val/dogs/0.png", (1, 1, 1))
     with pytest.raises(BadRequest, match="other classes"):
         opened(folder, held_out=str(tmp_path / "val"))
@@ -110,6 +115,98 @@ def test_channels_are_as_the_images_have_or_as_asked_for(folder, tmp_path):
         opened(folder, channels=0)
     assert "ants/odd.png" in str(error.value) and "data.channels=3" in str(error.value)
     assert opened(folder, channels=1).shape == (8, 8, 1)
+
+
+def test_grey_held_out_pictures_do_not_go_with_coloured_ones(folder, tmp_path):
+    for name in ("ants", "cats"):
+        picture(tmp_path / f"grey/{name}/0.png", 7)
+    with pytest.raises(BadRequest, match=r"grey \(data.held_out\)"):
+        opened(folder, channels=0, held_out=str(tmp_path / "grey"))
+
+
+def wide(path):
+    """Green in the middle, red and blue at the sides, where a crop does not reach."""
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, :8, 0] = pixels[:, 8:16, 1] = pixels[:, 16:, 2] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.mark.parametrize(("resize", "sides"), [("crop", 0), ("squash", 255)])
+def test_resize_is_as_the_config_says_everywhere(resize, sides, tmp_path):
+    for name in ("train/0.png", "train/1.png", "val/0.png"):
+        pixels = wide(tmp_path / name)
+    np.savez(tmp_path / "a.npz", np.stack([pixels, pixels]))
+    for path, options in (
+        (tmp_path / "train", {"held_out": str(tmp_path / "val")}),
+        (tmp_path / "a.npz", {"source": "npz"}),
+    ):
+        data = opened(path, resize=resize, **options)
+        for split in (data.train, data.held_out):
+            seen = split[np.array([0])][0].astype(int)
+            assert abs(seen[:, 0, 0] - sides).max() < 60
+            assert abs(seen[:, -1, 2] - sides).max() < 60
+            assert (seen[:, 4, 1] > 190).all()
+
+
+def test_many_pictures_are_all_decoded(tmp_path):
+    """More than one portion of them, into the places that are theirs."""
+    for i in range(600):
+        picture(tmp_path / f"{i:03}.png", (i % 256, i // 256, 9), (1, 1))
+    config = DataConfig(source="folder", path=str(tmp_path), channels=3, image_size=(1,))
+    told = []
+    data = sources.into_memory(
+        sources.open_data_set(config), config, lambda *args: told.append(args)
+    )
+    both = np.concatenate([data.train, data.held_out])[:, 0, 0].astype(int)
+    assert sorted(both[:, 0] + 256 * both[:, 1]) == list(range(600))
+    assert told[-1][1:] == (12, 12) and ("decoding images", 588, 588) in told
+
+
+def test_which_files_count(tmp_path):
+    for name in ("A.JPG", "b.jpeg", "c.WebP", "__MACOSX/x.png", ".thumbs/d.png", "._b.png"):
+        picture(tmp_path / "pictures" / name, (1, 2, 3))
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in (tmp_path / "pictures").rglob("*.*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(tmp_path / "pictures"))
+    for place in (tmp_path / "pictures", path):
+        assert opened(place).train.encoded.names == ["A.JPG", "b.jpeg", "c.WebP"]
+
+
+def test_links_count_as_what_they_lead_to_but_once(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/all").symlink_to(folder)
+    (tmp_path / "links/again").symlink_to(folder)
+    (folder / "loop").symlink_to(folder)
+    data = opened(tmp_path / "links")
+    assert sorted(numbers(data.train) + numbers(data.held_out)) == list(range(40))
+
+
+def test_a_name_that_is_no_text_can_be_said(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes(b"")
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", (i, i, i))
+    opened(tmp_path, unreadable="skip")
+    assert "caf\\udce9.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "sizes"),
+    [(10, 0.01, (9, 1)), (2, 0.5, (1, 1)), (40, 0.04, (38, 2)), (3, 0.5, (1, 2))],
+)
+def test_both_splits_have_something(count, fraction, sizes, tmp_path):
+    for i in range(count):
+        picture(tmp_path / f"{i}.png", (i, i, i), (1, 1))
+    data = opened(tmp_path, held_out_fraction=fraction)
+    assert (len(data.train), len(data.held_out)) == sizes
+
+
+def test_what_is_held_out_is_of_all_classes(folder):
+    assert set(opened(folder, held_out_fraction=0.25).held_out_labels) == {0, 1}
 
 
 def test_targets_need_not_be_square(folder):
@@ -169,9 +266,18 @@ def test_a_truncated_image_is_found_by_decoding_it(folder, capsys):
     everything = np.arange(len(data.train))
     np.testing.assert_array_equal(memory.train, data.train[everything])
     (i,) = where
-    np.testing.assert_array_equal(
-        memory.train[i], memory.train[(i + 1) % len(memory.train)]
-    )
+    assert memory.train[i, 0, 0].tolist() == [numbers(data.train)[i + 1], 100, 200]
+
+
+def test_the_last_example_is_replaced_by_the_first(tmp_path):
+    for i in range(20):
+        picture(tmp_path / f"{i:02}.png", (i, 0, 0))
+    data = opened(tmp_path, unreadable="skip")
+    truncate(tmp_path / data.train.encoded.name(data.train.indices[-1]))
+    memory = sources.into_memory(data, DataConfig(unreadable="skip"))
+    first, last = data.train[np.array([0, len(data.train) - 1])]
+    np.testing.assert_array_equal(first, last)
+    np.testing.assert_array_equal(memory.train[-1], first)
 
 
 def test_a_folder_of_nothing_readable_is_refused_even_if_skipping(tmp_path):
@@ -204,6 +310,8 @@ def test_a_damaged_member_of_a_zip_is_named(folder, tmp_path):
         (lambda p: (p / "empty").mkdir() or p / "empty", "it is empty"),
         (lambda p: (p / "a.gif").write_text("x") and p, "no images (.png .jpg .jpeg"),
         (lambda p: (p / "a.zip").write_text("x") and p / "a.zip", "neither a folder"),
+        (lambda p: pathlib.Path("~nobody-of-this-name/x"), "no such folder or zip"),
+        (lambda p: pathlib.Path("/dev/zero"), "no such folder or zip"),
         (lambda p: picture(p / "one.png", (1, 2, 3)) or p, "one example"),
     ],
 )
@@ -230,13 +338,27 @@ def test_npz_images_and_labels_come_back(tmp_path):
     np.testing.assert_array_equal(images[data.labels], data.train)
     np.testing.assert_array_equal(images[data.held_out_labels], data.held_out)
     assert sorted([*data.labels, *data.held_out_labels]) == list(range(50))
-    other = saved(tmp_path / "b.npz", images[:3])
+    other = saved(tmp_path / "b.npz", images[:3], np.array([100, 101, 102]))
     data = opened(path, source="npz", held_out=str(other))
     np.testing.assert_array_equal(data.train, images)
     np.testing.assert_array_equal(data.held_out, images[:3])
-    # Of another size: resampled as files are.
-    data = opened(path, source="npz", image_size=(4, 4), channels=1)
-    assert data.shape == (4, 4, 1) and data.train.dtype == np.uint8
+    assert data.labels.tolist() == list(range(50))
+    assert data.held_out_labels.tolist() == [100, 101, 102]
+    with pytest.raises(BadRequest, match="would be trained on"):
+        opened(path, source="npz", held_out=str(path))
+
+
+def test_npz_images_are_resampled_as_files_are(tmp_path):
+    color = np.array([10, 200, 90], np.uint8)
+    path = saved(tmp_path / "a.npz", np.broadcast_to(color, (5, 8, 8, 3)))
+    data = opened(path, source="npz", image_size=(4, 6))
+    assert data.shape == (4, 6, 3) and (data.train == color).all()
+    data = opened(path, source="npz", image_size=(4, 6), channels=1)
+    assert data.shape == (4, 6, 1)
+    assert abs(data.train - color @ np.array([0.299, 0.587, 0.114])).max() <= 0.51
+    grey = saved(tmp_path / "b.npz", np.full((5, 8, 8, 1), 33, np.uint8))
+    data = opened(grey, source="npz", image_size=(4, 6), channels=3)
+    assert data.shape == (4, 6, 3) and (data.train == 33).all()
 
 
 def test_npz_points_come_back(tmp_path):
@@ -264,6 +386,12 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
         (lambda p: np.savez(p, np.zeros((4, 8, 8, 2), np.uint8)), "2 channels"),
         (lambda p: np.savez(p, np.array([{"a": 1}] * 4, object)), "allow_pickle=False"),
         (lambda p: np.savez(p, IMAGES[:1]), "one example"),
+        (lambda p: np.savez(p, IMAGES[:, :0]), "not empty"),
+        (lambda p: np.savez(p, IMAGES[..., :0]), "not empty"),
+        (
+            lambda p: zipfile.ZipFile(p, "w").writestr("arr_0", "no array"),
+            "must be arrays",
+        ),
         (
             lambda p: np.savez(p, IMAGES) or p.write_bytes(p.read_bytes()[:-400]),
             "is not an .npz",
@@ -275,7 +403,8 @@ def test_an_npz_that_cannot_be_trained_on_is_refused(write, said, tmp_path):
     write(path)
     with pytest.raises(BadRequest) as error:
         opened(path, source="npz")
-    assert said in str(error.value) and "a.npz" in str(error.value) or "one" in said
+    assert said in str(error.value)
+    assert "a.npz" in str(error.value) or said == "one example"
 
 
 def test_an_npz_with_objects_runs_nothing(tmp_path):
@@ -292,7 +421,7 @@ def test_an_npz_with_objects_runs_nothing(tmp_path):
 # In memory or streamed
 
 
-def test_what_does_not_fit_is_streamed_with_the_same_batches(folder):
+def test_what_does_not_fit_is_streamed_with_the_same_batches(folder, tmp_path):
     config = DataConfig(source="folder", path=str(folder), channels=3, image_size=(8,))
     size = 40 * 8 * 8 * 3 / 2**30
     data = sources.open_data_set(config)
@@ -301,9 +430,17 @@ def test_what_does_not_fit_is_streamed_with_the_same_batches(folder):
     config.memory_gib = 1.01 * size
     memory = sources.into_memory(data, config)
     assert isinstance(streamed.train, Pictures) and isinstance(memory.train, np.ndarray)
-    for start, workers in ((0, 0), (17, 0), (3, 2)):
+    config.path = str(zipped(folder, tmp_path / "pictures.zip"))
+    unpacked = sources.open_data_set(config).train
+    unpacked[np.array([0])]  # The zip is open; a worker opens it for itself.
+    for source, start, workers in (
+        (streamed.train, 0, 0),
+        (streamed.train, 17, 0),
+        (streamed.train, 3, 2),
+        (unpacked, 3, 1),
+    ):
         wanted = StepBatches(memory.train, 16, 5, slice(4, 12))
-        batches = StepBatches(streamed.train, 16, 5, slice(4, 12))
+        batches = StepBatches(source, 16, 5, slice(4, 12))
         with Loader(batches, start, count=3, num_workers=workers) as loader:
             for step in (start, start + 1, start + 4, start + 7):
                 expected = np.stack([wanted[step + i] for i in range(3)])

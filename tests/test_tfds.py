@@ -7,6 +7,7 @@ A tiny set of known pixels is written in TFDS's own form; and where the folder
 import gzip
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -62,6 +63,33 @@ class Tiny(Base):
 class OneSplit(Tiny):
     splits = ("train",)
 
+class Validated(Tiny):
+    splits = ("train", "validation", "test")
+
+class Varied(Base):
+    """Of any size, colour or not; another image beside it."""
+
+    def features(self):
+        return tfds.features.FeaturesDict({
+            "image": tfds.features.Image(),
+            "mask": tfds.features.Image(shape=(2, 2, 1)),
+        })
+
+    def _generate_examples(self, seed):
+        for i in range(4):
+            image, mask = np.full((3, 5), 40 + i, np.uint8), np.zeros((2, 2), np.uint8)
+            yield i, {"image": png(image), "mask": png(mask)}
+
+class Deep(Base):
+    """Of sixteen bits."""
+
+    def features(self):
+        return tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(shape=(2, 2, 1), dtype=np.uint16)})
+
+    def _generate_examples(self, seed):
+        yield 0, {"image": png(np.zeros((2, 2), np.uint16))}
+
 class NoImages(Base):
     splits = ("train",)
 
@@ -71,7 +99,7 @@ class NoImages(Base):
     def _generate_examples(self, seed):
         yield 0, {"number": 7}
 
-for kind in (Tiny, OneSplit, NoImages):
+for kind in (Tiny, OneSplit, NoImages, Validated, Varied, Deep):
     kind(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 '''
 
@@ -126,6 +154,60 @@ def test_splits_are_taken_as_tfds_writes_them(tiny):
     assert (len(data.train), len(data.held_out)) == (24, 8)
 
 
+def test_what_is_held_out_is_never_trained_on(tiny):
+    assert len(opened("validated", tiny).held_out) == 8 * len("validation")
+    assert len(opened("tiny", tiny, split="train[:90%]").held_out) == 32
+    # Validation is trained on, so test is held out; and if all is, a part of it.
+    data = opened("validated", tiny, split="train+validation[:50%]")
+    assert (len(data.train), len(data.held_out)) == (80, 32)
+    data = opened("tiny", tiny, split="train+test", held_out_fraction=0.25)
+    assert (len(data.train), len(data.held_out)) == (54, 18)
+    both = rows(np.concatenate([all_of(data.train), all_of(data.held_out)]))
+    assert len(set(both)) == 72
+    for held_out in ("train", "train[90%:]", "test+train[:1]"):
+        with pytest.raises(BadRequest, match="have examples in common"):
+            opened("tiny", tiny, held_out=held_out)
+    assert len(opened("tiny", tiny, split="train[:20]", held_out="train[20:]").train) == 20
+
+
+def test_channels_are_those_of_the_set_or_of_the_config(tiny):
+    colours = all_of(opened("tiny", tiny).train)
+    data = opened("tiny", tiny, channels=1)
+    assert data.shape == (10, 7, 1)
+    luma = colours @ np.array([0.299, 0.587, 0.114])
+    assert abs(all_of(data.train)[..., 0] - luma).max() <= 0.51
+    # Where the set does not say it, colour; and of two images the first one counts.
+    data = opened("varied", tiny, image_size=(2, 2))
+    assert data.shape == (2, 2, 3)
+    assert sorted(all_of(data.train)[:, 0, 0, 0]) == [40, 41, 42, 43]
+
+
+def damaged(tiny, tmp_path, file, content):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny, folder)
+    (path,) = (folder / "tiny/1.0.0").glob(file)
+    path.write_bytes(content(path.read_bytes()))
+    return folder, path
+
+
+def test_a_damaged_set_is_refused_or_its_images_are_named(tiny, tmp_path):
+    folder, _ = damaged(tiny, tmp_path / "a", "dataset_info.json", lambda b: b"")
+    with pytest.raises(BadRequest, match="cannot be read"):
+        opened("tiny", folder)
+    folder, path = damaged(tiny, tmp_path / "b", "*train.array*", lambda b: b)
+    path.unlink()
+    with pytest.raises(BadRequest, match="train.array_record.* is missing"):
+        opened("tiny", folder)
+    folder, path = damaged(
+        tiny, tmp_path / "c", "*train.array*", lambda b: b[:9000] + b"?" * 99 + b[9099:]
+    )
+    config = DataConfig(
+        source="tfds:tiny", path=str(folder), image_size=(10, 7), channels=3
+    )
+    with pytest.raises(BadRequest, match=r"cannot be read: image \d+ of train: "):
+        sources.into_memory(sources.open_data_set(config), config)
+
+
 def test_a_set_of_one_split_has_a_fixed_part_held_out(tiny):
     data = opened("one_split", tiny, held_out_fraction=0.1)
     assert (len(data.train), len(data.held_out)) == (36, 4)
@@ -141,7 +223,9 @@ def test_a_set_of_one_split_has_a_fixed_part_held_out(tiny):
         ("tiny", {"split": "trian"}, "data.split ('trian') is not a split of tiny with"),
         ("tiny", {"held_out": "validation"}, "it has train, test"),
         ("tiny", {"split": "train[:0]"}, "with examples in it"),
-        ("tiny", {"split": ""}, "data.split is empty"),
+        ("tiny", {"split": ""}, "with examples in it"),
+        ("tiny", {"split": "train[50%:40%]"}, "with examples in it"),
+        ("deep", {}, "is not a set of 8-bit images"),
         ("tiny:9.9.9", {}, "9.9.9"),
         ("no_images", {}, "is not a set of 8-bit images: it has number"),
         ("cifr10", {}, "TFDS knows no 'cifr10'; did you mean cifar10"),
@@ -231,8 +315,8 @@ def test_a_run_on_prepared_data_needs_no_tensorflow(
     assert result.stderr.count("\n") == 1 and not (ROOT / "no").exists()
 
 
-def test_nothing_here_imports_tensorflow():
-    """What runs in this process has read prepared sets above."""
+def test_nothing_here_imports_tensorflow(tiny):
+    all_of(opened("tiny", tiny).train)
     assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
 
 

@@ -24,8 +24,13 @@ from diffusion_jax.config import (
     SamplingConfig,
     TrainingConfig,
     UNetConfig,
+    fields_of,
+    from_json,
+    to_json,
 )
 from diffusion_jax.data import sources
+from diffusion_jax.data.pipeline import batch_indices
+from diffusion_jax.interrupts import Stop
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -354,6 +359,105 @@ def test_a_changed_config_is_refused_by_name(finished, points):
     assert runs.config_path(finished[0]).read_text() == before
 
 
+# Those that decide neither the weights nor what they are trained on.
+MAY_CHANGE = {
+    *(f"training.{f.name}" for f in dataclasses.fields(TrainingConfig)),
+    *(f"sampling.{f.name}" for f in dataclasses.fields(SamplingConfig)),
+    *("name", "data.path", "data.memory_gib", "data.num_workers", "data.unreadable"),
+}
+
+
+def test_all_else_in_a_config_is_fixed_under_a_run(tmp_path):
+    other = {int: 77, float: 0.77, str: "other", bool: True, tuple: (77,)}
+    for model in (UNetConfig(), MLPConfig()):
+        config = Config(model=model)
+        runs.write_config(tmp_path, config)
+        for path, value in fields_of(config):
+            changed = from_json(to_json(config))
+            section = changed
+            for name in path.split(".")[:-1]:
+                section = getattr(section, name)
+            new = not value if isinstance(value, bool) else other[type(value)]
+            setattr(section, path.split(".")[-1], new)
+            if path in MAY_CHANGE:
+                said = runs.check_resumable(tmp_path, changed)
+                assert [text.partition(" ")[0] for text in said] == [path] * (
+                    path != "name"
+                )
+            else:
+                with pytest.raises(BadRequest, match=path.replace(".", r"\.")):
+                    runs.check_resumable(tmp_path, changed)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
+    workdir, _ = finished
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    losses = {
+        line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line
+    }
+    with Checkpoints(runs.checkpoints_path(workdir), writing=False) as checkpoints:
+        assert checkpoints.best_step == min(losses, key=losses.get)
+
+
+def trainer(tmp_path, config, data, wanted=False):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", writing=True)
+    return loop.Trainer(make_plan(config, data), tmp_path, checkpoints, Stop(wanted))
+
+
+def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
+    numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
+    data = sources.arrays(numbers, numbers)
+    config = points_config(num_held_out=10)
+    chosen = trainer(tmp_path, config, data)._held_out[:, 0].tolist()
+    assert len(set(chosen)) == 10 and chosen != list(range(10))
+    config.seed = 5
+    assert trainer(tmp_path, config, data)._held_out[:, 0].tolist() == chosen
+    config.training.num_held_out = 1000
+    assert trainer(tmp_path, config, data)._held_out[:, 0].tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("stopping", "every", "done"),
+    [(False, 4, {"evaluate", "draw", "save"}), (True, 4, {"save"}), (False, 0, {"save"})],
+)
+def test_the_last_step_does_what_is_wanted_of_it(
+    tmp_path, points, stopping, every, done, monkeypatch
+):
+    """Not what somebody who has pressed Ctrl-C would wait for, nor what is switched off."""
+    config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
+    it = trainer(tmp_path, config, points, stopping)
+    called = []
+    monkeypatch.setattr(it, "_evaluate", lambda params: called.append("evaluate") or 1.0)
+    monkeypatch.setattr(it, "_draw_samples", lambda *args: called.append("draw"))
+    monkeypatch.setattr(it.checkpoints, "save", lambda *args: called.append("save"))
+
+    class Quiet:
+        """Reports that are not looked at."""
+
+        def __getattr__(self, name):
+            return lambda *args: Quiet()
+
+    reports = Quiet()
+    reports.log = reports.bar = Quiet()
+    state = init_state(it.plan.init_fn, it.tx, 0)
+    it._visit(state, 7, reports, last=True)
+    assert set(called) == done
+
+
+def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
+    it = trainer(tmp_path, points_config(num_samples=4), points)
+    used = []
+
+    def sampler(params, key, indices):
+        used.append(params)
+        return np.zeros((4, 2), np.float32), np.zeros((len(it.frames), 4, 2), np.float32)
+
+    it.sampler = sampler
+    state = init_state(it.plan.init_fn, it.tx, 0)
+    it._draw_samples(state._replace(params="raw", ema_params="average"), 1)
+    assert used == ["average"]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
@@ -373,26 +477,14 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    class Broken:
-        """Finite until the batches of step 12 and later ask for it."""
-
-        def __init__(self):
-            self.calls = 0
-
-        def __len__(self):
-            return 1000
-
-        def __getitem__(self, indices):
-            self.calls += 1
-            value = 1e30 if self.calls > 5 else 0.5
-            return np.full((len(indices), 2), value, np.float32)
-
-    data = sources.DataSet(Broken(), np.zeros((8, 2), np.float32), (2,))
+    # One example is too large, of the 32 that step 12 draws; it is in no batch before.
+    train = np.full((1000, 2), 0.5, np.float32)
+    train[batch_indices(1000, 32, points_config().seed, 12)[3]] = 1e30
+    data = sources.arrays(train, np.zeros((8, 2), np.float32))
     with pytest.raises(runs.RunFailed) as error:
         loop.train(points_config(), tmp_path / "run", data)
-    assert "at step" in str(error.value) and "checkpoint is that of step 10" in str(
-        error.value
-    )
+    assert "not finite at step 12 " in str(error.value)
+    assert "checkpoint is that of step 10" in str(error.value)
     with Checkpoints(runs.checkpoints_path(tmp_path / "run"), writing=False) as checkpoints:
         assert checkpoints.latest_step == 10
 

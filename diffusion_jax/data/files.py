@@ -31,8 +31,8 @@ class Files:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """How a message names this image."""
-        return self.names[index]
+        """How a message names this image; it can be printed, whatever the bytes are."""
+        return self.names[index].encode("utf-8", "backslashreplace").decode()
 
     def open(self, index: int) -> IO[bytes]:
         """The file, to read its header from."""
@@ -81,19 +81,19 @@ def find_files(path: str, field: str = "data.path") -> Files:
     Raises:
       BadRequest: if there is no such thing, or no image in it.
     """
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(os.path.expanduser(path))
     if not path:
         raise BadRequest(f"{field} is empty; give the folder: --config.{field}=DIR")
-    if not root.exists():
+    if not (root.is_dir() or root.is_file()):
         raise BadRequest(f"{field} ({path!r}): there is no such folder or zip")
     if root.is_dir():
-        kind, names = Files, _names_below(root)
+        kind, names = Files, _names_below(root, field)
     else:
         kind = ZippedFiles
         try:
             with zipfile.ZipFile(root) as archive:
                 names = [i.filename for i in archive.infolist() if not i.is_dir()]
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # Damaged bytes make zipfile raise nearly any kind.
             hint = (
                 "; for an .npz: --config.data.source=npz" if root.suffix == ".npz" else ""
             )
@@ -113,12 +113,22 @@ def find_files(path: str, field: str = "data.path") -> Files:
     return kind(root, images)
 
 
-def _names_below(root: pathlib.Path) -> list[str]:
-    return [
-        pathlib.Path(folder, name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root)
-        for name in names
-    ]
+def _names_below(root: pathlib.Path, field: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise BadRequest(f"{field}: {error.filename} cannot be read: {error.strerror}")
+
+    found, seen = [], {os.path.realpath(root)}
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        found += [pathlib.Path(folder, n).relative_to(root).as_posix() for n in names]
+        # Links count as the folders that they lead to, but each folder once.
+        fresh = []
+        for name in sorted(below):
+            place = os.path.realpath(os.path.join(folder, name))
+            if place not in seen:
+                seen.add(place)
+                fresh.append(name)
+        below[:] = fresh
+    return found
 
 
 def _classes(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -1,5 +1,6 @@
 """Arrays in an .npz of the field's form: arr_0 the examples, arr_1 their labels."""
 
+import os
 import pathlib
 import zipfile
 
@@ -29,7 +30,7 @@ def read_npz(
     where = f"{field} ({path!r})"
     if not path:
         raise BadRequest(f"{field} is empty; give the file: --config.{field}=FILE.npz")
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(os.path.expanduser(path))
     if not file.is_file():
         raise BadRequest(f"{where}: there is no such file")
     if not zipfile.is_zipfile(file):
@@ -43,8 +44,12 @@ def read_npz(
         raise BadRequest(f"{where} cannot be read as an .npz: {error}") from error
     if examples is None:
         raise BadRequest(f"{where} has no arr_0; it has {', '.join(names) or 'nothing'}")
+    if not all(isinstance(x, np.ndarray) for x in (examples, labels) if x is not None):
+        raise BadRequest(
+            f"{where}: arr_0 and arr_1 must be arrays, as np.savez writes them"
+        )
     kind, ndim = (np.uint8, 4) if config.image_size else (np.float32, 2)
-    if (examples.dtype, examples.ndim) != (kind, ndim) or not len(examples):
+    if (examples.dtype, examples.ndim) != (kind, ndim) or not examples.size:
         wanted = "images, uint8 [N, H, W, C]" if ndim == 4 else "points, float32 [N, D]"
         raise BadRequest(
             f"{where}: arr_0 is {examples.dtype} {list(examples.shape)}, but must be "

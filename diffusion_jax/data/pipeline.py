@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any
 
@@ -95,12 +96,17 @@ class Loader:
         return np.stack(self._ready)
 
     def _next(self) -> np.ndarray:
+        # The workers, started by the first of these, inherit that SIGINT is blocked: what
+        # Ctrl-C means is the trainer's to decide.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return next(self._ahead)
         except Unreadable as error:
             failure: Exception = Unreadable(str(error))
         except RuntimeError as error:  # What Grain says of a worker that is gone.
             failure = WorkerDied(str(error).partition(". ")[0])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Raised anew, without the frames that hold on to the workers.
         raise failure
 
@@ -134,6 +140,8 @@ def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int) 
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * count)
     )
     if num_workers:
+        # Started by a worker's semaphores it would unblock SIGINT for the worker.
+        resource_tracker.ensure_running()
         # Batches come through pipes: a killed run would leave shared memory behind.
         piped = grain.experimental.DatasetOptions(min_shm_size=2**62)
         ahead = grain.experimental.WithOptionsIterDataset(ahead, piped)
@@ -147,9 +155,8 @@ def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int) 
 
 
 def _in_worker(index: int, count: int) -> None:
-    """Ctrl-C is the trainer's to decide on; and no worker outlives it."""
+    """No worker outlives the trainer, not even if that is killed."""
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -22,12 +22,21 @@ _INSTALL = "pip install -r requirements.txt"
 
 
 class PreparedImages:
-    """The images of one split, still encoded."""
+    """The images of one split, still encoded.
+
+    Attributes:
+      split: its name, in TFDS's notation.
+      parts: the stretches of record files that it is made of: (file, begin, end).
+    """
 
     def __init__(self, builder: Any, split: str, feature: str):
         import tensorflow_datasets as tfds
 
         self.split, self._feature = split, feature
+        self.parts = [
+            (part.filename, part.skip, part.skip + part.take)
+            for part in builder.info.splits[split].file_instructions
+        ]
         skip = {feature: tfds.decode.SkipDecoding()}
         self._source = builder.as_data_source(split, decoders=skip)
 
@@ -64,7 +73,7 @@ def open_prepared(
       data_dir: where prepared sets lie; "" is TFDS's own place.
       split: what to train on, in TFDS's notation: "train", "train[:90%]".
       held_out: the split to hold out; "" takes validation or test, if the set has one
-        and `split` is (a part of) train.
+        that `split` has nothing of.
       prepare: whether to prepare the set if need be, or to refuse.
 
     Returns:
@@ -99,31 +108,55 @@ def open_prepared(
             f"data.source (tfds:{name}) is not a set of 8-bit images: it has "
             f"{', '.join(features)}"
         )
-    own = [s for s in ("validation", "test") if s in builder.info.splits]
-    if not held_out and own and split.startswith("train"):
-        held_out = own[0]
-    opened = []
-    for field, wanted in (("data.split", split), ("data.held_out", held_out)):
-        try:
-            opened.append(PreparedImages(builder, wanted, images[0]) if wanted else None)
-        except NotImplementedError as error:
+    train = _open(builder, name, "data.split", split, images[0])
+    other: PreparedImages | None = None
+    if held_out:
+        other = _open(builder, name, "data.held_out", held_out, images[0])
+        if _overlap(train, other):
             raise BadRequest(
-                f"{builder.data_path} was prepared as {builder.info.file_format.value}, "
-                f"which only TensorFlow reads; prepare it once more: "
-                f"{_command(name, 'DIR')}, and train with --config.data.path=DIR"
-            ) from error
-        except ValueError as error:
-            listed = ", ".join(builder.info.splits)
-            raise BadRequest(
-                f"{field} ({wanted!r}) is not a split of {name} with examples in it; it "
-                f"has {listed}"
-            ) from error
+                f"data.held_out ({held_out!r}) and data.split ({split!r}) have examples in "
+                "common, which would be trained on"
+            )
+    else:
+        for own in ("validation", "test"):
+            if own in builder.info.splits and other is None:
+                found = _open(builder, name, "data.held_out", own, images[0])
+                other = None if _overlap(train, found) else found
     channels = features[images[0]].shape[-1] or 0
     labels = [f for f in features.values() if type(f) is tfds.features.ClassLabel]
-    train = opened[0]
-    if train is None:
-        raise BadRequest("data.split is empty; it names what to train on, such as train")
-    return train, opened[1], channels, tuple(labels[0].names) if labels else ()
+    return train, other, channels, tuple(labels[0].names) if labels else ()
+
+
+def _open(builder: Any, name: str, field: str, split: str, feature: str) -> PreparedImages:
+    try:
+        opened = PreparedImages(builder, split, feature)
+        if len(opened) < 1:
+            raise ValueError("no examples")
+    except NotImplementedError as error:
+        raise BadRequest(
+            f"{builder.data_path} was prepared as {builder.info.file_format.value}, "
+            f"which only TensorFlow reads; prepare it once more: "
+            f"{_command(name, 'DIR')}, and train with --config.data.path=DIR"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise BadRequest(
+            f"{field} ({split!r}) is not a split of {name} with examples in it; it has "
+            f"{', '.join(builder.info.splits)}"
+        ) from error
+    for path, *_ in opened.parts:
+        if not os.path.exists(path):
+            raise BadRequest(
+                f"{path} is missing; remove {builder.data_path} and prepare it once more"
+            )
+    return opened
+
+
+def _overlap(one: PreparedImages, other: PreparedImages) -> bool:
+    return any(
+        path == their_path and begin < their_end and their_begin < end
+        for path, begin, end in one.parts
+        for their_path, their_begin, their_end in other.parts
+    )
 
 
 def _find(name: str, data_dir: str) -> Any:
@@ -136,9 +169,13 @@ def _find(name: str, data_dir: str) -> Any:
         )
     except registered.DatasetNotFoundError:
         return None
-    except ValueError as error:  # Only the first of its many lines says what is wrong.
-        reason = str(error).strip().splitlines()[0]
-        raise BadRequest(f"data.source (tfds:{name}): {reason}") from error
+    except Exception as error:  # A damaged set makes TFDS raise nearly any kind.
+        # Only the first of its many lines says what is wrong.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadRequest(
+            f"data.source (tfds:{name}): what lies in {_place(data_dir)} cannot be read: "
+            f"{reason}"
+        ) from error
 
 
 def _check_known(name: str) -> None:

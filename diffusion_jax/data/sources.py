@@ -5,6 +5,7 @@ integers, gives n examples: [n, *shape], uint8 for images, float32 for points. A
 array is one as it stands; `Pictures`, which reads files, is another.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -131,15 +132,17 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
 def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
     """Images in a folder or zip: headers are read, so that what is none is found now."""
     files = find_files(config.path)
-    usable, channels = _usable(files, config, "data.path", progress)
+    usable, channels = _usable(files, config, f"data.path ({config.path!r})", progress)
     if config.held_out:
+        _check_apart(config)
         other = find_files(config.held_out, "data.held_out")
         if other.class_names != files.class_names:
             raise BadRequest(
                 f"data.held_out ({config.held_out!r}) has other classes than data.path: "
                 f"{', '.join(other.class_names)}; not {', '.join(files.class_names)}"
             )
-        theirs, other_channels = _usable(other, config, "data.held_out", progress)
+        where = f"data.held_out ({config.held_out!r})"
+        theirs, other_channels = _usable(other, config, where, progress)
         channels = _one_count([channels, other_channels], ["data.path", "data.held_out"])
         mine = usable
     else:
@@ -157,7 +160,7 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
 
 
 def _usable(
-    files: Files, config: DataConfig, field: str, progress: Progress | None
+    files: Files, config: DataConfig, where: str, progress: Progress | None
 ) -> tuple[np.ndarray, int]:
     """Which files are images by their headers, and their channels as the config wants."""
     good, bad, counts = [], [], []
@@ -172,7 +175,7 @@ def _usable(
             bad.append(f"{files.name(i)}: {type(error).__name__}: {error}")
         if progress and (i % 256 == 255 or i + 1 == len(files)):
             progress("reading headers", i + 1, len(files))
-    _report_unreadable(bad, len(files), field, config, all_bad=not good)
+    _report_unreadable(bad, len(files), where, config, all_bad=not good)
     if config.channels:
         return np.array(good), config.channels
     return np.array(good), _one_count(counts, [files.name(i) for i in good])
@@ -190,7 +193,7 @@ def _one_count(counts: Sequence[int], names: Sequence[str]) -> int:
 
 
 def _report_unreadable(
-    bad: Sequence[str], total: int, field: str, config: DataConfig, *, all_bad: bool
+    bad: Sequence[str], total: int, where: str, config: DataConfig, *, all_bad: bool
 ) -> None:
     """Names the images that cannot be read.
 
@@ -201,11 +204,10 @@ def _report_unreadable(
         return
     said = f"{len(bad):,} of {total:,} images cannot be read: {named(bad)}"
     if all_bad:
-        raise BadRequest(f"{field} ({config.path!r}): {said}")
+        raise BadRequest(f"{where}: {said}")
     if config.unreadable == "refuse":
         raise BadRequest(
-            f"{field} ({config.path!r}): {said}; remove them, or skip them with "
-            "--config.data.unreadable=skip"
+            f"{where}: {said}; remove them, or skip them with --config.data.unreadable=skip"
         )
     print(f"skipped: {said}")
 
@@ -234,6 +236,7 @@ def _npz(config: DataConfig) -> DataSet:
     """arr_0: images, uint8 [N, H, W, C], or points, float32 [N, D]; arr_1: labels."""
     examples, labels = read_npz(config.path, "data.path", config)
     if config.held_out:
+        _check_apart(config)
         other, other_labels = read_npz(config.held_out, "data.held_out", config)
         data = arrays(examples, other)
         return data._replace(labels=labels, held_out_labels=other_labels)
@@ -242,6 +245,16 @@ def _npz(config: DataConfig) -> DataSet:
     if labels is None:
         return data
     return data._replace(labels=labels[mine], held_out_labels=labels[theirs])
+
+
+def _check_apart(config: DataConfig) -> None:
+    """Raises BadRequest if what is held out would be trained on."""
+    path, held_out = map(os.path.realpath, (config.path, config.held_out))
+    if os.path.commonpath([path, held_out]) in (path, held_out):
+        raise BadRequest(
+            f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) lie in "
+            "one another: what is held out would be trained on"
+        )
 
 
 def _form(config: DataConfig, channels: int) -> Form:
@@ -279,5 +292,6 @@ def into_memory(
         bad += unread
         all_bad |= len(unread) == len(split)
     total = sum(len(split) for split in pictures.values())
-    _report_unreadable(bad, total, "data.path", config, all_bad=all_bad)
+    where = f"data.source ({config.source!r})"
+    _report_unreadable(bad, total, where, config, all_bad=all_bad)
     return data._replace(**decoded)
