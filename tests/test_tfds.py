@@ -72,13 +72,13 @@ class Varied(Base):
     def features(self):
         return tfds.features.FeaturesDict({
             "image": tfds.features.Image(),
-            "mask": tfds.features.Image(shape=(2, 2, 1)),
+            "a_mask": tfds.features.Image(shape=(2, 2, 1)),
         })
 
     def _generate_examples(self, seed):
         for i in range(4):
             image, mask = np.full((3, 5), 40 + i, np.uint8), np.zeros((2, 2), np.uint8)
-            yield i, {"image": png(image), "mask": png(mask)}
+            yield i, {"image": png(image), "a_mask": png(mask)}
 
 class Deep(Base):
     """Of sixteen bits."""
@@ -176,7 +176,7 @@ def test_channels_are_those_of_the_set_or_of_the_config(tiny):
     assert data.shape == (10, 7, 1)
     luma = colours @ np.array([0.299, 0.587, 0.114])
     assert abs(all_of(data.train)[..., 0] - luma).max() <= 0.51
-    # Where the set does not say it, colour; and of two images the first one counts.
+    # Where the set does not say it, colour; and of two images it is `image`.
     data = opened("varied", tiny, image_size=(2, 2))
     assert data.shape == (2, 2, 3)
     assert sorted(all_of(data.train)[:, 0, 0, 0]) == [40, 41, 42, 43]

@@ -102,7 +102,9 @@ def open_prepared(
         if builder is None:
             raise BadRequest(_not_prepared(name, data_dir))
     features = builder.info.features
-    images = [k for k, f in features.items() if type(f) is tfds.features.Image]
+    # Their order differs from process to process; "image" is what most sets call it.
+    images = sorted(k for k, f in features.items() if type(f) is tfds.features.Image)
+    images = [k for k in images if k == "image"] or images
     if not images or features[images[0]].np_dtype != np.uint8:
         raise BadRequest(
             f"data.source (tfds:{name}) is not a set of 8-bit images: it has "
@@ -123,7 +125,11 @@ def open_prepared(
                 found = _open(builder, name, "data.held_out", own, images[0])
                 other = None if _overlap(train, found) else found
     channels = features[images[0]].shape[-1] or 0
-    labels = [f for f in features.values() if type(f) is tfds.features.ClassLabel]
+    labels = [
+        features[key]
+        for key in sorted(features)
+        if type(features[key]) is tfds.features.ClassLabel
+    ]
     return train, other, channels, tuple(labels[0].names) if labels else ()
 
 
