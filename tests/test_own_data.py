@@ -170,7 +170,7 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
 
 
 @needs_proc
-@pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
+@pytest.mark.parametrize("delay", [0.0, 1.0])
 def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
     """They are busy with imports, and know nothing of Ctrl-C yet."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -240,7 +240,7 @@ def test_both_formats_hold_the_same_arrays(run, files, command, tmp_path):
     assert any((raw[name] != arrays[name]).any() for name in arrays)
 
 
-@pytest.mark.parametrize("source", ["run", "ema.npz", "ema.safetensors", "raw"])
+@pytest.mark.parametrize("source", ["run", "ema.safetensors", "raw"])
 def test_a_run_starts_from_the_weights_that_it_is_given(
     source, run, files, pictures, command, tmp_path
 ):
@@ -263,17 +263,6 @@ def test_a_run_starts_from_the_weights_that_it_is_given(
     for weights in ("raw", "ema"):
         path = tmp_path / f"{weights}.npz"
         assert_same(exported(command, tmp_path / "run", path, weights), wanted)
-
-
-def test_a_run_that_goes_on_is_not_started_again(run, files, pictures, command, tmp_path):
-    """The same command resumes; --init_from is for its first step."""
-    workdir = tmp_path / "run"
-    args = (*TINY, f"--config.data.path={pictures}", f"--workdir={workdir}")
-    command("train.py", *args, f"--init_from={run}", check=0)
-    more = "--config.training.num_steps=22"
-    result = command("train.py", *args, f"--init_from={run}", more, check=0)
-    assert "resuming" in result.stdout and "at step 20" in result.stdout
-    assert "starting from" not in result.stdout
 
 
 def test_overwrite_with_other_weights_starts_from_them(
@@ -301,7 +290,7 @@ def test_overwrite_with_other_weights_starts_from_them(
     # A run that goes on does not ask for them again.
     init.unlink()
     result = command("train.py", *args[:-1], "--config.training.num_steps=3", check=0)
-    assert "resuming" in result.stdout
+    assert "resuming" in result.stdout and "starting from" not in result.stdout
 
 
 def test_weights_with_objects_run_nothing(tmp_path):
@@ -340,17 +329,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 BAD = [
     ((), "data.path is empty; give the folder: --config.data.path=DIR"),
-    (("--config.data.path=nowhere",), "there is no such folder or zip"),
     (("--config.data.path=EMPTY",), "no images"),
     (("--config.data.path=MIXED", "--config.data.channels=0"), "grey.png"),
     (("--config.data.path=BROKEN",), "zero.png: the file is empty"),
-    (("--config.data.source=npz", "--config.data.path=PICTURES"), "no such file"),
     (("--config.data.source=npz", "--config.data.path=FLOATS"), "arr_0 is float64"),
     (("--config.data.source=tfds:cifr10",), "did you mean cifar10"),
-    (("--config.data.resize=stretch",), "it can be crop, squash"),
     (("--config.data.held_out_fraction=2",), "data.held_out_fraction (2.0)"),
-    (("--config.data.path=PICTURES", "--init_from=nowhere"), "--init_from nowhere"),
-    (("--config.data.path=PICTURES", "--init_from=no.npz"), "there is no such file"),
     (("--config.data.path=PICTURES", "--init_from=FLOATS"), "not a file of export.py"),
     (
         (
