@@ -51,6 +51,7 @@ def get_config() -> Config:
             beta_start=1e-4,
             beta_end=0.02,
             prediction="eps",
+            variance="fixed_large",
         ),
         optimizer=OptimizerConfig(
             name="adam",
@@ -71,7 +72,5 @@ def get_config() -> Config:
             sample_every=10_000,
             keep_checkpoints=2,
         ),
-        sampling=SamplingConfig(
-            sampler="ddpm", steps=1000, variance="fixed_large", batch_size=64
-        ),
+        sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=64),
     )

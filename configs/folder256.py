@@ -42,7 +42,11 @@ def get_config() -> Config:
             num_groups=32,
         ),
         process=ProcessConfig(
-            schedule="linear", num_timesteps=1000, beta_start=1e-4, beta_end=0.02
+            schedule="linear",
+            num_timesteps=1000,
+            beta_start=1e-4,
+            beta_end=0.02,
+            variance="fixed_small",
         ),
         optimizer=OptimizerConfig(
             name="adam",
@@ -60,7 +64,5 @@ def get_config() -> Config:
             sample_every=10_000,
             num_samples=16,
         ),
-        sampling=SamplingConfig(
-            sampler="ddpm", steps=1000, variance="fixed_small", batch_size=16
-        ),
+        sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=16),
     )

@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from diffusion_jax.runs import RunFailed
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     """Parses the command line, calls main() or main(config), and exits."""
     arguments: list[Any] = []
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
     def parse(argv: Sequence[str]) -> list[str]:
         argv = _underscored(argv)

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.losses import NORMS
-from diffusion_jax.process import PREDICTION_TYPES
+from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
 from diffusion_jax.samplers.steps import SPACINGS
-from diffusion_jax.samplers.tables import SAMPLERS, VARIANCES
+from diffusion_jax.samplers.tables import SAMPLERS
 from diffusion_jax.schedules import SCHEDULES
+from diffusion_jax.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_jax.weightings import WEIGHTINGS
 
 
 class BadRequest(Exception):
@@ -78,20 +80,37 @@ class MLPConfig:
 
 @dataclasses.dataclass(slots=True)
 class ProcessConfig:
-    """The noise process and what the network predicts."""
+    """The noise process, and what the network says of its reverse."""
 
-    schedule: str = "linear"  # linear, cosine
+    # linear, cosine, quadratic, constant, sigmoid, jsd, or custom: the betas given here
+    schedule: str = "linear"
     num_timesteps: int = 1000
-    beta_start: float = 1e-4  # Of the linear schedule.
-    beta_end: float = 0.02
+    beta_start: float = 1e-4  # Of linear, quadratic and sigmoid.
+    beta_end: float = 0.02  # Of those, and all along of constant.
+    betas: tuple[float, ...] = ()  # Of custom: one for each timestep.
+    log_snr_shift: float = 0.0  # Added to log SNR; 2 ln(64 / size) for larger pictures.
+    zero_terminal_snr: bool = False  # Rescaled to end in pure noise; not with eps.
     prediction: str = "eps"  # eps, x0, v
+    # Of the reverse step: fixed_small, fixed_large, learned (the network has twice the
+    # channels, and the loss is of kind hybrid or variational).
+    variance: str = "fixed_small"
 
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """Distance between prediction and target."""
+    """What is made small: `diffusion_jax.losses` and `weightings` have the equations."""
 
-    norm: str = "l2"  # l2, l1
+    kind: str = "prediction"  # prediction, hybrid, variational
+    norm: str = "l2"  # l2, l1, huber
+    huber_delta: float = 1.0  # Where huber turns from squares to absolute values.
+    # simple, snr, truncated_snr, min_snr, p2, sigmoid, variational, score_matching
+    weighting: str = "simple"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    p2_k: float = 1.0
+    sigmoid_bias: float = 0.0
+    variational_scale: float = 0.001  # Of the bound's part in the hybrid loss.
+    timesteps: str = "uniform"  # uniform, stratified, loss_second_moment
 
 
 @dataclasses.dataclass(slots=True)
@@ -141,7 +160,7 @@ class SamplingConfig:
     steps: int = 1000
     spacing: str = "trailing"  # trailing, linspace
     eta: float = 0.0  # ddim only.
-    variance: str = "fixed_small"  # ddpm only: fixed_small, fixed_large
+    variance: str = ""  # ddpm only: another one than the process says.
     clip_x0: bool = True
     batch_size: int = 64
 
@@ -182,6 +201,7 @@ class Config:
                 raise BadRequest(
                     f"process.{name} ({beta}) must be between 0 and 1, both excluded"
                 )
+        self._validate_loss()
         if self.optimizer.learning_rate == 0:
             raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
         if self.ema.decay >= 1:
@@ -210,6 +230,50 @@ class Config:
             raise BadRequest(
                 f"data.image_size {self.data.image_size} is that of an image, but the "
                 "config's model is an MLP, for points: it needs a UNetConfig"
+            )
+
+    def _validate_loss(self) -> None:
+        process, loss = self.process, self.loss
+        if bool(process.betas) != (process.schedule == "custom"):
+            raise BadRequest(
+                f"process.schedule ({process.schedule!r}) and process.betas "
+                f"({len(process.betas)} of them): betas are given for custom, and only then"
+            )
+        if process.betas and len(process.betas) != process.num_timesteps:
+            raise BadRequest(
+                f"process.betas has {len(process.betas)} values, and process.num_timesteps "
+                f"is {process.num_timesteps}: there must be one for each timestep"
+            )
+        learned = process.variance == "learned"
+        if learned and loss.kind == "prediction":
+            raise BadRequest(
+                "process.variance ('learned') is trained by the bound alone: set loss.kind "
+                "to hybrid or variational"
+            )
+        if loss.kind == "hybrid" and not learned:
+            raise BadRequest(
+                f"loss.kind ('hybrid') trains learned variances, and process.variance is "
+                f"{process.variance!r}: set that to learned, or loss.kind to prediction"
+            )
+        if self.sampling.variance == "learned" and not learned:
+            raise BadRequest(
+                f"sampling.variance ('learned') needs a network that has learned it; "
+                f"process.variance is {process.variance!r}"
+            )
+        if loss.kind != "prediction" and not self.data.image_size:
+            raise BadRequest(
+                f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of "
+                "points"
+            )
+        if loss.kind == "variational" and (loss.weighting, loss.norm) != ("simple", "l2"):
+            raise BadRequest(
+                f"loss.weighting ({loss.weighting!r}) and loss.norm ({loss.norm!r}) are of "
+                "the prediction's error, which loss.kind 'variational' does not use"
+            )
+        if loss.weighting == "variational" and learned:
+            raise BadRequest(
+                "loss.weighting ('variational') is the bound of fixed variances; for "
+                "learned ones set loss.kind to variational"
             )
 
     def _validate_unet(self, model: UNetConfig) -> None:
@@ -262,6 +326,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.width": (4, 2**16),
     "model.num_blocks": (0, 1000),
     "process.num_timesteps": (2, 10**6),
+    "process.log_snr_shift": (-30, 30),
+    "loss.huber_delta": (1e-6, 1e6),
+    "loss.min_snr_gamma": (1e-6, 1e12),
+    "loss.p2_gamma": (0, 100),
+    "loss.p2_k": (1e-6, 1e12),
+    "loss.sigmoid_bias": (-30, 30),
+    "loss.variational_scale": (0, 1e6),
     "optimizer.learning_rate": (0, 1),
     "optimizer.b1": (0, 0.9999999),
     "optimizer.b2": (0, 0.9999999),
@@ -288,14 +359,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.resize": ("crop", "squash"),
     "data.unreadable": ("refuse", "skip"),
     "model.dtype": ("float32", "bfloat16"),
-    "process.schedule": SCHEDULES,
+    "process.schedule": (*SCHEDULES, "custom"),
     "process.prediction": PREDICTION_TYPES,
+    "process.variance": VARIANCES,
+    "loss.kind": ("prediction", "hybrid", "variational"),
     "loss.norm": NORMS,
+    "loss.weighting": WEIGHTINGS,
+    "loss.timesteps": TIMESTEP_SAMPLERS,
     "optimizer.name": ("adam", "adamw"),
     "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
     "sampling.sampler": SAMPLERS,
     "sampling.spacing": SPACINGS,
-    "sampling.variance": VARIANCES,
+    "sampling.variance": ("", *VARIANCES),
 }
 
 
@@ -373,6 +448,11 @@ def check_types(config: Any, prefix: str = "") -> None:
             if type(value) not in (typing.get_args(kind) or (kind,)):
                 raise BadRequest(f"{path} ({value!r}) must be a section of the config")
             check_types(value, f"{path}.")
+        elif kind == tuple[float, ...]:
+            if not isinstance(value, tuple) or any(
+                type(v) not in (int, float) for v in value
+            ):
+                raise BadRequest(f"{path} ({value!r}) must hold numbers")
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple) or any(type(v) is not int for v in value):
                 raise BadRequest(f"{path} ({value!r}) must hold whole numbers")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import networks, parallel, schedules
+from diffusion_jax import losses, networks, parallel, schedules, weightings
 from diffusion_jax.config import (
     BadRequest,
     Config,
@@ -25,6 +25,8 @@ from diffusion_jax.samplers.steps import spaced_timesteps
 from diffusion_jax.samplers.tables import SamplerTable, ddim_table, ddpm_table
 from diffusion_jax.schedules import Schedule
 
+LossFn = Callable[..., jax.Array]
+
 
 def make_schedule(process: ProcessConfig) -> Schedule:
     """The noise process of a config.
@@ -33,15 +35,76 @@ def make_schedule(process: ProcessConfig) -> Schedule:
       BadRequest: for T < 2, a beta outside (0, 1), or an unknown schedule.
     """
     with _values_refused():
-        if process.schedule == "linear":
-            betas = schedules.linear_betas(
-                process.num_timesteps, process.beta_start, process.beta_end
-            )
-        elif process.schedule == "cosine":
-            betas = schedules.cosine_betas(process.num_timesteps)
+        if process.schedule == "custom":
+            betas = schedules.check_betas(np.array(process.betas))
         else:
-            raise ValueError(f"process.schedule {process.schedule!r} is unknown")
-        return schedules.make_schedule(betas)
+            betas = schedules.named_betas(
+                process.schedule,
+                process.num_timesteps,
+                process.beta_start,
+                process.beta_end,
+            )
+        if process.log_snr_shift:
+            betas = schedules.shift_log_snr(betas, process.log_snr_shift)
+        if process.zero_terminal_snr:
+            betas = schedules.rescale_zero_terminal_snr(betas)
+        schedule = schedules.make_schedule(betas)
+    if schedule.has_zero_terminal_snr and process.prediction == "eps":
+        raise BadRequest(
+            "process.prediction ('eps') cannot be with a zero terminal signal-to-noise "
+            f"ratio (process.schedule {process.schedule!r}, process.zero_terminal_snr "
+            f"{process.zero_terminal_snr}), where the noise says nothing of x_0; "
+            "set it to v or x0"
+        )
+    return schedule
+
+
+def make_loss(config: Config, apply_fn: losses.ApplyFn, schedule: Schedule) -> LossFn:
+    """The loss of a config: loss_fn(params, x0, t, noise, train=, key=) -> float32 [B].
+
+    Raises:
+      BadRequest: for a parameter that a weighting refuses.
+    """
+    process, loss = config.process, config.loss
+    function: LossFn = losses.variational_loss
+    if loss.kind == "variational":
+        options: dict[str, Any] = {"variance_type": process.variance}
+    else:
+        with _values_refused():
+            weights = weightings.loss_weights(
+                schedule,
+                process.prediction,
+                loss.weighting,
+                variance_type=process.variance,
+                min_snr_gamma=loss.min_snr_gamma,
+                p2_gamma=loss.p2_gamma,
+                p2_k=loss.p2_k,
+                sigmoid_bias=loss.sigmoid_bias,
+            )
+        function = losses.prediction_loss
+        options = {
+            "norm": loss.norm,
+            "huber_delta": loss.huber_delta,
+            "weights": None if loss.weighting == "simple" else weights,
+        }
+        if loss.kind == "hybrid":
+            function = losses.hybrid_loss
+            options["variational_scale"] = loss.variational_scale
+
+    def loss_fn(params: Any, x0: jax.Array, t: jax.Array, noise: jax.Array, **dropout: Any):
+        return function(
+            apply_fn,
+            params,
+            schedule,
+            x0,
+            t,
+            noise,
+            prediction_type=process.prediction,
+            **options,
+            **dropout,
+        )
+
+    return loss_fn
 
 
 def make_network(
@@ -49,7 +112,8 @@ def make_network(
 ) -> tuple[Callable[[jax.Array], Any], Callable[..., jax.Array]]:
     """(init_fn, apply_fn) of a config's network; see `networks.as_functions`."""
     kind = networks.UNet if isinstance(config.model, UNetConfig) else networks.MLP
-    module = kind(out_channels=config.data.channels, **dataclasses.asdict(config.model))
+    channels = config.data.channels * (2 if config.process.variance == "learned" else 1)
+    module = kind(out_channels=channels, **dataclasses.asdict(config.model))
     return networks.as_functions(module, config.data.shape)
 
 
@@ -77,7 +141,7 @@ def make_table(
                 schedule,
                 timesteps,
                 prediction_type=process.prediction,
-                variance_type=sampling.variance,
+                variance_type=sampling.variance or process.variance,
             )
         raise ValueError(f"sampling.sampler {sampling.sampler!r} is unknown")
 

@@ -1,14 +1,11 @@
-"""The forward process of DDPM, and what a network's prediction says about x_0.
+"""The forward process of DDPM and DDIM, and its posteriors.
 
 With alpha-bar_t = alphas_cumprod[t]:
 
     q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                   (DDPM eq. 2)
     q(x_t | x_0)     = N(sqrt(alpha-bar_t) x_0, (1 - alpha-bar_t) I)            (eq. 4)
     q(x_{t-1} | x_t, x_0) = N(coef1_t x_0 + coef2_t x_t, beta-tilde_t I)       (eqs. 6, 7)
-
-A network predicts eps (the noise in x_t), x0, or v = sqrt(alpha-bar) eps
-- sqrt(1 - alpha-bar) x_0 (Salimans & Ho 2022). Given x_t each of them determines the
-other two, linearly; the six functions below are those lines.
+    q_sigma(x_{t-1} | x_t, x_0), of any variance sigma_t^2               (DDIM eq. 7)
 
 Shapes: images are [B, ...], `t` is int32 [B] (or a scalar for the whole batch) in
 0 .. T-1, where index t is the papers' step t + 1. Where coefficients are read, a `t`
@@ -24,8 +21,6 @@ import numpy as np
 
 from diffusion_jax.schedules import Schedule
 
-PREDICTION_TYPES = ("eps", "x0", "v")
-
 
 def q_step(
     schedule: Schedule, x_prev: jax.Array, t: jax.Array, noise: jax.Array
@@ -39,8 +34,8 @@ def q_step(
       noise: standard normal, the shape of x_prev.
     """
     chex.assert_equal_shape([x_prev, noise])
-    keep = _at(np.sqrt(schedule.alphas), t, x_prev)
-    add = _at(np.sqrt(schedule.betas), t, x_prev)
+    keep = at(np.sqrt(schedule.alphas), t, x_prev)
+    add = at(np.sqrt(schedule.betas), t, x_prev)
     return keep * x_prev + add * noise
 
 
@@ -56,8 +51,8 @@ def q_sample(
       noise: standard normal, the shape of x0.
     """
     chex.assert_equal_shape([x0, noise])
-    signal = _at(schedule.sqrt_alphas_cumprod, t, x0)
-    sigma = _at(schedule.sqrt_one_minus_alphas_cumprod, t, x0)
+    signal = at(schedule.sqrt_alphas_cumprod, t, x0)
+    sigma = at(schedule.sqrt_one_minus_alphas_cumprod, t, x0)
     return signal * x0 + sigma * noise
 
 
@@ -109,130 +104,66 @@ def q_posterior(
     """
     chex.assert_equal_shape([x0, x_t])
     mean = (
-        _at(schedule.posterior_mean_coef1, t, x0) * x0
-        + _at(schedule.posterior_mean_coef2, t, x0) * x_t
+        at(schedule.posterior_mean_coef1, t, x0) * x0
+        + at(schedule.posterior_mean_coef2, t, x0) * x_t
     )
-    variance = _at(schedule.posterior_variance, t, x0)
-    log_variance = _at(schedule.posterior_log_variance_clipped, t, x0)
+    variance = at(schedule.posterior_variance, t, x0)
+    log_variance = at(schedule.posterior_log_variance_clipped, t, x0)
     return mean, variance, log_variance
 
 
-def x0_from_eps(
-    schedule: Schedule, x_t: jax.Array, t: jax.Array, eps: jax.Array
-) -> jax.Array:
-    """The x_0 that with noise eps makes x_t (DDPM eq. 15).
+def q_sigma(
+    schedule: Schedule, sigma: np.ndarray, x0: jax.Array, x_t: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """DDIM's non-Markovian q_sigma(x_{t-1} | x_t, x_0), a Gaussian (DDIM eq. 7).
 
-    Float32 rounding of x_t is amplified by 1 / sqrt(alphas_cumprod_t): 157 at T - 1 of
-    the linear schedule, 20,291 of the cosine one. That lies in the problem itself.
-    """
-    return _combine(*x0_coefficients("eps", schedule.alphas_cumprod), x_t, t, eps)
-
-
-def x0_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
-    """x_0 = sqrt(alpha-bar) x_t - sqrt(1 - alpha-bar) v (Salimans & Ho, appendix D)."""
-    return _combine(*x0_coefficients("v", schedule.alphas_cumprod), x_t, t, v)
-
-
-def eps_from_x0(
-    schedule: Schedule, x_t: jax.Array, t: jax.Array, x0: jax.Array
-) -> jax.Array:
-    """The noise that with x_0 makes x_t: DDPM eq. 4 solved for eps.
-
-    Float32 rounding is amplified by 1 / sqrt(1 - alphas_cumprod_t), at t = 0 by
-    100 (linear schedule) or 156 (cosine).
-    """
-    sigma = schedule.sqrt_one_minus_alphas_cumprod
-    return _combine(1 / sigma, -schedule.sqrt_alphas_cumprod / sigma, x_t, t, x0)
-
-
-def eps_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
-    """eps = sqrt(1 - alpha-bar) x_t + sqrt(alpha-bar) v (Salimans & Ho, appendix D)."""
-    sigma = schedule.sqrt_one_minus_alphas_cumprod
-    return _combine(sigma, schedule.sqrt_alphas_cumprod, x_t, t, v)
-
-
-def v_from_eps(
-    schedule: Schedule, x_t: jax.Array, t: jax.Array, eps: jax.Array
-) -> jax.Array:
-    """v = (eps - sqrt(1 - alpha-bar) x_t) / sqrt(alpha-bar): `eps_from_v` solved for v."""
-    signal = schedule.sqrt_alphas_cumprod
-    sigma = schedule.sqrt_one_minus_alphas_cumprod
-    return _combine(-sigma / signal, 1 / signal, x_t, t, eps)
-
-
-def v_from_x0(schedule: Schedule, x_t: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
-    """v = (sqrt(alpha-bar) x_t - x_0) / sqrt(1 - alpha-bar): `x0_from_v` solved for v."""
-    sigma = schedule.sqrt_one_minus_alphas_cumprod
-    return _combine(schedule.sqrt_alphas_cumprod / sigma, -1 / sigma, x_t, t, x0)
-
-
-def x0_from_prediction(
-    schedule: Schedule,
-    prediction_type: str,
-    x_t: jax.Array,
-    t: jax.Array,
-    prediction: jax.Array,
-) -> jax.Array:
-    """x_0 from what a network predicted: "eps", "x0" or "v". [B, ...] -> [B, ...]."""
-    a, b = x0_coefficients(prediction_type, schedule.alphas_cumprod)
-    return _combine(a, b, x_t, t, prediction)
-
-
-def prediction_target(
-    schedule: Schedule,
-    prediction_type: str,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
-) -> jax.Array:
-    """What a network of this prediction type should say at q_sample(x0, t, noise).
-
-    Returns:
-      [B, ...]: the noise, x0, or v = sqrt(alpha-bar) noise - sqrt(1 - alpha-bar) x0.
-    """
-    check_prediction_type(prediction_type)
-    if prediction_type == "eps":
-        return noise
-    if prediction_type == "x0":
-        return x0
-    signal = _at(schedule.sqrt_alphas_cumprod, t, x0)
-    sigma = _at(schedule.sqrt_one_minus_alphas_cumprod, t, x0)
-    return signal * noise - sigma * x0
-
-
-def x0_coefficients(
-    prediction_type: str, alphas_cumprod: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b) with x_0 = a x_t + b prediction, on the host, in float64.
+    Whatever sigma is, x_t has the same q(x_t | x_0) (DDIM lemma 1); `ddim_sigma` at
+    eta = 1 makes it `q_posterior`.
 
     Args:
-      prediction_type: "eps", "x0" or "v".
-      alphas_cumprod: alpha-bar of each noise level, in (0, 1), float64 [S].
+      schedule: the noise process.
+      sigma: the standard deviation at each t, float64 [T], with
+        sigma^2 <= 1 - alphas_cumprod_prev; so 0 at t = 0.
+      x0: [B, ...] clean images (or their prediction).
+      x_t: [B, ...] noised images.
+      t: int32 [B] or scalar.
+
+    Returns:
+      mean [B, ...], and the variance sigma^2, which broadcasts against it.
+
+    Raises:
+      ValueError: for a sigma of another shape, or too large.
     """
-    check_prediction_type(prediction_type)
-    signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
-    if prediction_type == "eps":
-        return 1 / signal, -sigma / signal
-    if prediction_type == "x0":
-        return np.zeros_like(signal), np.ones_like(signal)
-    return signal, -sigma
-
-
-def check_prediction_type(prediction_type: str) -> None:
-    """Raises ValueError unless the name is one of PREDICTION_TYPES."""
-    if prediction_type not in PREDICTION_TYPES:
+    chex.assert_equal_shape([x0, x_t])
+    sigma = np.asarray(sigma, np.float64)
+    if sigma.shape != schedule.betas.shape:
         raise ValueError(
-            f"prediction type {prediction_type!r} is unknown; it can be "
-            + ", ".join(PREDICTION_TYPES)
+            f"sigma must have the shape {schedule.betas.shape}; got {sigma.shape}"
         )
+    rest = 1 - schedule.alphas_cumprod_prev - sigma**2
+    # At eta = 1 and full noise the rest is 0 but for rounding.
+    for index in np.flatnonzero(~((sigma >= 0) & (rest > -1e-12)))[:1]:
+        raise ValueError(
+            f"sigma[{index}] ({sigma[index]}) must be in 0 .. "
+            f"sqrt(1 - alphas_cumprod_prev), here "
+            f"{(1 - schedule.alphas_cumprod_prev[index]) ** 0.5:.6g}"
+        )
+    # The direction that points to x_t: eq. 7 with x_t's share of noise, regrouped.
+    direction = np.sqrt(np.maximum(rest, 0.0)) / schedule.sqrt_one_minus_alphas_cumprod
+    of_x0 = np.sqrt(schedule.alphas_cumprod_prev) - direction * schedule.sqrt_alphas_cumprod
+    mean = at(of_x0, t, x0) * x0 + at(direction, t, x0) * x_t
+    return mean, at(sigma**2, t, x0)
 
 
-def _combine(a: np.ndarray, b: np.ndarray, x_t, t, other) -> jax.Array:
-    chex.assert_equal_shape([x_t, other])
-    return _at(a, t, x_t) * x_t + _at(b, t, x_t) * other
+def ddim_sigma(schedule: Schedule, eta: float) -> np.ndarray:
+    """sigma at each t between deterministic (eta 0) and DDPM's (eta 1); float64 [T].
+
+    eta sqrt((1 - prev) / (1 - alpha-bar)) sqrt(1 - alpha-bar / prev)     (DDIM eq. 16)
+    """
+    return eta * np.sqrt(schedule.posterior_variance)
 
 
-def _at(table: np.ndarray, t: jax.Array, x: jax.Array) -> jax.Array:
+def at(table: np.ndarray, t: jax.Array, x: jax.Array) -> jax.Array:
     """table[t] in float32, shaped to broadcast over x; NaN where t is out of range."""
     t = jnp.asarray(t)
     # jnp indexing would wrap t = -1 around to T - 1 and clamp t = T, both in silence.

@@ -10,11 +10,16 @@ Index convention: arrays have length T, and index t = 0 .. T-1 is the papers' st
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
-SCHEDULES = ("linear", "cosine")
+SCHEDULES = ("linear", "cosine", "quadratic", "constant", "sigmoid", "jsd")
+
+# More signal than this in x_T (3 % of its amplitude), and it is not the noise that
+# sampling starts from.
+_MAX_TERMINAL_SIGNAL = 1e-3
 
 
 class Schedule(NamedTuple):
@@ -23,7 +28,8 @@ class Schedule(NamedTuple):
     Close a jitted function over a schedule: it is host data, not an argument.
 
     Attributes:
-      betas: variance of the noise that step t adds, in (0, 1).
+      betas: variance of the noise that step t adds, in (0, 1); the last one is 1 where
+        the terminal signal-to-noise ratio is 0.
       alphas: 1 - betas.
       alphas_cumprod: product of alphas up to and with t: the share of x_0 in x_t.
       alphas_cumprod_prev: alphas_cumprod one step earlier; 1 at t = 0.
@@ -52,6 +58,22 @@ class Schedule(NamedTuple):
         """T, the number of noising steps."""
         return len(self.betas)
 
+    @property
+    def snr(self) -> np.ndarray:
+        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod); float64 [T]."""
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        """Natural logarithm of `snr`; float64 [T], -inf where there is no signal."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether x_T holds nothing of x_0, so that the noise in it does not tell x_0."""
+        return bool(self.alphas_cumprod[-1] == 0)
+
 
 def linear_betas(
     num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
@@ -61,14 +83,61 @@ def linear_betas(
     Raises:
       ValueError: if T < 2, or an end is outside (0, 1).
     """
-    _check_num_timesteps(num_timesteps)
-    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-        if not 0 < beta < 1:
-            raise ValueError(
-                f"{name} ({beta}) must be between 0 and 1, both excluded; "
-                "DDPM uses 0.0001 to 0.02"
-            )
+    _check_ends(num_timesteps, beta_start, beta_end)
     return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def quadratic_betas(
+    num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """T betas whose square roots rise evenly; float64 [T].
+
+    "quad" in the code of DDIM, "scaled linear" in latent diffusion.
+
+    Raises:
+      ValueError: if T < 2, or an end is outside (0, 1).
+    """
+    _check_ends(num_timesteps, beta_start, beta_end)
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
+
+
+def constant_betas(num_timesteps: int, beta: float = 0.02) -> np.ndarray:
+    """T times the same beta ("const" in the code of DDPM); float64 [T].
+
+    Raises:
+      ValueError: if T < 2, or beta is outside (0, 1).
+    """
+    _check_ends(num_timesteps, beta, beta)
+    return np.full(num_timesteps, beta, dtype=np.float64)
+
+
+def sigmoid_betas(
+    num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """T betas along a logistic curve from -6 to 6, scaled to the ends; float64 [T].
+
+    "sigmoid" in the code of DDIM. The curve is cut at 0.0025 and 0.9975, so the betas
+    stay that share of the way inside beta_start and beta_end.
+
+    Raises:
+      ValueError: if T < 2, or an end is outside (0, 1).
+    """
+    _check_ends(num_timesteps, beta_start, beta_end)
+    curve = 1 / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
+    return beta_start + (beta_end - beta_start) * curve
+
+
+def jsd_betas(num_timesteps: int) -> np.ndarray:
+    """1/T, 1/(T-1), ..., 1/1 ("jsd" in the code of DDPM); float64 [T].
+
+    alphas_cumprod falls in equal steps of 1/T down to 0 (Sohl-Dickstein et al. 2015,
+    section 2.4.1): the terminal signal-to-noise ratio is zero.
+
+    Raises:
+      ValueError: if T < 2.
+    """
+    _check_num_timesteps(num_timesteps)
+    return 1 / np.arange(num_timesteps, 0, -1, dtype=np.float64)
 
 
 def cosine_betas(
@@ -88,33 +157,93 @@ def cosine_betas(
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
 
 
-def make_schedule(betas: np.ndarray) -> Schedule:
-    """All tables of the process with these betas, in float64.
+def named_betas(
+    name: str, num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """The betas of a schedule by its name, one of SCHEDULES; float64 [T].
+
+    cosine and jsd have no ends to choose; constant is beta_end throughout.
+    """
+    if name == "linear":
+        return linear_betas(num_timesteps, beta_start, beta_end)
+    if name == "quadratic":
+        return quadratic_betas(num_timesteps, beta_start, beta_end)
+    if name == "sigmoid":
+        return sigmoid_betas(num_timesteps, beta_start, beta_end)
+    if name == "constant":
+        return constant_betas(num_timesteps, beta_end)
+    if name == "cosine":
+        return cosine_betas(num_timesteps)
+    if name == "jsd":
+        return jsd_betas(num_timesteps)
+    raise ValueError(f"schedule {name!r} is unknown; it can be {', '.join(SCHEDULES)}")
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """The betas moved so that x_T is pure noise (Lin et al. 2023, algorithm 1).
+
+    sqrt(alphas_cumprod) is shifted to end in 0 and scaled to start where it did; the
+    last beta becomes 1. Needs v- or x0-prediction, since eps then tells nothing of x_0.
 
     Args:
-      betas: [T], each in (0, 1), T >= 2.
+      betas: [T], each in (0, 1), or the last one 1.
+
+    Returns:
+      float64 [T].
 
     Raises:
       ValueError: naming what is wrong with `betas`.
     """
-    betas = np.asarray(betas, dtype=np.float64)
-    if betas.ndim != 1:
-        raise ValueError(f"betas must have one axis; got the shape {betas.shape}")
-    _check_num_timesteps(len(betas))
-    bad = np.flatnonzero(~((betas > 0) & (betas < 1)))
-    if bad.size:
-        raise ValueError(
-            f"betas[{bad[0]}] ({betas[bad[0]]}) must be between 0 and 1, both excluded"
-        )
+    signal = np.sqrt(np.cumprod(1 - check_betas(betas)))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    return _betas_of(signal**2)
+
+
+def shift_log_snr(betas: np.ndarray, shift: float) -> np.ndarray:
+    """The betas whose log signal-to-noise ratio is `shift` higher at every step.
+
+    Hoogeboom et al. 2023, section 3.1: a picture of d x d pixels needs more noise than
+    one of 64 x 64 for the same effect, shift = 2 ln(64 / d), which is negative for
+    larger ones.
+
+    Args:
+      betas: [T], each in (0, 1), or the last one 1.
+      shift: in nats; 0 changes nothing.
+
+    Returns:
+      float64 [T].
+
+    Raises:
+      ValueError: naming what is wrong with `betas`, or if no noise or no signal is left.
+    """
+    alphas_cumprod = np.cumprod(1 - check_betas(betas))
+    odds = np.exp(shift)
+    return _betas_of(alphas_cumprod * odds / (1 + alphas_cumprod * (odds - 1)))
+
+
+def make_schedule(betas: np.ndarray) -> Schedule:
+    """All tables of the process with these betas, in float64.
+
+    Warns where the betas do not rise, and where x_T is not noise.
+
+    Args:
+      betas: [T], each in (0, 1), T >= 2; the last one may be 1 (zero terminal
+        signal-to-noise ratio).
+
+    Raises:
+      ValueError: naming what is wrong with `betas`.
+    """
+    betas = check_betas(betas)
     alphas = 1 - betas
     alphas_cumprod = np.cumprod(alphas)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     one_minus = 1 - alphas_cumprod
-    if one_minus[0] == 0 or alphas_cumprod[-1] == 0:
+    if one_minus[0] == 0 or (alphas_cumprod[-1] == 0) != (betas[-1] == 1):
         raise ValueError(
             f"betas ({betas[0]} to {betas[-1]}) leave no noise at the first step or no "
             "signal at the last one, to the precision of float64"
         )
+    _warn_of_odd_betas(betas, alphas_cumprod[-1])
     posterior_variance = betas * (1 - alphas_cumprod_prev) / one_minus
     return Schedule(
         betas=betas,
@@ -130,6 +259,56 @@ def make_schedule(betas: np.ndarray) -> Schedule:
             np.append(posterior_variance[1], posterior_variance[1:])
         ),
     )
+
+
+def check_betas(betas: np.ndarray) -> np.ndarray:
+    """The betas as float64 [T].
+
+    Raises:
+      ValueError: naming what is wrong with them.
+    """
+    betas = np.asarray(betas, dtype=np.float64)
+    if betas.ndim != 1:
+        raise ValueError(f"betas must have one axis; got the shape {betas.shape}")
+    _check_num_timesteps(len(betas))
+    good = (betas > 0) & (betas < 1)
+    good[-1] |= betas[-1] == 1
+    for t in np.flatnonzero(~good)[:1]:
+        raise ValueError(
+            f"betas[{t}] ({betas[t]}) must be between 0 and 1, both excluded (but for the "
+            "last, which 1 gives a zero terminal signal-to-noise ratio)"
+        )
+    return betas
+
+
+def _betas_of(alphas_cumprod: np.ndarray) -> np.ndarray:
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:
+    for t in np.flatnonzero(np.diff(betas) <= 0)[:1]:
+        warnings.warn(
+            f"betas do not rise everywhere: betas[{t}] is {betas[t]:.6g} and "
+            f"betas[{t + 1}] is {betas[t + 1]:.6g}",
+            stacklevel=3,
+        )
+    if terminal > _MAX_TERMINAL_SIGNAL:
+        warnings.warn(
+            f"x_T is not noise: alphas_cumprod[-1] is {terminal:.4g}, so it keeps "
+            f"{100 * terminal**0.5:.3g} % of the signal's amplitude, and sampling starts "
+            "from something that training never saw; take more steps or larger betas",
+            stacklevel=3,
+        )
+
+
+def _check_ends(num_timesteps: int, beta_start: float, beta_end: float) -> None:
+    _check_num_timesteps(num_timesteps)
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not 0 < beta < 1:
+            raise ValueError(
+                f"{name} ({beta}) must be between 0 and 1, both excluded; "
+                "DDPM uses 0.0001 to 0.02"
+            )
 
 
 def _check_num_timesteps(num_timesteps: int) -> None:

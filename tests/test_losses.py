@@ -1,14 +1,28 @@
-"""The loss where its value is known: perfect, silent and Gaussian-optimal predictors."""
+"""Losses where their value is known: perfect, silent and optimal predictors."""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from diffusion_jax import losses, process
+from diffusion_jax import (
+    likelihood,
+    losses,
+    oracle,
+    predictions,
+    process,
+    schedules,
+    timestep_sampling,
+    weightings,
+)
 from diffusion_jax.schedules import linear_betas, make_schedule
 
-SCHEDULE = make_schedule(linear_betas(100, 1e-3, 0.1))
+SCHEDULE = make_schedule(linear_betas(100, 1e-3, 0.14))
+PIXELS = oracle.discrete([[0, 30], [255, 128], [127, 127]], [0.5, 0.2, 0.3])
 
 
 def silent(params, x_t, t, cond, *, train, key):
@@ -22,13 +36,13 @@ def test_a_perfect_predictor_has_no_loss():
     def oracle(kind):
         def apply_fn(params, x_t, t, cond, *, train, key):
             x0 = jnp.full_like(x_t, c)
-            eps = process.eps_from_x0(SCHEDULE, x_t, t, x0)
-            return process.prediction_target(SCHEDULE, kind, x0, t, eps)
+            eps = predictions.eps_from_x0(SCHEDULE, x_t, t, x0)
+            return predictions.prediction_target(SCHEDULE, kind, x0, t, eps)
 
         return apply_fn
 
     x0 = jnp.full((256, 2, 2, 1), c)
-    for kind in process.PREDICTION_TYPES:
+    for kind in predictions.PREDICTION_TYPES:
         for norm in losses.NORMS:
             loss = losses.simple_loss(
                 oracle(kind),
@@ -42,6 +56,7 @@ def test_a_perfect_predictor_has_no_loss():
             assert float(loss) < 1e-5
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("norm", "expected"), [("l2", 1.0), ("l1", np.sqrt(2 / np.pi))])
 def test_a_silent_predictor_of_eps_has_the_moments_of_the_normal(norm, expected):
     x0 = jnp.zeros((4096, 8))
@@ -49,6 +64,7 @@ def test_a_silent_predictor_of_eps_has_the_moments_of_the_normal(norm, expected)
     assert float(loss) == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.statistical
 def test_the_optimal_predictor_of_gaussian_data_has_the_known_loss():
     """x_0 ~ N(0, s^2): E|eps - E[eps|x_t]|^2 = a s^2 / (a s^2 + 1 - a) at each t."""
     s, n = 0.5, 1_000_000
@@ -65,6 +81,7 @@ def test_the_optimal_predictor_of_gaussian_data_has_the_known_loss():
     assert float(loss) == pytest.approx(expected, rel=0.02)  # Five standard errors.
 
 
+@pytest.mark.statistical
 def test_t_is_uniform_over_all_timesteps():
     """A predictor that reports t as its error shows the mean and the range of t."""
     seen = []
@@ -139,3 +156,305 @@ def test_the_loss_of_an_image_is_the_mean_over_its_own_pixels():
         prediction_type="x0",
     )
     np.testing.assert_allclose(loss, [0, 1, 4])
+
+
+def test_the_three_norms_by_hand():
+    error = jnp.array([-3.0, -0.5, 0.0, 0.25, 2.0])
+    for norm, expected in (
+        ("l2", [9, 0.25, 0, 0.0625, 4]),
+        ("l1", [3, 0.5, 0, 0.25, 2]),
+        ("huber", [2.5, 0.125, 0, 0.03125, 1.5]),
+    ):
+        np.testing.assert_allclose(losses.distance(error, norm), expected)
+    # delta (|e| - delta / 2) outside, e^2 / 2 inside, of one value and slope at delta.
+    found = losses.distance(error, "huber", 0.5)
+    np.testing.assert_allclose(found, [1.375, 0.125, 0, 0.03125, 0.875])
+    slope = jax.vmap(jax.grad(lambda e: losses.distance(e, "huber", 0.5)))
+    np.testing.assert_allclose(slope(jnp.array([0.49, 0.51, -2.0])), [0.49, 0.5, -0.5])
+
+
+def ask(loss, apply_fn, x0, t, noise, **options):
+    return loss(apply_fn, None, SCHEDULE, x0, t, noise, **options)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """(x0, t, noise) with every t once."""
+    x0 = oracle.sample(PIXELS, jax.random.key(0), 100)
+    noise = jax.random.normal(jax.random.key(1), x0.shape)
+    return x0, jnp.arange(100), noise
+
+
+def wrong(params, x_t, t, cond, *, train, key):
+    """Some prediction, and some variance output."""
+    return jnp.concatenate([0.5 * x_t, jnp.sin(3 * x_t)], axis=-1)
+
+
+def half(*args, **options):
+    return wrong(*args, **options)[..., :2]
+
+
+def test_weights_multiply_the_loss_of_their_timestep(pixels):
+    table = np.linspace(1, 2, 100)
+    plain = ask(losses.prediction_loss, half, *pixels)
+    found = ask(losses.prediction_loss, half, *pixels, weights=table)
+    np.testing.assert_allclose(found, table * plain, rtol=1e-6)
+
+
+def test_score_matching_is_the_weighted_eps_loss(pixels):
+    """With 1 - alphas_cumprod as weights it is plain eps; without, eps with weights."""
+
+    def score_net(*args, **options):
+        x_t, t = args[1], args[2]
+        return predictions.score_from_eps(SCHEDULE, x_t, t, half(*args, **options))
+
+    eps = ask(losses.prediction_loss, half, *pixels)
+    weights = 1 - SCHEDULE.alphas_cumprod
+    found = ask(losses.score_matching_loss, score_net, *pixels, weights=weights)
+    np.testing.assert_allclose(found, eps, rtol=1e-5)
+    weights = weightings.loss_weights(SCHEDULE, "eps", "score_matching")
+    eps = ask(losses.prediction_loss, half, *pixels, weights=weights)
+    found = ask(losses.score_matching_loss, score_net, *pixels)
+    np.testing.assert_allclose(found, eps, rtol=1e-5)
+
+
+@pytest.mark.statistical
+def test_score_matching_is_least_at_the_score_of_the_marginal():
+    """Vincent 2011: its minimiser is grad log q(x_t), not that of the conditional."""
+    x0 = oracle.sample(PIXELS, jax.random.key(2), 20_000)
+    noise, t = jax.random.normal(jax.random.key(3), x0.shape), jnp.full(20_000, 60)
+    best = oracle.oracle_apply_fn(PIXELS, SCHEDULE, "score")
+
+    def loss(change):
+        def apply_fn(params, x_t, t, cond, **options):
+            return best(params, x_t, t, cond, **options) * (1 + change)
+
+        return ask(losses.score_matching_loss, apply_fn, x0, t, noise).mean()
+
+    assert loss(0.0) < loss(0.05) and loss(0.0) < loss(-0.05)
+
+
+def test_the_variational_loss_is_t_times_the_term(pixels):
+    x0, t, noise = pixels
+    x_t = process.q_sample(SCHEDULE, x0, t, noise)
+    for kind in ("eps", "x0", "v"):
+        for variance, network in (
+            ("fixed_small", half),
+            ("fixed_large", half),
+            ("learned", wrong),
+        ):
+            output = network(None, x_t, t, None, train=False, key=None)
+            x0_hat = predictions.x0_from_prediction(SCHEDULE, kind, x_t, t, output[:, :2])
+            between = output[:, 2:] if variance == "learned" else None
+            terms = likelihood.variational_terms(
+                SCHEDULE, variance, x0, x_t, t, x0_hat, between
+            )
+            found = ask(
+                losses.variational_loss,
+                network,
+                *pixels,
+                prediction_type=kind,
+                variance_type=variance,
+            )
+            np.testing.assert_allclose(found, 100 * terms, rtol=1e-6)
+
+
+def test_the_hybrid_loss_is_the_sum_of_its_parts(pixels):
+    table = np.linspace(1, 2, 100)
+    simple = ask(losses.prediction_loss, half, *pixels, norm="huber", weights=table)
+    bound = ask(losses.variational_loss, wrong, *pixels)
+    found = ask(losses.hybrid_loss, wrong, *pixels, norm="huber", weights=table)
+    np.testing.assert_allclose(found, simple + 0.001 * bound, rtol=1e-6)
+    found = ask(losses.hybrid_loss, wrong, *pixels, variational_scale=0.3)
+    simple = ask(losses.prediction_loss, half, *pixels)
+    np.testing.assert_allclose(found, simple + 0.3 * bound, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone(pixels, kind):
+    """With respect to the prediction: exactly the simple gradient; the bound's own is 0.
+
+    With respect to the variances: exactly the bound's, 0.001 times.
+    """
+    x0, t, noise = pixels
+    x_t = process.q_sample(SCHEDULE, x0, t, noise)
+    output = wrong(None, x_t, t, None, train=False, key=None)
+
+    def gradient(loss, given=output, **options):
+        def total(output):
+            return ask(
+                loss, lambda *_, **__: output, *pixels, prediction_type=kind, **options
+            ).sum()
+
+        return np.asarray(jax.grad(total)(given))
+
+    hybrid = gradient(losses.hybrid_loss)
+    simple = gradient(losses.prediction_loss, output[:, :2])
+    np.testing.assert_array_equal(hybrid[:, :2], simple)
+    only_bound = gradient(losses.hybrid_loss, weights=np.zeros(100))
+    np.testing.assert_array_equal(only_bound[:, :2], 0)
+    bound = gradient(losses.variational_loss)
+    np.testing.assert_allclose(hybrid[:, 2:], 0.001 * bound[:, 2:], rtol=1e-5, atol=1e-9)
+    assert np.abs(bound[:, :2]).max() > 1 and np.abs(bound[:, 2:]).max() > 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        functools.partial(losses.prediction_loss, prediction_type="eps"),
+        functools.partial(losses.prediction_loss, prediction_type="v", norm="huber"),
+        functools.partial(losses.score_matching_loss),
+    ],
+)
+def test_gradients_are_those_of_finite_differences(loss):
+    x0 = jax.random.uniform(jax.random.key(0), (3, 2), minval=-1.0, maxval=1.0)
+    noise, t = jax.random.normal(jax.random.key(1), x0.shape), jnp.array([20, 50, 90])
+
+    def total(output):
+        return ask(loss, lambda *_, **__: output, x0, t, noise).sum()
+
+    check_grads(total, (0.3 * noise + 0.1,), order=1, modes=["rev"], rtol=1e-2)
+
+
+def test_gradients_of_the_bound_are_those_of_finite_differences():
+    """In float64, through mean and variance, at t = 0 (the bins) and beyond."""
+    with jax.enable_x64(True):
+        x0 = jnp.asarray(PIXELS.means)
+        t, noise = jnp.array([0, 7, 80]), jax.random.normal(jax.random.key(1), x0.shape)
+        output = jnp.concatenate([noise + 0.05, 0.3 * noise], axis=1)
+
+        def total(output):
+            return ask(losses.variational_loss, lambda *_, **__: output, x0, t, noise).sum()
+
+        check_grads(total, (output,), order=1, modes=["rev"], rtol=2e-3)
+
+
+# Estimates over random t
+
+
+def history():
+    """Losses that differ by a factor of a hundred from one timestep to another."""
+    state = timestep_sampling.empty_history(100)
+    for _ in range(10):
+        state = timestep_sampling.record_losses(
+            state, jnp.arange(100), jnp.asarray(np.geomspace(1, 100, 100), jnp.float32)
+        )
+    return state
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", timestep_sampling.TIMESTEP_SAMPLERS)
+@pytest.mark.parametrize(
+    ("loss", "network"),
+    [
+        (losses.prediction_loss, half),
+        (losses.variational_loss, wrong),
+        (losses.hybrid_loss, wrong),
+    ],
+)
+def test_an_estimate_over_random_t_is_the_full_mean(loss, network, name):
+    """At one x_0 and noise, so that t alone is random; within five standard errors."""
+    x0, noise = jnp.asarray(PIXELS.means[:1], jnp.float32), jnp.array([[0.7, -1.1]])
+    draw = {
+        "uniform": timestep_sampling.uniform_timesteps,
+        "stratified": timestep_sampling.stratified_timesteps,
+        "loss_second_moment": lambda key, num, _: timestep_sampling.importance_timesteps(
+            key, num, history()
+        ),
+    }[name]
+    n = 64
+
+    def loss_fn(_, t, __, **options):
+        same = [jnp.repeat(a, t.shape[0], axis=0) for a in (x0, noise)]
+        return ask(loss, network, same[0], t, same[1])
+
+    def estimate(key):
+        return losses.monte_carlo_loss(
+            loss_fn, SCHEDULE, key, jnp.zeros((n, 2)), draw_timesteps=draw
+        )[0]
+
+    found = np.asarray(jax.vmap(estimate)(jax.random.split(jax.random.key(4), 400)))
+    every = loss_fn(x0, jnp.arange(100), noise)
+    expected = np.asarray(every, np.float64).mean()
+    assert abs(found.mean() - expected) < 5 * found.std() / 20 + 1e-5 * expected
+
+
+@pytest.mark.statistical
+def test_the_whole_bound_of_the_oracle_is_near_the_entropy():
+    """End to end: the mean variational loss of the optimal network, plus L_T.
+
+    Never below the entropy of the data; with exact variances and 100 steps within 0.1
+    bits of it; with fixed variances it is far away.
+    """
+    schedule = SCHEDULE
+    data = oracle.discrete([[0], [90], [255]], [0.5, 0.2, 0.3])
+    entropy = oracle.entropy(data) / math.log(2)
+    n = 2000
+    x0 = oracle.sample(data, jax.random.key(5), n)
+    share = schedule.alphas_cumprod[-1]
+    second = (data.weights[:, None] * data.means**2).sum()
+    prior = 0.5 * (share * second - share - math.log1p(-share)) / math.log(2)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def bound(key, t, variance):
+        network = oracle.oracle_apply_fn(data, schedule, "v", learned=variance == "learned")
+        noise = jax.random.normal(jax.random.fold_in(key, t), x0.shape)
+        return losses.variational_loss(
+            network,
+            None,
+            schedule,
+            x0,
+            jnp.full(n, t),
+            noise,
+            prediction_type="v",
+            variance_type=variance,
+        ).mean()
+
+    found = {
+        variance: prior
+        + np.mean([float(bound(jax.random.key(6), t, variance)) for t in range(100)])
+        for variance in predictions.VARIANCES
+    }
+    assert entropy - 0.01 < found["learned"] < entropy + 0.1
+    assert min(found["fixed_large"], found["fixed_small"]) > entropy + 0.5
+
+
+def test_what_is_recorded_are_the_losses_without_importance_weights(pixels):
+    x0 = pixels[0]
+
+    def loss_fn(x0, t, noise, *, train, key):
+        return 1.0 + t
+
+    def draw(key, num, total):
+        return jnp.arange(num), jnp.full(num, 3.0)
+
+    mean, (t, found) = losses.monte_carlo_loss(
+        loss_fn, SCHEDULE, jax.random.key(0), x0, draw_timesteps=draw
+    )
+    np.testing.assert_array_equal(found, np.arange(1, 101))
+    np.testing.assert_array_equal(t, np.arange(100))
+    assert float(mean) == pytest.approx(3 * 50.5)
+
+
+def test_a_network_of_the_wrong_width_is_refused(pixels):
+    for loss in (losses.hybrid_loss, losses.variational_loss):
+        with pytest.raises(ValueError, match="must have 4 channels"):
+            ask(loss, half, *pixels)
+    with pytest.raises(AssertionError):
+        ask(losses.prediction_loss, wrong, *pixels)
+
+
+def test_zero_terminal_snr_trains_v_at_every_timestep():
+    schedule = make_schedule(schedules.jsd_betas(10))
+    x0 = jnp.full((10, 2), 0.5)
+    loss = losses.prediction_loss(
+        lambda p, x, t, c, *, train, key: jnp.zeros_like(x),
+        None,
+        schedule,
+        x0,
+        jnp.arange(10),
+        jnp.zeros_like(x0),
+        prediction_type="v",
+    )
+    # v of x_0 without noise is -sqrt(1 - alphas_cumprod) x_0.
+    np.testing.assert_allclose(loss, 0.25 * np.arange(1, 11) / 10, rtol=1e-6)

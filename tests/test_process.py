@@ -49,6 +49,7 @@ def test_q_sample_without_noise_is_the_mean_of_the_closed_form(schedule, images)
         )
 
 
+@pytest.mark.statistical
 def test_q_sample_has_the_variance_of_the_closed_form(schedule):
     """Over many draws: mean and variance of N(sqrt(a) x_0, 1 - a), within 5 sigma."""
     n = 40_000
@@ -82,6 +83,7 @@ def test_q_sample_equals_the_chain_of_q_step_in_distribution(schedule):
     np.testing.assert_allclose(np.sqrt(variance), sigma[0], rtol=2e-5)
 
 
+@pytest.mark.statistical
 def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
     n = 4000
     chain = jax.jit(lambda k, x: process.q_trajectory(schedule, k, x))(
@@ -96,6 +98,31 @@ def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
     assert np.abs(std / sigma - 1).max() < 5.5 / np.sqrt(2 * n)
 
 
+@pytest.mark.statistical
+def test_chains_of_q_step_have_the_mean_and_covariance_of_q_sample(schedule):
+    """From data with correlated coordinates: x_t of the chain and of `q_sample`.
+
+    Both against sqrt(a) mean and a covariance + (1 - a) I, each entry within 5 standard
+    errors (those of a Gaussian's covariance: sqrt((C_ii C_jj + C_ij^2) / n)).
+    """
+    n, mean, root = 20_000, np.array([0.3, -0.6]), np.array([[0.4, 0.0], [0.3, 0.1]])
+    draws = jax.random.normal(jax.random.key(6), (n, 2))
+    x0 = jnp.asarray(mean)[None] + draws @ jnp.asarray(root.T)
+    frames = (0, 30, 300)
+    chain = process.q_trajectory(schedule, jax.random.key(7), x0, frames)
+    for slot, t in enumerate(frames):
+        share = np.prod(1 - schedule.betas[: t + 1])
+        covariance = share * root @ root.T + (1 - share) * np.eye(2)
+        noise = jax.random.normal(jax.random.key(8), x0.shape)
+        for x in (chain[slot], process.q_sample(schedule, x0, jnp.int32(t), noise)):
+            off = np.asarray(x).mean(axis=0) - np.sqrt(share) * mean
+            assert (np.abs(off) < 5 * np.sqrt(np.diag(covariance) / n)).all()
+            found = np.cov(np.asarray(x).T)
+            variances = np.diag(covariance)
+            error = np.sqrt((np.outer(variances, variances) + covariance**2) / n)
+            assert (np.abs(found - covariance) < 5 * error).all()
+
+
 def test_frames_of_q_trajectory_are_those_of_the_whole(images):
     schedule, (x0, _, _) = SCHEDULES["linear"], images
     whole = process.q_trajectory(schedule, jax.random.key(5), x0)
@@ -103,6 +130,7 @@ def test_frames_of_q_trajectory_are_those_of_the_whole(images):
     np.testing.assert_array_equal(frames, whole[np.array([0, 500, 999])])
 
 
+@pytest.mark.statistical
 def test_q_trajectory_is_a_markov_chain_not_independent_draws():
     """Neighbours correlate as cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
     schedule = SCHEDULES["linear"]
@@ -150,65 +178,88 @@ def test_t_out_of_range_gives_nan_not_a_neighbour(schedule, t):
     assert np.isnan(process.q_posterior(schedule, x, x, jnp.array([t]))[0]).all()
 
 
-def test_v_and_its_inverses(schedule, images):
-    """v is a rotation of (x_0, eps): back and forth costs no precision at any t."""
+# DDIM's family
+
+
+def joint_of_q_sigma(schedule, sigma, t):
+    """The four numbers of q_sigma at t: its mean's weights of x_0 and x_t, its variance."""
+    one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
+    of_x0, variance = process.q_sigma(schedule, sigma, one, zero, jnp.array([t]))
+    of_x_t, _ = process.q_sigma(schedule, sigma, zero, one, jnp.array([t]))
+    return of_x0.item(), of_x_t.item(), variance.item()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_q_sigma_keeps_the_marginals(schedule, eta):
+    """DDIM lemma 1: q(x_t | x_0) pushed through q_sigma is q(x_{t-1} | x_0)."""
+    sigma = process.ddim_sigma(schedule, eta)
+    for t in (0, 1, 50, 500, 998, 999):
+        of_x0, of_x_t, variance = joint_of_q_sigma(schedule, sigma, t)
+        share, before = (
+            np.prod(1 - schedule.betas[: t + 1]),
+            np.prod(1 - schedule.betas[:t]),
+        )
+        mean = of_x0 + of_x_t * np.sqrt(share)
+        assert mean == pytest.approx(np.sqrt(before), abs=2e-6)
+        assert of_x_t**2 * (1 - share) + variance == pytest.approx(1 - before, abs=2e-6)
+
+
+def test_any_sigma_keeps_the_marginals():
+    schedule = SCHEDULES["linear"]
+    for fraction in (0.0, 0.5, 1.0):
+        sigma = fraction * np.sqrt(1 - schedule.alphas_cumprod_prev)
+        of_x0, of_x_t, variance = joint_of_q_sigma(schedule, sigma, 700)
+        share, before = schedule.alphas_cumprod[700], schedule.alphas_cumprod[699]
+        assert of_x0 + of_x_t * np.sqrt(share) == pytest.approx(np.sqrt(before), abs=1e-6)
+        assert of_x_t**2 * (1 - share) + variance == pytest.approx(1 - before, abs=1e-6)
+        assert variance == pytest.approx(fraction**2 * (1 - before), abs=1e-6)
+
+
+def test_q_sigma_at_eta_1_is_the_posterior_and_at_0_certain(schedule, images):
     x0, t, noise = images
     x_t = process.q_sample(schedule, x0, t, noise)
-    v = process.prediction_target(schedule, "v", x0, t, noise)
-    chex.assert_trees_all_close(process.x0_from_v(schedule, x_t, t, v), x0, atol=1e-6)
-    chex.assert_trees_all_close(process.eps_from_v(schedule, x_t, t, v), noise, atol=1e-6)
+    mean, variance, _ = process.q_posterior(schedule, x0, x_t, t)
+    sigma = process.ddim_sigma(schedule, 1.0)
+    found, found_variance = process.q_sigma(schedule, sigma, x0, x_t, t)
+    chex.assert_trees_all_close(found, mean, atol=2e-5)
+    chex.assert_trees_all_close(found_variance, variance, rtol=1e-6)
+    sigma = process.ddim_sigma(schedule, 0.0)
+    found, found_variance = process.q_sigma(schedule, sigma, x0, x_t, t)
+    assert not found_variance.any()
+    # The same noise, one step earlier (DDIM eq. 13 as a flow along the noise).
+    for row, step in enumerate(np.asarray(t)):
+        before = np.prod(1 - schedule.betas[:step])
+        expected = np.sqrt(before) * x0[row] + np.sqrt(1 - before) * noise[row]
+        np.testing.assert_allclose(found[row], expected, atol=2e-4)
 
 
-def test_conversions_agree_within_the_rounding_they_cannot_avoid(schedule, images):
-    x0, t, noise = images
-    x_t = process.q_sample(schedule, x0, t, noise)
-    v = process.prediction_target(schedule, "v", x0, t, noise)
-    ulp = np.float32(2.0**-23) * float(jnp.abs(x_t).max())
-    shape = (-1, 1, 1, 1)
-    to_x0 = (4 * ulp / schedule.sqrt_alphas_cumprod[np.asarray(t)]).reshape(shape)
-    to_eps = (4 * ulp / schedule.sqrt_one_minus_alphas_cumprod[np.asarray(t)]).reshape(
-        shape
-    )
-    for found, wanted, bound in (
-        (process.x0_from_eps(schedule, x_t, t, noise), x0, to_x0),
-        (process.eps_from_x0(schedule, x_t, t, x0), noise, to_eps),
-        (process.v_from_eps(schedule, x_t, t, noise), v, to_x0),
-        (process.v_from_x0(schedule, x_t, t, x0), v, to_eps),
-    ):
-        assert (np.abs(np.asarray(found) - np.asarray(wanted)) <= bound).all()
+def test_ddim_sigma_is_eta_times_that_of_equation_16(schedule):
+    for t in (1, 10, 999):
+        share, before = (
+            np.prod(1 - schedule.betas[: t + 1]),
+            np.prod(1 - schedule.betas[:t]),
+        )
+        expected = 0.3 * np.sqrt((1 - before) / (1 - share)) * np.sqrt(1 - share / before)
+        assert process.ddim_sigma(schedule, 0.3)[t] == pytest.approx(expected, rel=1e-9)
 
 
-def test_x0_from_prediction_undoes_prediction_target(schedule, images):
-    x0, t, noise = images
-    t = jnp.minimum(t, 499)  # Where eps determines x_0 well.
-    x_t = process.q_sample(schedule, x0, t, noise)
-    for kind in process.PREDICTION_TYPES:
-        target = process.prediction_target(schedule, kind, x0, t, noise)
-        found = process.x0_from_prediction(schedule, kind, x_t, t, target)
-        chex.assert_trees_all_close(found, x0, atol=2e-5)
-
-
-def test_unknown_prediction_type_is_refused(schedule, images):
-    x0, t, noise = images
-    with pytest.raises(ValueError, match="'score'"):
-        process.prediction_target(schedule, "score", x0, t, noise)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s[:-1], r"shape \(1000,\); got \(999,\)"),
+        (lambda s: s + 2e-6, r"sigma\[0\]"),
+        (lambda s: -s, r"sigma\[1\]"),
+        (lambda s: s * np.nan, r"sigma\[0\] \(nan\)"),
+    ],
+)
+def test_a_sigma_that_cannot_be_is_refused(change, said, images):
+    schedule, (x0, t, _) = SCHEDULES["linear"], images
+    sigma = process.ddim_sigma(schedule, 1.0)
+    with pytest.raises(ValueError, match=said):
+        process.q_sigma(schedule, change(sigma), x0, x0, t)
 
 
 def test_shapes_that_do_not_fit_are_refused(schedule, images):
     x0, t, noise = images
     with pytest.raises(AssertionError):
         process.q_sample(schedule, x0, t, noise[:, :1])
-
-
-def test_v_is_the_velocity_along_the_arc():
-    """v = dx/dphi where x_t = cos(phi) x_0 + sin(phi) eps (Salimans & Ho, appendix D)."""
-    schedule = SCHEDULES["linear"]
-    x0, noise = jnp.array([[0.7]]), jnp.array([[-1.3]])
-    phi = np.arccos(schedule.sqrt_alphas_cumprod)
-    for t in (100, 500, 900):
-        ends = [
-            process.q_sample(schedule, x0, jnp.array([s]), noise) for s in (t - 1, t + 1)
-        ]
-        velocity = (ends[1] - ends[0]) / (phi[t + 1] - phi[t - 1])
-        v = process.prediction_target(schedule, "v", x0, jnp.array([t]), noise)
-        np.testing.assert_allclose(v, velocity, atol=5e-3)

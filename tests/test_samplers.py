@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import process
+from diffusion_jax import oracle, predictions
 from diffusion_jax.samplers import chain, steps, tables
-from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.schedules import (
+    cosine_betas,
+    jsd_betas,
+    linear_betas,
+    make_schedule,
+)
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
@@ -144,13 +149,14 @@ def test_eta_out_of_range_is_refused(bad):
 
 
 def test_unknown_variance_is_refused():
-    with pytest.raises(ValueError, match="'learned'"):
-        tables.ddpm_table(SCHEDULE, [5, 1], variance_type="learned")
+    with pytest.raises(ValueError, match="'huge'"):
+        tables.ddpm_table(SCHEDULE, [5, 1], variance_type="huge")
 
 
 # Chains
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     "table",
     [
@@ -188,7 +194,98 @@ def test_full_chains_recover_the_data_distribution():
     assert std["ddim"] == pytest.approx(STD, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", process.PREDICTION_TYPES)
+# Learned variances, and what a zero terminal SNR allows
+
+
+def gaussian_chain(schedule, count, n=20_000, **options):
+    """Samples of N(MEAN, STD^2) by the oracle with its exact reverse variance."""
+    data = oracle.gaussian([MEAN], [STD**2])
+    network = oracle.oracle_apply_fn(data, schedule, "v", learned=True)
+    chosen = steps.trailing_timesteps(schedule.num_timesteps, count)
+    table = tables.ddpm_table(schedule, chosen, prediction_type="v", **options)
+    return np.asarray(run(table, n, apply_fn=network)[0])
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("total", [2, 5, 50])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_with_the_exact_variance_every_number_of_steps_gives_the_data(total):
+    """For Gaussian data q(x_{t-1} | x_t) is Gaussian, so the chain is exact.
+
+    jsd ends in pure noise, so its x_T is exact as well; the last step adds no noise, so
+    what is left is Var[x_0 | x_1], and that is known.
+    """
+    schedule = make_schedule(jsd_betas(total))
+    n = 20_000
+    samples = gaussian_chain(schedule, total, n, variance_type="learned")
+    share = schedule.alphas_cumprod[0]
+    left = STD**2 * (1 - share) / (share * STD**2 + 1 - share)
+    std = np.sqrt(STD**2 - left)
+    assert abs(samples.mean() - MEAN) < 5 * std / np.sqrt(n)
+    assert abs(samples.std() / std - 1) < 5 / np.sqrt(2 * n)
+
+
+def test_a_learned_variance_scales_the_noise_of_its_row():
+    """-1, 0, 1 give beta-tilde, the geometric mean, beta: rows of the other two tables."""
+    chosen = steps.trailing_timesteps(T, 40)
+    small, large, learned = (
+        tables.ddpm_table(SCHEDULE, chosen, variance_type=kind)
+        for kind in ("fixed_small", "fixed_large", "learned")
+    )
+    assert learned.is_learned and not small.is_learned and not large.is_learned
+    np.testing.assert_array_equal(learned.w_noise, small.w_noise)
+    for output in (-1.0, 0.0, 1.0):
+
+        def apply_fn(params, x_t, t, cond, *, train, key, output=output):
+            between = jnp.full_like(x_t, output)
+            return jnp.concatenate([jnp.zeros_like(x_t), between], axis=-1)
+
+        expected = small.w_noise ** ((1 - output) / 2) * large.w_noise ** ((1 + output) / 2)
+        fixed = small._replace(w_noise=expected)
+        options = {"apply_fn": apply_fn, "clip": True, "frames": (1, 20, 39, 40)}
+        for a, b in zip(run(learned, **options), run(fixed, **options), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_of_fixed_variances_ignores_learned_ones():
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        eps = gaussian_eps(params, x_t, t, cond, train=train, key=key)
+        return jnp.concatenate([eps, jnp.full_like(eps, 7.0)], axis=-1)
+
+    for table in (
+        tables.ddim_table(SCHEDULE, steps.trailing_timesteps(T, 5), eta=0.5),
+        tables.ddpm_table(SCHEDULE, steps.trailing_timesteps(T, 5)),
+    ):
+        np.testing.assert_allclose(
+            run(table, apply_fn=apply_fn)[0], run(table)[0], atol=1e-5
+        )
+
+
+def test_a_table_of_learned_variances_needs_a_network_that_has_them():
+    table = tables.ddpm_table(SCHEDULE, [9, 5], variance_type="learned")
+    with pytest.raises(ValueError, match="must have 2 channels"):
+        run(table)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
+    """x_T of a zero terminal SNR has no weight in x_0, and ends in its place."""
+    schedule = make_schedule(jsd_betas(100))
+    chosen = steps.trailing_timesteps(100, 10)
+    for kind, of_prediction in (("v", -1.0), ("x0", 1.0)):
+        for table in (
+            tables.ddpm_table(schedule, chosen, prediction_type=kind),
+            tables.ddim_table(schedule, chosen, prediction_type=kind, eta=0.3),
+        ):
+            assert all(np.isfinite(column).all() for column in table)
+            assert (table.x0_from_x[0], table.x0_from_prediction[0]) == (0, of_prediction)
+    for make in (tables.ddpm_table, tables.ddim_table):
+        with pytest.raises(ValueError, match="predict v or x0"):
+            make(schedule, chosen)
+        assert make(schedule, chosen[1:]).num_rows == 9
+
+
+@pytest.mark.parametrize("kind", predictions.PREDICTION_TYPES)
 def test_all_parameterisations_give_the_same_samples(kind):
     """The same oracle, told as eps, x0 or v, through a chain that clips."""
 
@@ -197,8 +294,8 @@ def test_all_parameterisations_give_the_same_samples(kind):
         if kind == "eps":
             return eps
         if kind == "v":
-            return process.v_from_eps(SCHEDULE, x_t, t, eps)
-        return process.x0_from_eps(SCHEDULE, x_t, t, eps)
+            return predictions.v_from_eps(SCHEDULE, x_t, t, eps)
+        return predictions.x0_from_eps(SCHEDULE, x_t, t, eps)
 
     chosen = steps.trailing_timesteps(T, 25)
     table = tables.ddim_table(SCHEDULE, chosen, eta=0.5, prediction_type=kind)

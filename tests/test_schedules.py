@@ -1,17 +1,94 @@
-"""Schedules against published and independently computed values."""
+"""Schedules against published values and 50-digit arithmetic from their definitions."""
 
 import math
+import warnings
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 
+from diffusion_jax import schedules
 from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+
+mpmath.mp.dps = 50
+mpf = mpmath.mpf
 
 
 @pytest.fixture(scope="module")
 def linear():
     return make_schedule(linear_betas(1000))
+
+
+# Betas by their definition, in mpmath
+
+
+def exact_betas(name, total):
+    low, high = mpf("0.0001"), mpf("0.02")
+    share = [mpf(i) / (total - 1) for i in range(total)]
+    if name == "linear":
+        return [low + (high - low) * s for s in share]
+    if name == "quadratic":
+        root_low, root_high = mpmath.sqrt(low), mpmath.sqrt(high)
+        return [(root_low + (root_high - root_low) * s) ** 2 for s in share]
+    if name == "constant":
+        return [high] * total
+    if name == "sigmoid":
+        curve = [(1 + mpmath.tanh((12 * s - 6) / 2)) / 2 for s in share]
+        return [low + (high - low) * c for c in curve]
+    if name == "jsd":
+        return [1 / mpf(total - i) for i in range(total)]
+    half_turn = [
+        mpmath.pi * (mpf(i) / total + mpf("0.008")) / mpf("2.016") for i in range(total + 1)
+    ]
+    f = [(1 + mpmath.cos(2 * angle)) / 2 for angle in half_turn]
+    return [min(1 - b / a, mpf("0.999")) for a, b in zip(f, f[1:], strict=False)]
+
+
+def exact_tables(betas):
+    """Every table of the schedule, from its definition in Schedule's docstring."""
+    tables = {name: [] for name in schedules.Schedule._fields}
+    share = mpf(1)
+    for beta in betas:
+        before, share = share, share * (1 - beta)
+        # Bayes: x_{t-1} ~ N(sqrt(before) x_0, 1 - before), x_t = sqrt(alpha) x_{t-1} + ...
+        if before == 1:
+            variance, of_x0, of_x_t = mpf(0), mpf(1), mpf(0)
+        else:
+            precision = 1 / (1 - before) + (1 - beta) / beta
+            variance = 1 / precision
+            of_x0 = variance * mpmath.sqrt(before) / (1 - before)
+            of_x_t = variance * mpmath.sqrt(1 - beta) / beta
+        for name, value in (
+            ("betas", beta),
+            ("alphas", 1 - beta),
+            ("alphas_cumprod", share),
+            ("alphas_cumprod_prev", before),
+            ("sqrt_alphas_cumprod", mpmath.sqrt(share)),
+            ("sqrt_one_minus_alphas_cumprod", mpmath.sqrt(1 - share)),
+            ("posterior_mean_coef1", of_x0),
+            ("posterior_mean_coef2", of_x_t),
+            ("posterior_variance", variance),
+            ("posterior_log_variance_clipped", mpmath.log(variance) if variance else None),
+        ):
+            tables[name].append(value)
+    logs = tables["posterior_log_variance_clipped"]
+    logs[0] = logs[1]
+    return tables
+
+
+@pytest.mark.parametrize("total", [10, 1000])
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_float32_tables_are_within_one_ulp_of_50_digits(name, total):
+    schedule = make_schedule(schedules.named_betas(name, total))
+    for field, exact in exact_tables(exact_betas(name, total)).items():
+        table = getattr(schedule, field)
+        assert table.dtype == np.float64 and len(table) == total
+        rounded = np.array([float(x) for x in exact])
+        error = np.abs(table.astype(np.float32).astype(np.float64) - rounded)
+        ulp = np.spacing(np.abs(rounded).astype(np.float32)).astype(np.float64)
+        assert (error <= ulp).all(), (field, np.argmax(error / ulp))
 
 
 def test_linear_schedule_has_the_known_values(linear):
@@ -21,8 +98,8 @@ def test_linear_schedule_has_the_known_values(linear):
     np.testing.assert_allclose(linear.sqrt_alphas_cumprod[999], 0.0063528, rtol=1e-5)
     np.testing.assert_allclose(linear.posterior_variance[1], 5.45318766e-5, rtol=1e-8)
     np.testing.assert_allclose(linear.posterior_variance[999], 0.01999998, rtol=1e-6)
-    log_snr = np.log(linear.alphas_cumprod / (1 - linear.alphas_cumprod))
-    np.testing.assert_allclose(log_snr[[0, 999]], [9.21024, -10.11767], atol=1e-5)
+    np.testing.assert_allclose(linear.log_snr[[0, 999]], [9.21024, -10.11767], atol=1e-5)
+    np.testing.assert_allclose(linear.snr, np.exp(linear.log_snr), rtol=1e-12)
 
 
 def test_posterior_log_variance_is_finite_at_the_first_step(linear):
@@ -40,31 +117,22 @@ def test_cosine_schedule_has_the_known_values():
         make_schedule(betas).alphas_cumprod[-1], 2.42877e-9, rtol=1e-5
     )
     last = make_schedule(cosine_betas(4000)).alphas_cumprod[-1]
+    np.testing.assert_allclose(last, 1.518e-10, rtol=1e-3)
     np.testing.assert_allclose(1 / math.sqrt(last), 81165, rtol=1e-5)
-
-
-def test_cosine_alphas_cumprod_follow_the_squared_cosine():
-    alphas_cumprod = make_schedule(cosine_betas(50)).alphas_cumprod
-    f = [math.cos((i / 50 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(51)]
-    np.testing.assert_allclose(alphas_cumprod[:-1], np.array(f[1:-1]) / f[0], rtol=1e-12)
 
 
 def test_tables_are_exact_in_rational_arithmetic():
     betas = [Fraction(1, 10), Fraction(1, 5), Fraction(1, 2), Fraction(3, 4)]
-    schedule = make_schedule(np.array(betas, float))
+    with pytest.warns(UserWarning, match="not noise"):
+        schedule = make_schedule(np.array(betas, float))
     share = Fraction(1)
     for t, beta in enumerate(betas):
-        before, share = share, share * (1 - beta)
+        _before, share = share, share * (1 - beta)
         assert schedule.alphas_cumprod[t] == pytest.approx(float(share), rel=1e-15)
-        assert schedule.alphas_cumprod_prev[t] == pytest.approx(float(before), rel=1e-15)
-        # Bayes: precision of x_{t-1} is that of q(x_{t-1}|x_0) plus that of q(x_t|.).
-        if before != 1:
-            precision = 1 / (1 - before) + (1 - beta) / beta
-            assert schedule.posterior_variance[t] == pytest.approx(float(1 / precision))
+        assert schedule.snr[t] == pytest.approx(float(share / (1 - share)), rel=1e-14)
 
 
-def test_tables_are_float64(linear):
-    assert all(table.dtype == np.float64 and len(table) == 1000 for table in linear)
+def test_the_first_noise_level_keeps_its_digits(linear):
     # float32 would be off by 1.7e-4 here.
     assert linear.sqrt_one_minus_alphas_cumprod[0] ** 2 == pytest.approx(1e-4, rel=1e-11)
 
@@ -77,14 +145,67 @@ def test_the_prior_of_the_linear_schedule_matches_the_paper(linear):
         assert nats / math.log(2) == pytest.approx(expected, rel=1e-3)
 
 
+# Zero terminal SNR, shifts
+
+
+def test_jsd_takes_the_same_share_at_every_step_down_to_zero():
+    schedule = make_schedule(schedules.jsd_betas(8))
+    np.testing.assert_allclose(schedule.alphas_cumprod, 1 - np.arange(1, 9) / 8, atol=1e-15)
+    assert schedule.has_zero_terminal_snr and schedule.log_snr[-1] == -np.inf
+    assert schedule.snr[-1] == 0
+
+
+@pytest.mark.parametrize("betas", [linear_betas(1000), cosine_betas(50)])
+def test_rescaling_ends_in_noise_and_begins_as_before(betas):
+    """sqrt(alphas_cumprod) is an affine map of what it was, with the two fixed points."""
+    before = make_schedule(betas)
+    after = make_schedule(schedules.rescale_zero_terminal_snr(betas))
+    assert after.betas[-1] == 1 and after.alphas_cumprod[-1] == 0
+    assert not before.has_zero_terminal_snr and after.has_zero_terminal_snr
+    assert after.sqrt_alphas_cumprod[0] == pytest.approx(
+        before.sqrt_alphas_cumprod[0], rel=1e-12
+    )
+    slope = np.diff(after.sqrt_alphas_cumprod) / np.diff(before.sqrt_alphas_cumprod)
+    np.testing.assert_allclose(slope, slope[0], rtol=1e-6)
+    for table in after:
+        assert np.isfinite(table).all()
+
+
+def test_rescaling_what_ends_in_noise_changes_nothing():
+    betas = schedules.jsd_betas(100)
+    np.testing.assert_allclose(
+        schedules.rescale_zero_terminal_snr(betas), betas, rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("size", [32, 64, 256])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_shift_moves_log_snr_by_the_same_everywhere(size):
+    """Averaging (size / 64)^2 pixels divides the noise's variance by that: 2 ln."""
+    shift = 2 * math.log(64 / size)
+    betas = linear_betas(1000)
+    moved = make_schedule(schedules.shift_log_snr(betas, shift))
+    snr = make_schedule(betas).snr * (64 / size) ** 2
+    np.testing.assert_allclose(moved.snr, snr, rtol=1e-9)
+    back = schedules.shift_log_snr(moved.betas, -shift)
+    np.testing.assert_allclose(back, betas, rtol=1e-8)
+
+
+# What is refused, and what is warned of
+
+
 @pytest.mark.parametrize(
     ("betas", "said"),
     [
         ([0.1], "num_timesteps (1) must be at least 2"),
         ([0.1, 0.0], "betas[1] (0.0)"),
         ([1.0, 0.1], "betas[0] (1.0)"),
+        ([0.1, 1.1], "betas[1] (1.1)"),
+        ([-0.1, 0.1], "betas[0] (-0.1)"),
         ([0.1, float("nan")], "betas[1] (nan)"),
         ([[0.1, 0.2]], "one axis"),
+        ([1e-20, 0.1], "no noise at the first step"),
+        ([0.999999] * 60, "no signal at the last one"),
     ],
 )
 def test_bad_betas_are_refused(betas, said):
@@ -93,10 +214,56 @@ def test_bad_betas_are_refused(betas, said):
     assert said in str(error.value)
 
 
-def test_bad_ends_of_the_linear_schedule_are_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"beta_end \(1.5\)"):
         linear_betas(10, beta_end=1.5)
     with pytest.raises(ValueError, match=r"beta_start \(0\)"):
-        linear_betas(10, beta_start=0)
-    with pytest.raises(ValueError, match=r"num_timesteps \(1\)"):
-        cosine_betas(1)
+        schedules.quadratic_betas(10, beta_start=0)
+    with pytest.raises(ValueError, match=r"beta_start \(nan\)"):
+        schedules.sigmoid_betas(10, beta_start=float("nan"))
+    with pytest.raises(ValueError, match=r"\(2\)"):
+        schedules.constant_betas(10, 2)
+    for make in (cosine_betas, schedules.jsd_betas, linear_betas):
+        with pytest.raises(ValueError, match=r"num_timesteps \(1\)"):
+            make(1)
+    with pytest.raises(ValueError, match="linear, cosine"):
+        schedules.named_betas("quartic", 10)
+
+
+@pytest.mark.parametrize(
+    ("betas", "said"),
+    [
+        (np.array([0.1, 0.5, 0.3, 0.9999]), r"betas\[1\] is 0.5 and betas\[2\] is 0.3"),
+        (np.full(1000, 0.02), r"betas do not rise everywhere: betas\[0\] is 0.02"),
+        (linear_betas(100), r"x_T is not noise: alphas_cumprod\[-1\] is 0.3\d+"),
+        (linear_betas(100), r"keeps 60.\d % of the signal's amplitude"),
+    ],
+)
+def test_odd_betas_are_warned_of_with_the_number(betas, said):
+    with pytest.warns(UserWarning, match=said):
+        make_schedule(betas)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "quadratic", "sigmoid", "jsd"])
+def test_the_schedules_of_the_papers_are_not_warned_of(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_schedule(schedules.named_betas(name, 1000))
+
+
+def test_the_warning_starts_at_three_percent_of_the_amplitude():
+    """alphas_cumprod[-1] on either side of 0.001."""
+    for last, warned in ((0.00099, False), (0.00101, True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            make_schedule(np.array([0.5, 1 - last / 0.5]))
+        assert bool(said) == warned
+
+
+def test_the_ends_of_linear_quadratic_and_sigmoid_can_be_chosen():
+    for make in (linear_betas, schedules.quadratic_betas):
+        np.testing.assert_allclose(make(10, 0.01, 0.3)[[0, -1]], [0.01, 0.3])
+    ends = schedules.sigmoid_betas(10, 0.01, 0.3)[[0, -1]]
+    logistic = 1 / (1 + math.exp(6))
+    np.testing.assert_allclose(ends, [0.01 + 0.29 * logistic, 0.3 - 0.29 * logistic])
+    np.testing.assert_array_equal(schedules.named_betas("constant", 3, 0.1, 0.3), 0.3)

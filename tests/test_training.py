@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import experiment, runs
+from diffusion_jax import experiment, generation, runs
 from diffusion_jax.config import (
     BadRequest,
     Config,
@@ -31,6 +31,7 @@ from diffusion_jax.config import (
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import batch_indices
 from diffusion_jax.interrupts import Stop
+from diffusion_jax.timestep_sampling import timestep_probabilities
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -49,7 +50,7 @@ def points_config(**training):
         name="points",
         data=DataConfig(source="two_moons", image_size=(), channels=2, batch_size=32),
         model=MLPConfig(width=16, num_blocks=1),
-        process=ProcessConfig(num_timesteps=20, beta_end=0.2),
+        process=ProcessConfig(num_timesteps=20, beta_end=0.6),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
         ema=EMAConfig(decay=0.9),
         sampling=SamplingConfig(steps=20),
@@ -160,10 +161,11 @@ def unet_steps():
     schedule = experiment.make_schedule(config.process)
     init_fn, apply_fn = experiment.make_network(config)
     tx = make_optimizer(config.optimizer, 100)
-    step = make_train_step(config, apply_fn, schedule, tx, lambda key, x: x)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
     batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
-    initial = jax.jit(lambda: init_state(init_fn, tx, 0))()
+    initial = jax.jit(lambda: init_state(init_fn, tx, config))()
     return jax.jit(traced), initial, batches, step
 
 
@@ -231,10 +233,11 @@ def test_one_batch_can_be_overfitted(points):
     schedule = experiment.make_schedule(config.process)
     init_fn, apply_fn = experiment.make_network(config)
     tx = make_optimizer(config.optimizer, 1000)
-    step = make_train_step(config, apply_fn, schedule, tx, lambda key, x: x)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
     state, metrics = jax.jit(make_train_steps(step))(
-        init_state(init_fn, tx, 0), batches, 1000
+        init_state(init_fn, tx, config), batches, 1000
     )
     assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
 
@@ -249,7 +252,8 @@ def test_held_out_loss_is_fixed_and_covers_all_timesteps():
         seen.append(t)
         return jnp.zeros_like(x_t)
 
-    held_out_loss = make_held_out_loss(config, spy, schedule)
+    loss_fn = experiment.make_loss(config, spy, schedule)
+    held_out_loss = make_held_out_loss(loss_fn, schedule)
     x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
     a, b = held_out_loss(None, x0, indices), held_out_loss(None, x0[::-1], indices[::-1])
     np.testing.assert_array_equal(a, b[::-1])
@@ -338,6 +342,40 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(finished, tmp_path
     # All but the lines that the stop itself wrote, and the mean over a cut interval.
     cut = [line for line in lines[tmp_path / "run"] if line[0] not in (13, 15)]
     assert cut == [line for line in lines[finished[0]] if line[0] != 15]
+
+
+def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points):
+    """The history is part of the state: counted over the run, and the same to the bit."""
+    config = points_config(eval_every=0)
+    config.loss.timesteps = "loss_second_moment"
+    whole = loop.train(config, tmp_path / "whole", points)
+    history = whole.loss_history
+    assert int(history.counts.sum()) == 30 * 32 and int(history.counts.min()) >= 10
+    assert (
+        timestep_probabilities(history).max() > 1.5 * timestep_probabilities(history).min()
+    )
+    cut = dataclasses.replace(config, training=dataclasses.replace(config.training))
+    cut.training.num_steps = 13
+    loop.train(cut, tmp_path / "cut", points)
+    resumed = loop.train(config, tmp_path / "cut", points)
+    assert_same_bits(resumed, whole)
+
+
+def test_stratified_timesteps_are_used_by_the_step():
+    """A network that says t: each batch of 10 out of 20 timesteps has every second one."""
+    seen = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        seen.append(t)
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    process = ProcessConfig(num_timesteps=20, beta_end=0.6)
+    with jax.disable_jit():
+        step, state = simple_step(
+            spy, process=process, loss=LossConfig(timesteps="stratified")
+        )
+        step(state, jnp.zeros((10, 4)))
+    assert set(np.diff(np.asarray(seen[0])) % 20) == {2}
 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
@@ -439,7 +477,7 @@ def test_the_last_step_does_what_is_wanted_of_it(
 
     reports = Quiet()
     reports.log = reports.bar = Quiet()
-    state = init_state(it.plan.init_fn, it.tx, 0)
+    state = init_state(it.plan.init_fn, it.tx, it.config)
     it._visit(state, 7, reports, last=True)
     assert set(called) == done
 
@@ -453,7 +491,7 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
         return np.zeros((4, 2), np.float32), np.zeros((len(it.frames), 4, 2), np.float32)
 
     it.sampler = sampler
-    state = init_state(it.plan.init_fn, it.tx, 0)
+    state = init_state(it.plan.init_fn, it.tx, it.config)
     it._draw_samples(state._replace(params="raw", ema_params="average"), 1)
     assert used == ["average"]
 
@@ -489,7 +527,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         assert checkpoints.latest_step == 10
 
 
-def test_images_of_the_callers_own_in_color_and_not_square(tmp_path):
+def test_images_of_the_callers_own_with_learned_variances(tmp_path):
+    """In colour and not square; from training by L_hybrid to samples of the chain."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
     config = points_config(num_steps=3, sample_every=3, num_samples=5, sample_steps=2)
@@ -503,9 +542,15 @@ def test_images_of_the_callers_own_in_color_and_not_square(tmp_path):
         attn_resolutions=(),
         num_groups=4,
     )
+    config.process.variance = "learned"
+    config.loss = LossConfig(kind="hybrid", timesteps="loss_second_moment")
+    config.sampling.batch_size = 8
     data = sources.arrays(images[:32], images[32:])
     state = loop.train(config, tmp_path / "run", data)
     assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
+    generation.generate(tmp_path / "run", config, num=5, out=tmp_path / "out")
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["arr_0"].shape == (5, 8, 4, 3)
     with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
         make_plan(
             dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
@@ -514,7 +559,7 @@ def test_images_of_the_callers_own_in_color_and_not_square(tmp_path):
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     tx = optax.sgd(0.1)
-    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, 0)
+    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, Config())
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}
     with Checkpoints(tmp_path / "checkpoints", 2, writing=True) as checkpoints:
         for step, loss in losses.items():
@@ -540,8 +585,9 @@ def constant(params, x_t, t, cond, *, train, key):
 def simple_step(apply_fn=constant, to_x0=lambda key, x: x, **sections):
     config = Config(**sections)
     schedule, tx = experiment.make_schedule(config.process), optax.sgd(0.1)
-    step = make_train_step(config, apply_fn, schedule, tx, to_x0)
-    return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, 0)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, to_x0)
+    return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, config)
 
 
 def test_every_step_has_draws_of_its_own_and_the_same_ones_again():
@@ -600,8 +646,9 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
         return constant(params, x_t, t, cond, train=train, key=key)
 
     config = Config(**sections)
+    schedule = experiment.make_schedule(config.process)
     held_out = make_held_out_loss(
-        config, evaluated, experiment.make_schedule(config.process)
+        experiment.make_loss(config, evaluated, schedule), schedule
     )
     found = held_out(state.params, x0, jnp.arange(8))
     np.testing.assert_allclose(found, expected)
@@ -610,8 +657,9 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
 def test_held_out_noise_belongs_to_the_example():
     """A silent eps network: the loss is the mean square of example i's own noise."""
     config = Config()
+    schedule = experiment.make_schedule(config.process)
     held_out = make_held_out_loss(
-        config, constant, experiment.make_schedule(config.process)
+        experiment.make_loss(config, constant, schedule), schedule
     )
     params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
     all_four = np.asarray(held_out(params, x0, jnp.arange(4)))
@@ -642,7 +690,9 @@ def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
     workdir, state = finished
     config = points_config()
     apply_fn = experiment.make_network(config)[1]
-    loss = make_held_out_loss(config, apply_fn, experiment.make_schedule(config.process))
+    schedule = experiment.make_schedule(config.process)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss = make_held_out_loss(loss_fn, schedule)
     expected = float(loss(state.ema_params, points.held_out, jnp.arange(2000)).mean())
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
@@ -661,7 +711,7 @@ def test_initialisation_training_and_sampling_share_no_key():
         seen.append(key)
         return {"w": jnp.zeros(1)}
 
-    state = init_state(init_fn, optax.sgd(0.1), 0)
+    state = init_state(init_fn, optax.sgd(0.1), Config())
     samples = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
     words = {tuple(jax.random.key_data(k).tolist()) for k in (seen[0], state.key, *samples)}
     assert len(words) == 6

@@ -22,7 +22,8 @@ def as_functions(
     """A Linen module as pure functions over a plain tree of parameters.
 
     Args:
-      module: takes (x_t, t, *, train) and returns an array of the shape of x_t.
+      module: takes (x_t, t, *, train) and returns an array of the shape of x_t, or of twice
+        its channels with a learned variance.
       shape: shape of one example, such as (32, 32, 3).
 
     Returns:

@@ -17,7 +17,8 @@ class UNet(nn.Module):
     35,746,307 parameters.
 
     Attributes:
-      out_channels: channels of the prediction (those of the image).
+      out_channels: channels of the prediction: those of the image, or twice as many with
+        a learned variance.
       base_channels: width of the first level.
       channel_mults: width of each level in units of base_channels; each level after the
         first halves height and width, so both must divide by 2**(levels - 1).

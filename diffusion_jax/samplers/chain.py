@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.predictions import split_output
 from diffusion_jax.samplers.tables import SamplerTable
 
 
@@ -32,7 +33,8 @@ def sample_chain(
     same bits in any batch on any number of devices.
 
     Args:
-      apply_fn, params: the network.
+      apply_fn, params: the network; of one with learned variances, a table that does not
+        use them takes the prediction alone.
       table: rows of `diffusion_jax.samplers.tables`; NumPy arrays, so under jit they
         are closed over, not an argument, like `shape` and `frames`.
       key: one typed PRNG key for all samples of a seed.
@@ -52,7 +54,8 @@ def sample_chain(
       the frames, float32 [len(frames), B, *shape].
 
     Raises:
-      ValueError: for frames that are not different states of the chain.
+      ValueError: for frames that are not different states of the chain, or a table with
+        learned variances for a network without.
     """
     num_rows = table.num_rows
     if len(set(frames)) != len(frames) or not set(frames) <= set(range(num_rows + 1)):
@@ -79,12 +82,20 @@ def sample_chain(
         x, buffer = carry
         done, slot, c = row
         t = jnp.broadcast_to(c.t, (batch,))
-        prediction = apply_fn(params, x, t, cond, train=False, key=None)
+        output = apply_fn(params, x, t, cond, train=False, key=None)
+        between: Any = None
+        if table.is_learned or output.shape[-1] == 2 * x.shape[-1]:
+            prediction, between = split_output(output, x, "learned")
+        else:
+            prediction = output
         chex.assert_equal_shape([prediction, x])
         x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
         if clip_x0:
             x0 = jnp.clip(x0, -1.0, 1.0)
-        x = c.w_x * x + c.w_x0 * x0 + c.w_noise * draw(done)
+        scale = c.w_noise
+        if table.is_learned:
+            scale = scale * jnp.exp(c.noise_log_range / 4 * (between + 1))
+        x = c.w_x * x + c.w_x0 * x0 + scale * draw(done)
         if on_progress is not None and progress_every:
             jax.lax.cond(
                 (done % progress_every == 0) | (done <= 2),

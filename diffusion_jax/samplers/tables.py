@@ -5,10 +5,12 @@ method is a function on the host that fills a table in NumPy float64, and one sc
 (`diffusion_jax.samplers.chain`) runs any of them:
 
     x_0    = clip(x0_from_x * x + x0_from_prediction * network(x, t))
-    x_next = w_x * x + w_x0 * x_0 + w_noise * noise
+    x_next = w_x * x + w_x0 * x_0 + w_noise * exp(learned) * noise
+    learned = noise_log_range / 4 * (variance output of the network + 1)
 
-Because x_0 is clipped before the mean is formed, eps enters through (x, x_0) alone: it is
-always the one re-derived from the clipped x_0.
+The last line is for learned variances, and 0 for all others. Because x_0 is clipped
+before the mean is formed, eps enters through (x, x_0) alone: it is always the one
+re-derived from the clipped x_0.
 
 Timesteps may be any falling subset of 0 .. T-1. The process is rebuilt on that subset:
 each row's "previous" alphas_cumprod is the next row's own one, and 1 for the last row,
@@ -20,12 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.process import x0_coefficients
+from diffusion_jax.predictions import check_variance_type, x0_coefficients
 from diffusion_jax.samplers.steps import check_timesteps
 from diffusion_jax.schedules import Schedule
 
 SAMPLERS = ("ddpm", "ddim")
-VARIANCES = ("fixed_small", "fixed_large")
 
 
 class SamplerTable(NamedTuple):
@@ -35,6 +36,8 @@ class SamplerTable(NamedTuple):
       t: int32 [S], the timestep that the network is told.
       x0_from_x, x0_from_prediction: [S], give x_0 from the state and the prediction.
       w_x, w_x0, w_noise: [S], weights of the next state.
+      noise_log_range: [S], log of the largest over the smallest variance that a network
+        with learned variances chooses from; w_noise is that of the smallest.
     """
 
     t: np.ndarray
@@ -43,6 +46,12 @@ class SamplerTable(NamedTuple):
     w_x: np.ndarray
     w_x0: np.ndarray
     w_noise: np.ndarray
+    noise_log_range: np.ndarray
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the network's own variances are used."""
+        return bool(self.noise_log_range.any())
 
     @property
     def num_rows(self) -> int:
@@ -60,25 +69,26 @@ def ddpm_table(
     """Ancestral sampling (DDPM algorithm 2), also over a subset of the steps.
 
     The mean is that of q(x_{t-1} | x_t, x_0) (eq. 7) at the predicted x_0. The variance
-    is beta-tilde ("fixed_small", eq. 7) or beta ("fixed_large", section 3.2). Over a
-    subset beta is 1 - alphas_cumprod / alphas_cumprod_prev of the subset (IDDPM
-    section 4); fixed_large is ruinous there (FID 367 with 10 steps, DDIM table 1).
+    is beta-tilde ("fixed_small", eq. 7), beta ("fixed_large", section 3.2), or between
+    the two where the network says ("learned", IDDPM eq. 15). Over a subset beta is
+    1 - alphas_cumprod / alphas_cumprod_prev of the subset (IDDPM section 4); fixed_large
+    is ruinous there (FID 367 with 10 steps, DDIM table 1).
 
     Args:
       schedule: the noise process.
       timesteps: strictly falling integers in 0 .. T-1.
       prediction_type: "eps", "x0" or "v".
-      variance_type: "fixed_small" or "fixed_large".
+      variance_type: "fixed_small", "fixed_large" or "learned".
     """
-    if variance_type not in VARIANCES:
-        raise ValueError(
-            f"variance {variance_type!r} is unknown; it can be {', '.join(VARIANCES)}"
-        )
+    check_variance_type(variance_type)
     alphas_cumprod, prev = _noise_levels(schedule, timesteps)
     beta = 1 - alphas_cumprod / prev
     variance = beta * (1 - prev) / (1 - alphas_cumprod)
     if variance_type == "fixed_large":
         variance = np.append(beta[:-1], 0.0)
+    log_range = np.zeros(len(beta))
+    if variance_type == "learned":
+        log_range[:-1] = np.log(beta[:-1] / variance[:-1])
     return _table(
         timesteps,
         alphas_cumprod,
@@ -86,6 +96,7 @@ def ddpm_table(
         w_x=(1 - prev) * np.sqrt(1 - beta) / (1 - alphas_cumprod),
         w_x0=beta * np.sqrt(prev) / (1 - alphas_cumprod),
         w_noise=np.sqrt(variance),
+        noise_log_range=log_range,
     )
 
 
@@ -121,6 +132,7 @@ def ddim_table(
         w_x=direction,
         w_x0=np.sqrt(prev) - direction * np.sqrt(alphas_cumprod),
         w_noise=np.sqrt(variance),
+        noise_log_range=np.zeros(len(prev)),
     )
 
 
@@ -133,13 +145,16 @@ def _noise_levels(
     return alphas_cumprod, np.append(alphas_cumprod[1:], 1.0)
 
 
-def _table(timesteps, alphas_cumprod, prediction_type, *, w_x, w_x0, w_noise):
+def _table(timesteps, alphas_cumprod, prediction_type, **weights):
+    if prediction_type == "eps" and (alphas_cumprod == 0).any():
+        raise ValueError(
+            "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
+            "because the noise there says nothing of x_0; predict v or x0"
+        )
     x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
     return SamplerTable(
         t=np.asarray(timesteps, dtype=np.int32),
         x0_from_x=x0_from_x,
         x0_from_prediction=x0_from_prediction,
-        w_x=w_x,
-        w_x0=w_x0,
-        w_noise=w_noise,
+        **weights,
     )

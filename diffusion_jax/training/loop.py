@@ -116,16 +116,14 @@ class Trainer:
         self.tx = make_optimizer(config.optimizer, config.training.num_steps)
         self.rate = learning_rate_schedule(config.optimizer, config.training.num_steps)
         to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
-        step = make_train_step(config, plan.apply_fn, plan.schedule, self.tx, to_x0)
+        step = make_train_step(config, plan.loss_fn, plan.schedule, self.tx, to_x0)
         self.train_steps = jax.jit(
             make_train_steps(step),
             donate_argnums=0,
             in_shardings=(self.whole, parallel.split_batch(self.mesh, 1), self.whole),
             out_shardings=self.whole,
         )
-        self.held_out_loss = jax.jit(
-            make_held_out_loss(config, plan.apply_fn, plan.schedule)
-        )
+        self.held_out_loss = jax.jit(make_held_out_loss(plan.loss_fn, plan.schedule))
         table = experiment.make_table(plan.schedule, config.process, plan.preview)
         self.frames = even_frames(table.num_rows, _STRIP_FRAMES)
         self.sampler = experiment.make_sampler(
@@ -182,7 +180,7 @@ class Trainer:
 
     def _first_state(self, given: Weights | None) -> tuple[TrainState, int]:
         def initial() -> TrainState:
-            return init_state(self.plan.init_fn, self.tx, self.config.seed)
+            return init_state(self.plan.init_fn, self.tx, self.config)
 
         shapes = jax.eval_shape(initial)
         count = sum(x.size for x in jax.tree.leaves(shapes.params))

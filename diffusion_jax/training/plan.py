@@ -22,6 +22,7 @@ class Plan(NamedTuple):
       data: its examples.
       schedule: its noise process.
       init_fn, apply_fn: its network.
+      loss_fn: its loss.
       preview: how the pictures are sampled that are drawn while it trains.
     """
 
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     schedule: Schedule
     init_fn: Callable[[jax.Array], Any]
     apply_fn: Callable[..., jax.Array]
+    loss_fn: experiment.LossFn
     preview: SamplingConfig
 
 
@@ -75,7 +77,8 @@ def make_plan(
         eta=0.0,
     )
     init_fn, apply_fn = experiment.make_network(config)
-    return Plan(config, data, schedule, init_fn, apply_fn, preview)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    return Plan(config, data, schedule, init_fn, apply_fn, loss_fn, preview)
 
 
 def load_data(plan: Plan) -> Plan:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.config import EMAConfig
+from diffusion_jax.config import Config, EMAConfig
+from diffusion_jax.timestep_sampling import LossHistory, empty_history
 
 
 class TrainState(NamedTuple):
@@ -18,6 +19,8 @@ class TrainState(NamedTuple):
       params: float32 tree, the weights that the optimiser moves.
       ema_params: their moving average, which samples are drawn with.
       opt_state: the optimiser's.
+      loss_history: what timesteps are drawn by, if they are drawn by their losses; else
+        ().
       key: typed PRNG key of the run; step n uses fold_in(key, n). Never changes.
     """
 
@@ -25,15 +28,17 @@ class TrainState(NamedTuple):
     params: Any
     ema_params: Any
     opt_state: Any
+    loss_history: LossHistory | tuple[()]
     key: jax.Array
 
 
 def init_state(
-    init_fn: Callable[[jax.Array], Any], tx: optax.GradientTransformation, seed: int
+    init_fn: Callable[[jax.Array], Any], tx: optax.GradientTransformation, config: Config
 ) -> TrainState:
     """A state at step 0, its average equal to its weights."""
+    by_loss = config.loss.timesteps == "loss_second_moment"
     # Sampling folds in the index of a sample, below 2**31; training stays clear of that.
-    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
     k_init, k_run = jax.random.split(key)
     params = init_fn(k_init)
     return TrainState(
@@ -41,6 +46,7 @@ def init_state(
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=tx.init(params),
+        loss_history=empty_history(config.process.num_timesteps) if by_loss else (),
         key=k_run,
     )
 

@@ -1,5 +1,6 @@
 """One train step, and the loop of several that is compiled as one program."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax import losses
+from diffusion_jax import timestep_sampling
 from diffusion_jax.config import Config
+from diffusion_jax.experiment import LossFn
+from diffusion_jax.losses import monte_carlo_loss
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.training.state import TrainState, ema_decay, ema_update
 
@@ -22,7 +25,7 @@ class Metrics(NamedTuple):
 
 def make_train_step(
     config: Config,
-    apply_fn: losses.ApplyFn,
+    loss_fn: LossFn,
     schedule: Schedule,
     tx: optax.GradientTransformation,
     to_x0: Callable[[jax.Array, jax.Array], jax.Array],
@@ -30,8 +33,8 @@ def make_train_step(
     """train_step(state, examples [B, *shape]) -> (state, Metrics of scalars).
 
     Args:
-      config: for what is predicted, the loss's norm and the EMA.
-      apply_fn: the network.
+      config: for how timesteps are drawn, and the EMA.
+      loss_fn: of `experiment.make_loss`.
       schedule: the noise process.
       tx: the optimiser.
       to_x0: (key, examples) -> float32 [B, *shape]; the key is for augmentation.
@@ -41,18 +44,18 @@ def make_train_step(
         k_loss, k_data = jax.random.split(jax.random.fold_in(state.key, state.step))
         x0 = to_x0(k_data, examples)
 
-        def loss_fn(params: Any) -> jax.Array:
-            return losses.simple_loss(
-                apply_fn,
-                params,
-                schedule,
-                k_loss,
-                x0,
-                prediction_type=config.process.prediction,
-                norm=config.loss.norm,
-            )
+        draw = _timestep_sampler(config, state)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        def mean_loss(params: Any):
+            per_example = functools.partial(loss_fn, params)
+            return monte_carlo_loss(per_example, schedule, k_loss, x0, draw_timesteps=draw)
+
+        (loss, (t, losses)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            state.params
+        )
+        history = state.loss_history
+        if isinstance(history, timestep_sampling.LossHistory):
+            history = timestep_sampling.record_losses(history, t, losses)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config.ema, state.step)
@@ -61,11 +64,23 @@ def make_train_step(
             params=params,
             ema_params=ema_update(state.ema_params, params, decay),
             opt_state=opt_state,
+            loss_history=history,
             key=state.key,
         )
         return state, Metrics(loss, optax.tree.norm(grads))
 
     return train_step
+
+
+def _timestep_sampler(
+    config: Config, state: TrainState
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    history = state.loss_history
+    if isinstance(history, timestep_sampling.LossHistory):
+        return lambda key, num, _: timestep_sampling.importance_timesteps(key, num, history)
+    if config.loss.timesteps == "stratified":
+        return timestep_sampling.stratified_timesteps
+    return timestep_sampling.uniform_timesteps
 
 
 def make_train_steps(
@@ -92,7 +107,7 @@ def make_train_steps(
 
 
 def make_held_out_loss(
-    config: Config, apply_fn: losses.ApplyFn, schedule: Schedule
+    loss_fn: LossFn, schedule: Schedule
 ) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
 
@@ -109,15 +124,6 @@ def make_held_out_loss(
         key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
-        return losses.prediction_loss(
-            apply_fn,
-            params,
-            schedule,
-            x0,
-            t,
-            noise,
-            prediction_type=config.process.prediction,
-            norm=config.loss.norm,
-        )
+        return loss_fn(params, x0, t, noise)
 
     return held_out_loss

@@ -61,7 +61,7 @@ def load_from_run(
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     init_fn, _ = experiment.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
-    shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config.seed))
+    shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config))
     with Checkpoints(folder, writing=False) as checkpoints:
         step = checkpoints.latest_step
         if step is None:

@@ -1,0 +1,111 @@
+"""How timesteps are drawn: by counting all draws, and by the losses that were recorded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import timestep_sampling as sampling
+
+
+def history_of(losses):
+    """A history whose last ten losses of timestep t are all losses[t]."""
+    history = sampling.empty_history(len(losses))
+    for _ in range(10):
+        history = sampling.record_losses(
+            history, jnp.arange(len(losses)), jnp.asarray(losses, jnp.float32)
+        )
+    return history
+
+
+def test_a_stratified_batch_is_evenly_spread():
+    """T = 12 in a batch of 4: three apart, modulo 12, whatever the draw."""
+    seen = set()
+    for seed in range(200):
+        t, weights = sampling.stratified_timesteps(jax.random.key(seed), 4, 12)
+        assert set(np.diff(np.asarray(t)) % 12) == {3} and t.dtype == jnp.int32
+        np.testing.assert_array_equal(weights, 1)
+        seen.add(int(t[0]))
+    assert seen == set(range(12))
+
+
+@pytest.mark.parametrize(("num", "total"), [(3, 7), (7, 3), (5, 5)])
+def test_each_stratified_t_is_exactly_uniform(num, total, monkeypatch):
+    """All T * B draws of the one integer, counted: every t of every place equally often."""
+    counts = np.zeros((num, total), int)
+    for first in range(num * total):
+        monkeypatch.setattr(jax.random, "randint", lambda *_, first=first: jnp.int32(first))
+        t, _ = sampling.stratified_timesteps(jax.random.key(0), num, total)
+        counts[np.arange(num), np.asarray(t)] += 1
+    assert (counts == num).all()
+
+
+def test_a_batch_too_large_to_count_is_refused():
+    with pytest.raises(ValueError, match=r"batch size \(1048576\)"):
+        sampling.stratified_timesteps(jax.random.key(0), 2**20, 4000)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["uniform", "importance"])
+def test_draws_have_their_probabilities(name):
+    """Chi-square over 20 timesteps; and E[1 / (T p)] is 1 for every sampler."""
+    n, losses = 100_000, np.arange(1.0, 21.0)
+    if name == "uniform":
+        t, weights = sampling.uniform_timesteps(jax.random.key(0), n, 20)
+        p = np.full(20, 1 / 20)
+    else:
+        t, weights = sampling.importance_timesteps(jax.random.key(0), n, history_of(losses))
+        p = 0.999 * losses / losses.sum() + 0.001 / 20
+    counts = np.bincount(np.asarray(t), minlength=20)
+    assert len(counts) == 20
+    assert ((counts - n * p) ** 2 / (n * p)).sum() < 19 + 5 * np.sqrt(2 * 19)
+    np.testing.assert_allclose(weights, 1 / (20 * p[np.asarray(t)]), rtol=1e-5)
+    # An estimate of the sum of f over t, within five standard errors.
+    f = np.cos(np.arange(20.0)) + 2
+    estimate = np.asarray(weights) * f[np.asarray(t)]
+    assert abs(estimate.mean() - f.mean()) < 5 * estimate.std() / np.sqrt(n)
+
+
+def test_probabilities_follow_the_root_mean_square_of_ten_losses():
+    """IDDPM eq. 18, with a thousandth shared out evenly."""
+    history = sampling.empty_history(3)
+    rows = np.array([[1.0] * 10, [0.0] * 5 + [2.0] * 5, [3.0] * 10])
+    for column in rows.T:
+        history = sampling.record_losses(history, jnp.arange(3), jnp.asarray(column))
+    rms = np.array([1.0, np.sqrt(2.0), 3.0])
+    expected = 0.999 * rms / rms.sum() + 0.001 / 3
+    found = sampling.timestep_probabilities(history)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_probabilities_are_uniform_until_every_timestep_has_ten():
+    history = history_of([5.0, 1.0, 1.0])
+    early = history._replace(counts=history.counts.at[2].set(9))
+    np.testing.assert_allclose(sampling.timestep_probabilities(early), 1 / 3, rtol=1e-6)
+    assert float(sampling.timestep_probabilities(history)[0]) > 0.7
+    t, weights = sampling.importance_timesteps(jax.random.key(0), 8, early)
+    np.testing.assert_allclose(weights, 1, rtol=1e-6)
+    assert set(np.asarray(t)) <= {0, 1, 2}
+    nothing = history_of([0.0, 0.0, 0.0])
+    np.testing.assert_allclose(sampling.timestep_probabilities(nothing), 1 / 3, rtol=1e-6)
+
+
+def test_a_batch_is_recorded_as_if_one_loss_after_another():
+    """Against a list per timestep, many of the same t in one batch, in several batches."""
+    rng = np.random.default_rng(0)
+    history, lists = sampling.empty_history(5), [[] for _ in range(5)]
+    record = jax.jit(sampling.record_losses)
+    for _ in range(6):
+        t = rng.choice(5, 24, p=[0.6, 0.2, 0.1, 0.1, 0.0])
+        losses = rng.uniform(1, 2, 24).astype(np.float32)
+        losses[3] = np.nan
+        history = record(history, jnp.asarray(t), jnp.asarray(losses))
+        for step, loss in zip(t, losses, strict=True):
+            if np.isfinite(loss):
+                lists[step].append(loss)
+    for t, expected in enumerate(lists):
+        assert int(history.counts[t]) == len(expected)
+        last = expected[-10:] + [0.0] * (10 - len(expected[-10:]))
+        np.testing.assert_array_equal(
+            np.sort(history.losses[t]), np.sort(np.array(last, np.float32))
+        )
