@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax import experiment, parallel
+from diffusion_jax import experiment, losses, parallel
 from diffusion_jax.command_line import load_config
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.samplers.steps import trailing_timesteps
@@ -87,6 +87,44 @@ def training() -> Iterator[Figure]:
     yield "train: loop over bare step, images/s", statistics.median(ratios), ">= 0.95"
 
 
+def loss() -> Iterator[Figure]:
+    """The digits network at batch 64: its loss and gradient over the network's alone.
+
+    The loss draws t and noise, makes x_t, and compares; alone, the network's output is
+    added up. Ratios of neighbours in time, because the difference is smaller than the
+    machine's drift.
+    """
+    config = load_config(CONFIG)
+    schedule = experiment.make_schedule(config.process)
+    init_fn, apply_fn = experiment.make_network(config)
+    params = jax.jit(init_fn)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (64, *config.data.shape))
+    arguments = (params, x, jnp.arange(64), jax.random.key(0))
+
+    def bare(params, x, t, key):
+        return apply_fn(params, x, t, train=True).sum()
+
+    def whole(params, x, t, key):
+        return losses.simple_loss(apply_fn, params, schedule, key, x)
+
+    seconds = {}
+    programs = {f: jax.jit(jax.value_and_grad(f)) for f in (bare, whole)}
+    for f, program in programs.items():
+        jax.block_until_ready(program(*arguments))
+        seconds[f] = []
+    for _ in range(150):
+        for f, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arguments))
+            seconds[f].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds[whole], seconds[bare], strict=True)]
+    yield (
+        "loss: over the bare network, forward and backward",
+        (statistics.median(ratios)),
+        "<= 1.02",
+    )
+
+
 def sampling() -> Iterator[Figure]:
     """64 digits: DDIM in 50 steps; and a chain of 200 steps over 200 bare forwards."""
     config = load_config(CONFIG)
@@ -144,4 +182,4 @@ def memory() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    record(memory, importing, sampling, training)
+    record(memory, importing, sampling, loss, training)

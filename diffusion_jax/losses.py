@@ -88,7 +88,8 @@ def prediction_loss(
     x_t = q_sample(schedule, x0, t, noise)
     output = apply_fn(params, x_t, t, cond, train=train, key=key)
     target = prediction_target(schedule, prediction_type, x0, t, noise)
-    return _weighted_distance(output, target, t, norm, huber_delta, weights)
+    chex.assert_equal_shape([output, target])
+    return _of_each_image(distance(output - target, norm, huber_delta), t, weights)
 
 
 def score_matching_loss(
@@ -119,7 +120,8 @@ def score_matching_loss(
     x_t = q_sample(schedule, x0, t, noise)
     output = apply_fn(params, x_t, t, cond, train=train, key=key)
     target = score_from_eps(schedule, x_t, t, noise)
-    return _weighted_distance(output, target, t, "l2", 1.0, weights)
+    chex.assert_equal_shape([output, target])
+    return _of_each_image(jnp.square(output - target), t, weights)
 
 
 def variational_loss(
@@ -188,7 +190,7 @@ def hybrid_loss(
     output = apply_fn(params, x_t, t, cond, train=train, key=key)
     prediction, variance_output = split_output(output, x_t, "learned")
     target = prediction_target(schedule, prediction_type, x0, t, noise)
-    loss = _weighted_distance(prediction, target, t, norm, huber_delta, weights)
+    loss = _of_each_image(distance(prediction - target, norm, huber_delta), t, weights)
     fixed = jax.lax.stop_gradient(prediction)
     return loss + variational_scale * _variational(
         schedule, prediction_type, "learned", x0, x_t, t, fixed, variance_output
@@ -269,18 +271,12 @@ def simple_loss(
     return monte_carlo_loss(loss_fn, schedule, key, x0, train=train)[0]
 
 
-def _weighted_distance(
-    output: jax.Array,
-    target: jax.Array,
-    t: jax.Array,
-    norm: str,
-    huber_delta: float,
-    weights: np.ndarray | None,
+def _of_each_image(
+    distances: jax.Array, t: jax.Array, weights: np.ndarray | None
 ) -> jax.Array:
-    chex.assert_equal_shape([output, target])
-    chex.assert_shape(t, (target.shape[0],))
-    distances = distance(output - target, norm, huber_delta)
-    losses = distances.reshape(target.shape[0], -1).mean(axis=1)
+    """The mean over each image's elements, times the weight of its timestep; [B]."""
+    chex.assert_shape(t, (distances.shape[0],))
+    losses = distances.reshape(distances.shape[0], -1).mean(axis=1)
     return losses if weights is None else at(weights, t, losses) * losses
 
 

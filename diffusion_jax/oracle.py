@@ -196,7 +196,7 @@ def previous_mean_variance(
     """Mean and each element's variance of q(x_{t-1} | x_t), the exact reverse step.
 
     q(x_{t-1} | x_t, x_0) averaged over q(x_0 | x_t): the variance is beta-tilde
-    + coef1^2 Var[x_0 | x_t] (Bao et al. 2022, eq. 7). At t = 0 x_{t-1} is x_0.
+    + coef1^2 Var[x_0 | x_t] (Bao et al. 2022, theorem 1). At t = 0 x_{t-1} is x_0.
 
     Args:
       data: the distribution of x_0.

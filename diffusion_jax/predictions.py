@@ -75,7 +75,7 @@ def eps_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -
 def eps_from_score(
     schedule: Schedule, x_t: jax.Array, t: jax.Array, score: jax.Array
 ) -> jax.Array:
-    """eps = -sqrt(1 - alpha-bar) score (Song et al. 2021, section 3.3)."""
+    """eps = -sqrt(1 - alpha-bar) score (Song et al. 2021)."""
     return _combine(None, -schedule.sqrt_one_minus_alphas_cumprod, x_t, t, score)
 
 
@@ -106,7 +106,7 @@ def v_from_score(
 def score_from_eps(
     schedule: Schedule, x_t: jax.Array, t: jax.Array, eps: jax.Array
 ) -> jax.Array:
-    """score = -eps / sqrt(1 - alpha-bar) (Song et al. 2021, section 3.3)."""
+    """score = -eps / sqrt(1 - alpha-bar) (Song et al. 2021)."""
     return _combine(None, -1 / schedule.sqrt_one_minus_alphas_cumprod, x_t, t, eps)
 
 

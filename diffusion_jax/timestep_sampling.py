@@ -36,7 +36,7 @@ def uniform_timesteps(
 def stratified_timesteps(
     key: jax.Array, num: int, num_timesteps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """One draw spread evenly over the batch (Kingma et al. 2021, appendix I.1).
+    """One draw spread evenly over the batch (Kingma et al. 2021, appendix I).
 
     Each t alone is uniform over 0 .. T-1, exactly: the arithmetic is in integers. The
     timesteps of a batch are equally far apart, modulo T, which lowers the variance.

@@ -44,7 +44,7 @@ def truncated_snr_weights(schedule: Schedule) -> np.ndarray:
 
 
 def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> np.ndarray:
-    """min(SNR, gamma): less for the nearly clean (Hang et al. 2023, section 3.4).
+    """min(SNR, gamma): less for the nearly clean (Hang et al. 2023).
 
     Raises:
       ValueError: unless gamma > 0.
@@ -55,7 +55,7 @@ def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> np.ndarray:
 
 
 def p2_weights(schedule: Schedule, gamma: float = 1.0, k: float = 1.0) -> np.ndarray:
-    """SNR / (k + SNR)^gamma: less for imperceptible noise (Choi et al. 2022, eq. 8).
+    """SNR / (k + SNR)^gamma: less for imperceptible noise (Choi et al. 2022).
 
     Raises:
       ValueError: unless gamma >= 0 and k > 0.
@@ -83,9 +83,9 @@ def variational_weights(
     """T times the exact weight of L_{t-1} in the variational bound, in bits (DDPM eq. 12).
 
     coef1^2 / (2 variance); with fixed_small that is half the fall of SNR in the step
-    (Kingma et al. 2021, eq. 14). So the mean over uniform t is the bound but for L_T, for
-    the constants that a fixed_large variance adds, and for L_0, whose bins are left out:
-    at t = 0 this is the Gaussian's own log density, of the variance that t = 1 has.
+    (Kingma et al. 2021, section 4). So the mean over uniform t is the bound but for L_T,
+    for the constants that a fixed_large variance adds, and for L_0, whose bins are left
+    out: at t = 0 this is the Gaussian's own log density, of the variance that t = 1 has.
 
     Raises:
       ValueError: for a learned variance, whose bound is no weighted error.

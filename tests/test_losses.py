@@ -158,6 +158,22 @@ def test_the_loss_of_an_image_is_the_mean_over_its_own_pixels():
     np.testing.assert_allclose(loss, [0, 1, 4])
 
 
+def test_the_simple_loss_of_one_number_that_is_known():
+    """x_0 = 0.5 everywhere, predicted as 0: 1/4, whatever t and the noise."""
+    x0 = jnp.full((8, 3), 0.5)
+    for norm, expected in (("l2", 0.25), ("l1", 0.5)):
+        loss = losses.simple_loss(
+            silent,
+            None,
+            SCHEDULE,
+            jax.random.key(0),
+            x0,
+            prediction_type="x0",
+            norm=norm,
+        )
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_three_norms_by_hand():
     error = jnp.array([-3.0, -0.5, 0.0, 0.25, 2.0])
     for norm, expected in (

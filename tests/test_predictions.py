@@ -174,13 +174,14 @@ def test_where_nothing_is_left_of_x0_v_is_its_negative():
 def test_fixed_variances_are_those_of_the_paper(schedule):
     """beta-tilde and beta; at t = 0 both are beta-tilde of t = 1 (trap 3)."""
     t = jnp.arange(T)
-    x = jnp.zeros((T, 1))
+    x, x0 = jnp.ones((T, 1)), jnp.full((T, 1), 0.3)
     second = schedule.betas[1] * schedule.betas[0] / (1 - np.prod(1 - schedule.betas[:2]))
     for kind, expected in (
         ("fixed_small", schedule.posterior_variance),
         ("fixed_large", schedule.betas),
     ):
-        _, log_variance = predictions.p_mean_log_variance(schedule, kind, x, x, t)
+        mean, log_variance = predictions.p_mean_log_variance(schedule, kind, x0, x, t)
+        np.testing.assert_array_equal(mean, process.q_posterior(schedule, x0, x, t)[0])
         variance = np.exp(np.asarray(log_variance)[:, 0])
         np.testing.assert_allclose(variance[1:], expected[1:], rtol=2e-6)
         assert variance[0] == pytest.approx(second, rel=2e-6)

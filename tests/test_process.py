@@ -123,6 +123,17 @@ def test_chains_of_q_step_have_the_mean_and_covariance_of_q_sample(schedule):
             assert (np.abs(found - covariance) < 5 * error).all()
 
 
+def test_q_trajectory_is_the_loop_of_q_step():
+    """Step by step, with the noise of step t drawn by fold_in(key, t)."""
+    schedule = make_schedule(np.array([0.2, 0.5, 0.9, 0.999]))
+    x, key = jnp.array([[0.5, -2.0]]), jax.random.key(9)
+    chain = process.q_trajectory(schedule, key, x)
+    for t in range(4):
+        noise = jax.random.normal(jax.random.fold_in(key, t), x.shape)
+        x = process.q_step(schedule, x, jnp.int32(t), noise)
+        np.testing.assert_allclose(chain[t], x, rtol=1e-6)
+
+
 def test_frames_of_q_trajectory_are_those_of_the_whole(images):
     schedule, (x0, _, _) = SCHEDULES["linear"], images
     whole = process.q_trajectory(schedule, jax.random.key(5), x0)

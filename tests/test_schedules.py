@@ -84,7 +84,7 @@ def test_float32_tables_are_within_one_ulp_of_50_digits(name, total):
     schedule = make_schedule(schedules.named_betas(name, total))
     for field, exact in exact_tables(exact_betas(name, total)).items():
         table = getattr(schedule, field)
-        assert table.dtype == np.float64 and len(table) == total
+        assert table.dtype == np.float64 and len(table) == schedule.num_timesteps == total
         rounded = np.array([float(x) for x in exact])
         error = np.abs(table.astype(np.float32).astype(np.float64) - rounded)
         ulp = np.spacing(np.abs(rounded).astype(np.float32)).astype(np.float64)
@@ -253,11 +253,18 @@ def test_the_schedules_of_the_papers_are_not_warned_of(name):
 
 def test_the_warning_starts_at_three_percent_of_the_amplitude():
     """alphas_cumprod[-1] on either side of 0.001."""
-    for last, warned in ((0.00099, False), (0.00101, True)):
+    for last, warned in ((0.000996, False), (0.001004, True)):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             make_schedule(np.array([0.5, 1 - last / 0.5]))
         assert bool(said) == warned
+
+
+def test_the_ends_are_those_of_ddpm_unless_given():
+    for name in ("linear", "quadratic", "sigmoid", "constant"):
+        found = getattr(schedules, f"{name}_betas")(1000)
+        expected = [float(beta) for beta in exact_betas(name, 1000)]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_the_ends_of_linear_quadratic_and_sigmoid_can_be_chosen():

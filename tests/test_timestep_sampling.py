@@ -29,7 +29,19 @@ def test_a_stratified_batch_is_evenly_spread():
     assert seen == set(range(12))
 
 
-@pytest.mark.parametrize(("num", "total"), [(3, 7), (7, 3), (5, 5)])
+def test_a_stratified_batch_of_many_timesteps_is_evenly_spread():
+    for seed in range(20):
+        t, _ = sampling.stratified_timesteps(jax.random.key(seed), 4, 1000)
+        assert set(np.diff(np.asarray(t)) % 1000) == {250}
+
+
+def test_uniform_draws_are_integers_of_weight_1():
+    t, weights = sampling.uniform_timesteps(jax.random.key(0), 500, 3)
+    assert t.dtype == jnp.int32 and set(np.asarray(t)) == {0, 1, 2}
+    np.testing.assert_array_equal(weights, np.ones(500))
+
+
+@pytest.mark.parametrize(("num", "total"), [(3, 7), (7, 3), (5, 5), (2, 150)])
 def test_each_stratified_t_is_exactly_uniform(num, total, monkeypatch):
     """All T * B draws of the one integer, counted: every t of every place equally often."""
     counts = np.zeros((num, total), int)
@@ -86,6 +98,8 @@ def test_probabilities_are_uniform_until_every_timestep_has_ten():
     t, weights = sampling.importance_timesteps(jax.random.key(0), 8, early)
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
     assert set(np.asarray(t)) <= {0, 1, 2}
+    little = sampling.timestep_probabilities(history_of([2e-4, 1e-4, 1e-4]))
+    np.testing.assert_allclose(little, [0.5, 0.25, 0.25], rtol=1e-3)
     nothing = history_of([0.0, 0.0, 0.0])
     np.testing.assert_allclose(sampling.timestep_probabilities(nothing), 1 / 3, rtol=1e-6)
 
@@ -103,9 +117,9 @@ def test_a_batch_is_recorded_as_if_one_loss_after_another():
         for step, loss in zip(t, losses, strict=True):
             if np.isfinite(loss):
                 lists[step].append(loss)
-    for t, expected in enumerate(lists):
-        assert int(history.counts[t]) == len(expected)
-        last = expected[-10:] + [0.0] * (10 - len(expected[-10:]))
-        np.testing.assert_array_equal(
-            np.sort(history.losses[t]), np.sort(np.array(last, np.float32))
-        )
+        for row, expected in enumerate(lists):
+            assert int(history.counts[row]) == len(expected)
+            last = expected[-10:] + [0.0] * (10 - len(expected[-10:]))
+            np.testing.assert_array_equal(
+                np.sort(history.losses[row]), np.sort(np.array(last, np.float32))
+            )

@@ -43,7 +43,9 @@ class Checkpoints:
         """Saves in the background; the arrays of `state` may be donated right after."""
         self._checkpointer.wait()
         metrics = None if held_out_loss is None else {_METRIC: held_out_loss}
-        self._checkpointer.save_async(int(state.step), state, metrics=metrics, force=True)
+        self._checkpointer.save_async(
+            int(state.step), _saved(state), metrics=metrics, force=True
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -68,7 +70,7 @@ class Checkpoints:
           RunFailed: if what is on disk is damaged or of another network.
         """
         try:
-            return self._checkpointer.load(step, like)
+            return like._replace(**self._checkpointer.load(step, _saved(like)))
         except Exception as error:  # Orbax raises nearly any kind.
             reason = str(error).strip().splitlines() or [""]
             raise RunFailed(
@@ -87,6 +89,14 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         """Waits until all that was saved is on disk."""
         self._checkpointer.close()
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    """The parts of a state by name, without one that this run has no use for.
+
+    So a run that was saved before there was such a part can still be read.
+    """
+    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
 
 
 def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
