@@ -17,7 +17,7 @@ demo: $(VENV)/core
 	@echo "  loss.png, metrics.jsonl, checkpoints/    the training"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow

@@ -271,6 +271,16 @@ BAD = [
     (("train.py", *TINY, "--config.process.num_timesteps=1"), "process.num_timesteps (1)"),
     (("train.py", *TINY, "--config.process.beta_end=1.5"), "beta_end (1.5)"),
     (("train.py", *TINY, "--config.process.beta_start=0"), "beta_start (0.0)"),
+    (("train.py", *TINY, "--config.process.schedule=cosin"), "did you mean cosine?"),
+    (
+        (
+            "train.py",
+            *TINY,
+            "--config.process.schedule=custom",
+            "--config.process.betas=0.1,0.5",
+        ),
+        "process.betas has 2 values, and process.num_timesteps is 50",
+    ),
     (("train.py", *TINY, "--config.optimizer.learning_rate=-1"), "learning_rate (-1.0)"),
     (("train.py", *TINY, "--config.ema.decay=1"), "ema.decay (1.0)"),
     (("train.py", *TINY, "--config.data.source=digit"), "did you mean digits?"),
@@ -356,13 +366,18 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(command, tmp_path):
 
 
 def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
+    """And warns, in one line, of what is allowed but odd."""
     args = (
+        "--config.process.schedule=constant",
+        "--config.process.beta_end=0.5",
         "--dry-run",
         f"--workdir={tmp_path / 'run'}",
         "--config.optimizer.learning-rate=5e-4",
     )
     result = command("train.py", *TINY, *args, check=0)
     assert '"learning_rate": 0.0005' in result.stdout
+    expected = "warning: betas do not rise everywhere: betas[0] is 0.5 and betas[1] is 0.5"
+    assert result.stderr.splitlines() == [expected]
     assert not (tmp_path / "run").exists()
 
 

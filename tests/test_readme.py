@@ -104,9 +104,11 @@ def test_short_commands_run(folder, command):
         command(*shlex.split(line)[1:], cwd=folder, check=0)
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    of_the_oracle, of_a_run = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    exec(of_the_oracle, {})
+    assert 0 < float(capsys.readouterr().out) < 1  # Below the loss of a silent network.
     names: dict = {}
-    exec(code.replace("num_steps=200", "num_steps=20"), names)
+    exec(of_a_run.replace("num_steps=200", "num_steps=20"), names)
     assert int(names["state"].step) == 20 and (tmp_path / "runs/mine/loss.png").exists()

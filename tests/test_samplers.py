@@ -104,6 +104,7 @@ def test_ddim_with_eta_1_over_all_steps_is_ddpm_fixed_small():
 
 
 @pytest.mark.parametrize("count", [3, 10, 61, 250])
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_respaced_ddpm_is_the_ddpm_of_the_respaced_process(count):
     """Betas rebuilt from the chosen alphas_cumprod make a schedule of their own."""
     chosen = steps.trailing_timesteps(T, count)
