@@ -116,6 +116,8 @@ def test_cosine_schedule_has_the_known_values():
     np.testing.assert_allclose(
         make_schedule(betas).alphas_cumprod[-1], 2.42877e-9, rtol=1e-5
     )
+    last = make_schedule(betas).alphas_cumprod[-1]
+    np.testing.assert_allclose(1 / math.sqrt(last), 20291, rtol=1e-5)
     last = make_schedule(cosine_betas(4000)).alphas_cumprod[-1]
     np.testing.assert_allclose(last, 1.518e-10, rtol=1e-3)
     np.testing.assert_allclose(1 / math.sqrt(last), 81165, rtol=1e-5)
@@ -132,9 +134,18 @@ def test_tables_are_exact_in_rational_arithmetic():
         assert schedule.snr[t] == pytest.approx(float(share / (1 - share)), rel=1e-14)
 
 
-def test_the_first_noise_level_keeps_its_digits(linear):
-    # float32 would be off by 1.7e-4 here.
-    assert linear.sqrt_one_minus_alphas_cumprod[0] ** 2 == pytest.approx(1e-4, rel=1e-11)
+@pytest.mark.parametrize(
+    ("name", "total", "lost"),
+    [("linear", 1000, 1.7e-4), ("cosine", 1000, 5.3e-4), ("cosine", 4000, 2.9e-3)],
+)
+def test_the_first_noise_level_keeps_its_digits(name, total, lost):
+    """1 - alphas_cumprod[0] from a float32 table is off by `lost`; ours is not."""
+    schedule = make_schedule(schedules.named_betas(name, total))
+    exact = float(exact_betas(name, total)[0])
+    naive = float(1 - np.float32(schedule.alphas_cumprod[0]))
+    assert abs(naive / exact - 1) == pytest.approx(lost, rel=0.03)
+    kept = float(np.float32(schedule.sqrt_one_minus_alphas_cumprod[0]))
+    assert kept == pytest.approx(math.sqrt(exact), rel=6e-8)
 
 
 def test_the_prior_of_the_linear_schedule_matches_the_paper(linear):

@@ -361,6 +361,35 @@ def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points)
     assert_same_bits(resumed, whole)
 
 
+def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points):
+    """The batch is split, and the state of each device is still that of one device."""
+    config = points_config()
+    config.loss.timesteps = "loss_second_moment"
+    schedule = experiment.make_schedule(config.process)
+    init_fn, apply_fn = experiment.make_network(config)
+    tx = make_optimizer(config.optimizer, 100)
+    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    batches = jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2)
+    found = {}
+    for n in (1, 4):
+        mesh = jax.make_mesh(
+            (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
+        )
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+        steps = jax.jit(
+            make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
+        )
+        history = steps(init_state(init_fn, tx, config), batches, 20)[0].loss_history
+        found[n] = history
+        copies = [np.asarray(shard.data) for shard in history.losses.addressable_shards]
+        assert len(copies) == n and all((c == copies[0]).all() for c in copies)
+    np.testing.assert_array_equal(found[1].counts, found[4].counts)
+    assert int(found[4].counts.sum()) == 20 * 32
+    np.testing.assert_allclose(found[1].losses, found[4].losses, rtol=1e-3)
+
+
 def test_stratified_timesteps_are_used_by_the_step():
     """A network that says t: each batch of 10 out of 20 timesteps has every second one."""
     seen = []
