@@ -12,8 +12,8 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import command_line, runs
-from diffusion_jax.config import check_choice
 from diffusion_jax.training import weights
+from diffusion_jax.validation import check_choice
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _OUT = flags.DEFINE_string(

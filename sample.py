@@ -12,10 +12,11 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import command_line, generation, parallel, runs
-from diffusion_jax.config import BadRequest, Config, check_choice
+from diffusion_jax.config import Config
 from diffusion_jax.samplers.steps import SPACINGS
 from diffusion_jax.samplers.tables import SAMPLERS
 from diffusion_jax.training.weights import KINDS
+from diffusion_jax.validation import BadRequest, check_choice
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")

@@ -12,10 +12,11 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import command_line, parallel
-from diffusion_jax.config import Config, check_choice, to_json
+from diffusion_jax.config import Config, to_json
 from diffusion_jax.training import loop
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.weights import KINDS
+from diffusion_jax.validation import check_choice
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."

@@ -18,9 +18,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion_jax.config import BadRequest, Config, check_types, fields_of
+from diffusion_jax.config import Config, fields_of
 from diffusion_jax.interrupts import leave
 from diffusion_jax.runs import RunFailed
+from diffusion_jax.validation import BadRequest, check_types
 
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:

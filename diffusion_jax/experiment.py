@@ -14,7 +14,6 @@ import numpy as np
 
 from diffusion_jax import losses, networks, parallel, schedules, weightings
 from diffusion_jax.config import (
-    BadRequest,
     Config,
     ProcessConfig,
     SamplingConfig,
@@ -24,6 +23,7 @@ from diffusion_jax.samplers.chain import sample_chain
 from diffusion_jax.samplers.steps import spaced_timesteps
 from diffusion_jax.samplers.tables import SamplerTable, ddim_table, ddpm_table
 from diffusion_jax.schedules import Schedule
+from diffusion_jax.validation import BadRequest
 
 LossFn = Callable[..., jax.Array]
 

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
-from diffusion_jax.config import BadRequest, Config, to_json
+from diffusion_jax.config import Config, to_json
 from diffusion_jax.data.transforms import to_examples
 from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.training.weights import load_from_run
+from diffusion_jax.validation import BadRequest
 
 _STRIP_FRAMES = 10
 _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.

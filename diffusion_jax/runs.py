@@ -10,7 +10,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from diffusion_jax.config import BadRequest, Config, fields_of, from_json, to_json
+from diffusion_jax.config import Config, fields_of, from_json, to_json
+from diffusion_jax.validation import BadRequest
 
 _PARTS = (
     "checkpoints",

@@ -11,7 +11,6 @@ import pytest
 
 from diffusion_jax import experiment, losses, parallel, schedules, weightings
 from diffusion_jax.config import (
-    BadRequest,
     Config,
     DataConfig,
     LossConfig,
@@ -22,6 +21,7 @@ from diffusion_jax.config import (
 )
 from diffusion_jax.samplers import steps, tables
 from diffusion_jax.training.plan import make_plan
+from diffusion_jax.validation import BadRequest
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from diffusion_jax.command_line import load_config
-from diffusion_jax.config import BadRequest, Config
+from diffusion_jax.config import Config
 from diffusion_jax.training.weights import Weights, load_for, save_to_file
+from diffusion_jax.validation import BadRequest
 
 RNG = np.random.default_rng(0)
 # A network that compiles in seconds, for pictures of 8 by 8.

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.config import BadRequest, DataConfig
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.pipeline import Loader, StepBatches
+from diffusion_jax.validation import BadRequest
 
 RNG = np.random.default_rng(0)
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED
 
-from diffusion_jax.config import BadRequest, DataConfig
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
+from diffusion_jax.validation import BadRequest
 
 needs_real_data = pytest.mark.skipif(
     not (SHARED / "data").is_dir(), reason="needs the real data in ../shared/data"

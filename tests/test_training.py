@@ -13,7 +13,6 @@ import pytest
 
 from diffusion_jax import experiment, generation, runs
 from diffusion_jax.config import (
-    BadRequest,
     Config,
     DataConfig,
     EMAConfig,
@@ -42,6 +41,7 @@ from diffusion_jax.training.step import (
     make_train_step,
     make_train_steps,
 )
+from diffusion_jax.validation import BadRequest
 
 
 def points_config(**training):

@@ -8,8 +8,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffusion_jax.config import BadRequest
 from diffusion_jax.data.images import SUFFIXES, Unreadable
+from diffusion_jax.validation import BadRequest
 
 _MAX_BYTES = 2**29  # A larger file, unpacked, is taken for a bomb.
 

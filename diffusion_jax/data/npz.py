@@ -7,8 +7,9 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.config import BadRequest, DataConfig
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data.images import fit
+from diffusion_jax.validation import BadRequest
 
 
 def read_npz(

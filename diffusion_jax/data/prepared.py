@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffusion_jax.config import BadRequest
 from diffusion_jax.data.images import Unreadable
+from diffusion_jax.validation import BadRequest
 
 _INSTALL = "pip install -r requirements.txt"
 

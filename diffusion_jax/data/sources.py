@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffusion_jax.config import BadRequest, DataConfig, nearest
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
 from diffusion_jax.data.files import Files, find_files
 from diffusion_jax.data.images import Unreadable, num_channels
 from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all, named
 from diffusion_jax.data.prepared import open_prepared
+from diffusion_jax.validation import BadRequest, nearest
 
 _TOYS = {
     "swiss_roll": embedded.swiss_roll,

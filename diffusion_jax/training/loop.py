@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
-from diffusion_jax.config import BadRequest, Config
+from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
@@ -31,6 +31,7 @@ from diffusion_jax.training.step import (
     make_train_steps,
 )
 from diffusion_jax.training.weights import Weights, load_for
+from diffusion_jax.validation import BadRequest
 
 _STRIP_FRAMES = 10
 

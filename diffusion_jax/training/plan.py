@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_jax import experiment, parallel
-from diffusion_jax.config import BadRequest, Config, SamplingConfig
+from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.schedules import Schedule
+from diffusion_jax.validation import BadRequest
 
 
 class Plan(NamedTuple):

@@ -11,10 +11,11 @@ import safetensors
 from safetensors.numpy import save_file
 
 from diffusion_jax import experiment, runs
-from diffusion_jax.config import BadRequest, Config, to_json
+from diffusion_jax.config import Config, to_json
 from diffusion_jax.training.checkpoints import Checkpoints, abstract_state
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import init_state
+from diffusion_jax.validation import BadRequest
 
 KINDS = ("ema", "raw")
 SUFFIXES = (".safetensors", ".npz")

@@ -1,0 +1,264 @@
+"""What a user wrote, checked: one line that names the field, its value and the remedy."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from typing import Any
+
+from diffusion_jax.losses import NORMS
+from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
+from diffusion_jax.samplers.steps import SPACINGS
+from diffusion_jax.samplers.tables import SAMPLERS
+from diffusion_jax.schedules import SCHEDULES
+from diffusion_jax.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_jax.weightings import WEIGHTINGS
+
+
+class BadRequest(Exception):
+    """What the user asked for cannot be done; str() is one line that says why."""
+
+
+def check(config: Any) -> None:
+    """Checks every field of a Config that can be checked without data or devices.
+
+    Raises:
+      BadRequest: naming the field, its value and what it can be.
+    """
+    check_types(config)
+    if not re.fullmatch(r"[\w.-]*\w", config.name):
+        raise BadRequest(
+            f"name ({config.name!r}) names the run's folder: letters, digits, _ . -"
+        )
+    for path, (low, high) in _RANGES.items():
+        value = _get(config, path)
+        if value is not None and not low <= value <= high:
+            raise BadRequest(f"{path} ({value}) must be in {low} .. {high}")
+    for name in ("beta_start", "beta_end"):
+        beta = getattr(config.process, name)
+        if not 0 < beta < 1:
+            raise BadRequest(
+                f"process.{name} ({beta}) must be between 0 and 1, both excluded"
+            )
+    _check_loss(config)
+    if config.optimizer.learning_rate == 0:
+        raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
+    if config.ema.decay >= 1:
+        raise BadRequest(
+            f"ema.decay ({config.ema.decay}) must be below 1; DDPM uses 0.9999"
+        )
+    for path, choices in _CHOICES.items():
+        value = _get(config, path)
+        if value is not None:
+            check_choice(path, value, choices)
+    if len(config.data.image_size) > 2 or any(n < 1 for n in config.data.image_size):
+        raise BadRequest(
+            f"data.image_size {config.data.image_size} must be (size,) or "
+            "(height, width), or () for points"
+        )
+    if config.sampling.steps > config.process.num_timesteps:
+        raise BadRequest(
+            f"sampling.steps ({config.sampling.steps}) must be at most "
+            f"process.num_timesteps ({config.process.num_timesteps})"
+        )
+    if config.data.random_flip and not config.data.image_size:
+        raise BadRequest("data.random_flip (True) is for images, not for points")
+    if hasattr(config.model, "channel_mults"):
+        _check_unet(config)
+    elif config.data.image_size:
+        raise BadRequest(
+            f"data.image_size {config.data.image_size} is that of an image, but the "
+            "config's model is an MLP, for points: it needs a UNetConfig"
+        )
+
+
+def _check_loss(config: Any) -> None:
+    process, loss = config.process, config.loss
+    if bool(process.betas) != (process.schedule == "custom"):
+        raise BadRequest(
+            f"process.schedule ({process.schedule!r}) and process.betas "
+            f"({len(process.betas)} of them): betas are given for custom, and only then"
+        )
+    if process.betas and len(process.betas) != process.num_timesteps:
+        raise BadRequest(
+            f"process.betas has {len(process.betas)} values, and process.num_timesteps "
+            f"is {process.num_timesteps}: there must be one for each timestep"
+        )
+    learned = process.variance == "learned"
+    if learned and loss.kind == "prediction":
+        raise BadRequest(
+            "process.variance ('learned') is trained by the bound alone: set loss.kind "
+            "to hybrid or variational"
+        )
+    if loss.kind == "hybrid" and not learned:
+        raise BadRequest(
+            f"loss.kind ('hybrid') trains learned variances, and process.variance is "
+            f"{process.variance!r}: set that to learned, or loss.kind to prediction"
+        )
+    if config.sampling.variance == "learned" and not learned:
+        raise BadRequest(
+            f"sampling.variance ('learned') needs a network that has learned it; "
+            f"process.variance is {process.variance!r}"
+        )
+    if loss.kind != "prediction" and not config.data.image_size:
+        raise BadRequest(
+            f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of points"
+        )
+    if loss.kind == "variational" and (loss.weighting, loss.norm) != ("simple", "l2"):
+        raise BadRequest(
+            f"loss.weighting ({loss.weighting!r}) and loss.norm ({loss.norm!r}) are of "
+            "the prediction's error, which loss.kind 'variational' does not use"
+        )
+    if loss.weighting == "variational" and learned:
+        raise BadRequest(
+            "loss.weighting ('variational') is the bound of fixed variances; for "
+            "learned ones set loss.kind to variational"
+        )
+
+
+def _check_unet(config: Any) -> None:
+    model = config.model
+    if not config.data.image_size:
+        raise BadRequest(
+            "data.image_size () is that of points, but the config's model is a "
+            "U-Net: it needs an MLPConfig"
+        )
+    if not model.channel_mults or min(model.channel_mults) < 1:
+        raise BadRequest(
+            f"model.channel_mults {model.channel_mults} must hold one width of at "
+            "least 1 for each level"
+        )
+    factor = 2 ** (len(model.channel_mults) - 1)
+    if any(n % factor for n in config.data.image_size):
+        raise BadRequest(
+            f"data.image_size {config.data.image_size} must divide by {factor}, "
+            f"because model.channel_mults {model.channel_mults} has "
+            f"{len(model.channel_mults)} levels; resize, or take fewer levels"
+        )
+    heights = [config.data.image_size[0] >> i for i in range(len(model.channel_mults))]
+    for resolution in model.attn_resolutions:
+        if resolution not in heights:
+            raise BadRequest(
+                f"model.attn_resolutions {model.attn_resolutions} must be among the "
+                f"heights of the levels, {heights}; () is attention in the middle only"
+            )
+    for mult in model.channel_mults:
+        width = model.base_channels * mult
+        for path in ("num_groups", "num_heads"):
+            if width % getattr(model, path):
+                raise BadRequest(
+                    f"model.{path} ({getattr(model, path)}) must divide every "
+                    f"width, and one is {width} (base_channels * {mult})"
+                )
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.channels": (0, 4096),
+    "data.held_out_fraction": (0.0001, 0.5),
+    "data.memory_gib": (0, 2**20),
+    "data.num_workers": (0, 256),
+    "data.batch_size": (1, 2**20),
+    "model.base_channels": (4, 2**14),
+    "model.num_res_blocks": (1, 100),
+    "model.num_heads": (1, 2**14),
+    "model.num_groups": (1, 2**14),
+    "model.dropout": (0, 0.99),
+    "model.width": (4, 2**16),
+    "model.num_blocks": (0, 1000),
+    "process.num_timesteps": (2, 10**6),
+    "process.log_snr_shift": (-30, 30),
+    "loss.huber_delta": (1e-6, 1e6),
+    "loss.min_snr_gamma": (1e-6, 1e12),
+    "loss.p2_gamma": (0, 100),
+    "loss.p2_k": (1e-6, 1e12),
+    "loss.sigmoid_bias": (-30, 30),
+    "loss.variational_scale": (0, 1e6),
+    "optimizer.learning_rate": (0, 1),
+    "optimizer.b1": (0, 0.9999999),
+    "optimizer.b2": (0, 0.9999999),
+    "optimizer.eps": (0, 1),
+    "optimizer.weight_decay": (0, 1),
+    "optimizer.warmup_steps": (0, 2**31 - 1),
+    "optimizer.grad_clip": (0, 10**9),
+    "ema.decay": (0, 1),
+    "training.num_steps": (1, 2**31 - 1),
+    "training.steps_per_dispatch": (1, 10**4),
+    "training.log_every": (1, 2**31 - 1),
+    "training.eval_every": (0, 2**31 - 1),
+    "training.checkpoint_every": (0, 2**31 - 1),
+    "training.sample_every": (0, 2**31 - 1),
+    "training.num_held_out": (1, 2**31 - 1),
+    "training.num_samples": (1, 2**16),
+    "training.sample_steps": (1, 2**31 - 1),
+    "training.keep_checkpoints": (1, 10**6),
+    "sampling.steps": (1, 2**31 - 1),
+    "sampling.eta": (0, 1),
+    "sampling.batch_size": (1, 2**20),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.resize": ("crop", "squash"),
+    "data.unreadable": ("refuse", "skip"),
+    "model.dtype": ("float32", "bfloat16"),
+    "process.schedule": (*SCHEDULES, "custom"),
+    "process.prediction": PREDICTION_TYPES,
+    "process.variance": VARIANCES,
+    "loss.kind": ("prediction", "hybrid", "variational"),
+    "loss.norm": NORMS,
+    "loss.weighting": WEIGHTINGS,
+    "loss.timesteps": TIMESTEP_SAMPLERS,
+    "optimizer.name": ("adam", "adamw"),
+    "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
+    "sampling.sampler": SAMPLERS,
+    "sampling.spacing": SPACINGS,
+    "sampling.variance": ("", *VARIANCES),
+}
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises BadRequest, with the nearest of `choices`, unless `value` is one of them."""
+    if value not in choices:
+        raise BadRequest(f"{name} ({value!r}) is unknown; {nearest(value, choices)}")
+
+
+def nearest(value: str, choices: tuple[str, ...]) -> str:
+    """ "did you mean X?" where one is near, and the list of all where it is short."""
+    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+    listed = f"it can be {', '.join(choices)}"
+    if not close:
+        return listed
+    return f"did you mean {close[0]}?" + (f" ({listed})" if len(choices) < 12 else "")
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """A config file can assign anything; so can a tuple on the command line.
+
+    Raises:
+      BadRequest: naming a field whose value is not of its type.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, path = getattr(config, name), prefix + name
+        if dataclasses.is_dataclass(kind) or name == "model":
+            if type(value) not in (typing.get_args(kind) or (kind,)):
+                raise BadRequest(f"{path} ({value!r}) must be a section of the config")
+            check_types(value, f"{path}.")
+        elif kind == tuple[float, ...]:
+            if not isinstance(value, tuple) or any(
+                type(v) not in (int, float) for v in value
+            ):
+                raise BadRequest(f"{path} ({value!r}) must hold numbers")
+        elif kind == tuple[int, ...]:
+            if not isinstance(value, tuple) or any(type(v) is not int for v in value):
+                raise BadRequest(f"{path} ({value!r}) must hold whole numbers")
+        elif kind is float:
+            if type(value) not in (int, float) or not abs(value) < 1e300:
+                raise BadRequest(f"{path} ({value!r}) must be a finite Python number")
+        elif type(value) is not kind:
+            raise BadRequest(f"{path} ({value!r}) must be of type {kind.__name__}")
+
+
+def _get(config: Any, path: str) -> Any:
+    """The value at "section.field"; None where this model has no such field."""
+    for part in path.split("."):
+        config = getattr(config, part, None)
+    return config
