@@ -21,6 +21,45 @@ DATA = {
 STEPS = (0, 1, 20, 200, 600, 999)
 
 
+def test_8_bit_levels_lie_on_the_grid():
+    data = oracle.discrete([[0, 255], [51, 204]], [1, 3])
+    np.testing.assert_allclose(data.means, [[-1, 1], [-0.6, 0.6]], rtol=1e-15)
+    assert data.weights.tolist() == [0.25, 0.75] and data.is_discrete
+    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
+    assert {tuple(row) for row in x0} == {(-1, 1), (np.float32(-0.6), np.float32(0.6))}
+
+
+def test_samples_of_a_gaussian_have_its_moments():
+    """Within five standard errors, which are well below 1 % here."""
+    n = 1_000_000
+    x0 = np.asarray(oracle.sample(oracle.gaussian([3.0], 4.0), jax.random.key(0), n))
+    assert abs(x0.mean() - 3) < 5 * 2 / np.sqrt(n)
+    assert abs(x0.std() / 2 - 1) < 5 / np.sqrt(2 * n)
+
+
+def test_the_likelihood_of_points_is_their_probability():
+    data = DATA["points"]
+    x0 = jnp.asarray(data.means, jnp.float32)
+    found = oracle.negative_log_likelihood(data, x0)
+    np.testing.assert_allclose(np.exp(-found), [0.5, 0.2, 0.3], rtol=1e-6)
+    assert oracle.negative_log_likelihood(data, x0[::-1] * 0 + 0.5)[0] == np.inf
+    mean = (np.array([0.5, 0.2, 0.3]) * np.asarray(found)).sum()
+    assert oracle.entropy(data) == pytest.approx(mean, rel=1e-6)
+    with pytest.raises(ValueError, match="discrete"):
+        oracle.entropy(DATA["mixture"])
+
+
+def test_the_likelihood_of_a_mixture_is_its_density():
+    """It integrates to 1 over a grid, and the mean of a Gaussian has the known one."""
+    data = DATA["mixture"]
+    axis = np.linspace(-4, 4, 801)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    density = np.exp(-np.asarray(oracle.negative_log_likelihood(data, jnp.asarray(grid))))
+    assert density.sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-4)
+    found = oracle.negative_log_likelihood(DATA["gaussian"], jnp.array([[0.3, -0.4]]))
+    assert float(found[0]) == pytest.approx(0.5 * np.log((2 * np.pi) ** 2 * 0.02), abs=1e-5)
+
+
 @pytest.fixture(scope="module", params=DATA)
 def data(request):
     return DATA[request.param]
@@ -124,45 +163,6 @@ def test_the_mean_over_x_t_of_the_posterior_mean_is_the_mean_of_the_data():
             second = 0.25 * (0.02 + 0.25) + 0.75 * (0.1 + 0.16)
             total = (density * (variance + mean**2)).sum()
             assert total == pytest.approx(second, abs=1e-9)
-
-
-def test_the_likelihood_of_points_is_their_probability():
-    data = DATA["points"]
-    x0 = jnp.asarray(data.means, jnp.float32)
-    found = oracle.negative_log_likelihood(data, x0)
-    np.testing.assert_allclose(np.exp(-found), [0.5, 0.2, 0.3], rtol=1e-6)
-    assert oracle.negative_log_likelihood(data, x0[::-1] * 0 + 0.5)[0] == np.inf
-    mean = (np.array([0.5, 0.2, 0.3]) * np.asarray(found)).sum()
-    assert oracle.entropy(data) == pytest.approx(mean, rel=1e-6)
-    with pytest.raises(ValueError, match="discrete"):
-        oracle.entropy(DATA["mixture"])
-
-
-def test_the_likelihood_of_a_mixture_is_its_density():
-    """It integrates to 1 over a grid, and the mean of a Gaussian has the known one."""
-    data = DATA["mixture"]
-    axis = np.linspace(-4, 4, 801)
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    density = np.exp(-np.asarray(oracle.negative_log_likelihood(data, jnp.asarray(grid))))
-    assert density.sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-4)
-    found = oracle.negative_log_likelihood(DATA["gaussian"], jnp.array([[0.3, -0.4]]))
-    assert float(found[0]) == pytest.approx(0.5 * np.log((2 * np.pi) ** 2 * 0.02), abs=1e-5)
-
-
-def test_8_bit_levels_lie_on_the_grid():
-    data = oracle.discrete([[0, 255], [51, 204]], [1, 3])
-    np.testing.assert_allclose(data.means, [[-1, 1], [-0.6, 0.6]], rtol=1e-15)
-    assert data.weights.tolist() == [0.25, 0.75] and data.is_discrete
-    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
-    assert {tuple(row) for row in x0} == {(-1, 1), (np.float32(-0.6), np.float32(0.6))}
-
-
-def test_samples_of_a_gaussian_have_its_moments():
-    """Within five standard errors, which are well below 1 % here."""
-    n = 1_000_000
-    x0 = np.asarray(oracle.sample(oracle.gaussian([3.0], 4.0), jax.random.key(0), n))
-    assert abs(x0.mean() - 3) < 5 * 2 / np.sqrt(n)
-    assert abs(x0.std() / 2 - 1) < 5 / np.sqrt(2 * n)
 
 
 @pytest.mark.statistical
