@@ -252,7 +252,8 @@ def p_mean_log_variance(
     low, high = log_variance_bounds(schedule)
     if variance_type == "fixed_large":
         return mean, at(np.append(low[0], high[1:]), t, x0)
-    assert variance_output is not None
+    if variance_output is None:
+        raise ValueError("variance 'learned' needs the variance output of the network")
     share = (variance_output + 1) / 2
     return mean, share * at(high, t, x0) + (1 - share) * log_small
 

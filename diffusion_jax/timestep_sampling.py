@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss_second_moment")
+MAX_STRATA = 2**30 - 1  # Batch size times T of a stratified draw, in int32.
 _HISTORY = 10  # Losses kept of each timestep,
 _UNIFORM_SHARE = 0.001  # and the share of draws that ignores them (IDDPM's code).
 
@@ -48,7 +49,7 @@ def stratified_timesteps(
       ValueError: if num * num_timesteps is not below 2^30.
     """
     total = num * num_timesteps
-    if total >= 2**30:
+    if total > MAX_STRATA:
         raise ValueError(
             f"the batch size ({num}) times num_timesteps ({num_timesteps}) must be below "
             "2^30 for stratified timesteps"

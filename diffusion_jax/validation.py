@@ -11,7 +11,7 @@ from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
 from diffusion_jax.samplers.steps import SPACINGS
 from diffusion_jax.samplers.tables import SAMPLERS
 from diffusion_jax.schedules import SCHEDULES
-from diffusion_jax.timestep_sampling import TIMESTEP_SAMPLERS
+from diffusion_jax.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
 from diffusion_jax.weightings import WEIGHTINGS
 
 
@@ -109,6 +109,13 @@ def _check_loss(config: Any) -> None:
             f"loss.weighting ({loss.weighting!r}) and loss.norm ({loss.norm!r}) are of "
             "the prediction's error, which loss.kind 'variational' does not use"
         )
+    if loss.timesteps == "stratified":
+        most = MAX_STRATA // process.num_timesteps
+        if config.data.batch_size > most:
+            raise BadRequest(
+                f"data.batch_size ({config.data.batch_size}) must be at most {most} for "
+                f"stratified timesteps out of {process.num_timesteps}"
+            )
     if loss.weighting == "variational" and learned:
         raise BadRequest(
             "loss.weighting ('variational') is the bound of fixed variances; for "

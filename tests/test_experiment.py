@@ -194,6 +194,9 @@ REFUSED = {
     "process.betas=(0.1, 1.2)": "betas[1] (1.2) must be between 0 and 1",
     "process.betas=(0.1, 'x')": "process.betas ((0.1, 'x')) must hold numbers",
     "process.variance=learned": "set loss.kind to hybrid or variational",
+    "loss.timesteps=stratified data.batch_size=1000000 process.num_timesteps=2000": (
+        "data.batch_size (1000000) must be at most 536870 for stratified"
+    ),
     "loss.kind=hybrid": "set that to learned, or loss.kind to prediction",
     "sampling.variance=learned": "needs a network that has learned it",
     "loss.kind=variational loss.norm=l1": "of the prediction's error",

@@ -230,5 +230,7 @@ def test_unknown_names_are_refused(schedule, images):
     x0, t, noise = images
     with pytest.raises(ValueError, match="'score'"):
         predictions.prediction_target(schedule, "score", x0, t, noise)
+    with pytest.raises(ValueError, match="'learned' needs the variance output"):
+        predictions.p_mean_log_variance(schedule, "learned", x0, x0, t)
     with pytest.raises(ValueError, match="'huge' is unknown.*fixed_small"):
         predictions.p_mean_log_variance(schedule, "huge", x0, x0, t)
