@@ -53,8 +53,11 @@ def test_each_stratified_t_is_exactly_uniform(num, total, monkeypatch):
 
 
 def test_a_batch_too_large_to_count_is_refused():
-    with pytest.raises(ValueError, match=r"batch size \(1048576\)"):
-        sampling.stratified_timesteps(jax.random.key(0), 2**20, 4000)
+    """Up to 2^30 - 1 = 993 * 1081311, all that is added up stays below 2^31."""
+    t, _ = sampling.stratified_timesteps(jax.random.key(0), 993, 1081311)
+    assert set(np.diff(np.asarray(t)) % 1081311) <= {1088, 1089} and t.min() >= 0
+    with pytest.raises(ValueError, match=r"batch size \(32768\)"):
+        sampling.stratified_timesteps(jax.random.key(0), 2**15, 2**15)
 
 
 @pytest.mark.statistical
