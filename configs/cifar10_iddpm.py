@@ -5,10 +5,11 @@ Hardware:  not measured
 Time:      not measured
 Result:    not measured (the paper, after 500k steps: FID 3.19, 3.17 bits/dim)
 
-Nichol and Dhariwal 2021; every hyper-parameter is that of the authors' README. For their
+Nichol and Dhariwal 2021, with the hyper-parameters of the authors' README. For their
 likelihoods (L_vlb: 2.94 bits/dim, FID 11.47) add --config.loss.kind=variational
---config.loss.timesteps=loss_second_moment. The order of the time embedding's sines and
-the initialisation are those of the DDPM code.
+--config.loss.timesteps=loss_second_moment. Three things differ, and are those of the DDPM
+code: the network is told t itself, not t * 1000 / T; the order of the time embedding's
+sines; and the initialisation.
 """
 
 from diffusion_jax.config import (
@@ -32,7 +33,7 @@ def get_config() -> Config:
             image_size=(32,),
             channels=3,
             batch_size=128,
-            random_flip=True,
+            random_flip=False,
         ),
         model=UNetConfig(
             base_channels=128,

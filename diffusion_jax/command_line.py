@@ -164,7 +164,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise BadRequest(f"--{error.flagname}: there is no such flag; {hint}") from error
     except (flags.Error, ValueError, TypeError) as error:
         hint = "; --help lists the flags" if "config." not in str(error) else ""
-        raise BadRequest(f"{error}{hint}") from error
+        said = ": ".join(map(str, error.args))
+        raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(
             f"{rest[1]!r} is no flag; they are written --name value or --name=value"

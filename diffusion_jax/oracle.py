@@ -1,5 +1,7 @@
 """The optimal denoiser in closed form, for data whose distribution is known.
 
+Optimal for squared error, which the conditional mean makes least.
+
 Data is a mixture of K Gaussians with diagonal covariances, of any dimension. Variance 0
 makes a component a point, so the same class is any discrete distribution, such as 8-bit
 images on the grid k / 127.5 - 1. Noised, it stays a mixture; so the density of x_t, and
@@ -63,14 +65,20 @@ def mixture(weights: Any, means: Any, variances: Any) -> Mixture:
       ValueError: naming what does not fit.
     """
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
-    if weights.ndim != 1 or means.ndim < 2 or len(weights) != len(means):
+    if not (weights.ndim == 1 <= len(weights) == len(means) and means.ndim > 1):
         raise ValueError(
             f"weights {weights.shape} and means {means.shape} must have the shapes [K] "
             "and [K, D...]"
         )
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"weights ({weights.min()} the least) must be above 0")
-    variances = np.array(np.broadcast_to(np.asarray(variances, np.float64), means.shape))
+    variances = np.asarray(variances, np.float64)
+    try:
+        variances = np.array(np.broadcast_to(variances, means.shape))
+    except ValueError as error:
+        raise ValueError(
+            f"variances {variances.shape} must broadcast to the means' {means.shape}"
+        ) from error
     if not ((variances > 0).all() or (variances == 0).all()):
         raise ValueError("variances must all be above 0, or all 0 for points")
     if not (np.isfinite(means).all() and np.isfinite(variances).all()):
@@ -94,13 +102,10 @@ def discrete(levels: Any, probabilities: Any) -> Mixture:
       ValueError: for levels off the grid or given twice, or bad probabilities.
     """
     levels = np.asarray(levels)
-    if (
-        not np.issubdtype(levels.dtype, np.integer)
-        or levels.min() < 0
-        or levels.max() > 255
-    ):
-        raise ValueError("levels must be integers in 0 .. 255")
-    if len(np.unique(levels.reshape(len(levels), -1), axis=0)) != len(levels):
+    integers = np.issubdtype(levels.dtype, np.integer)
+    if not (integers and levels.size and ((levels >= 0) & (levels <= 255)).all()):
+        raise ValueError("levels must be integers in 0 .. 255, [K, D...]")
+    if len(np.unique(levels, axis=0)) != len(levels):
         raise ValueError("levels must hold each example once")
     return mixture(probabilities, levels / 127.5 - 1, 0.0)
 
@@ -143,9 +148,12 @@ def entropy(data: Mixture) -> float:
 
 
 def noise_level(schedule: Schedule, t: Any, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """(signal, sigma) at t [B] or scalar, rounded once from float64 to `dtype`."""
-    signal = jnp.asarray(schedule.sqrt_alphas_cumprod, dtype)[t]
-    return signal, jnp.asarray(schedule.sqrt_one_minus_alphas_cumprod, dtype)[t]
+    """(signal, sigma) at t [B] or scalar, rounded once from float64 to `dtype`.
+
+    NaN where t is out of range.
+    """
+    signal, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    return _get(signal, t, dtype), _get(sigma, t, dtype)
 
 
 def log_density(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
@@ -223,8 +231,8 @@ def oracle_apply_fn(
       data: the distribution of x_0.
       schedule: the noise process.
       prediction_type: "eps", "x0", "v", or "score".
-      learned: also the channels of a learned variance, such that the reverse step has the
-        exact variance of q(x_{t-1} | x_t), but at least 1e-12.
+      learned: also the channels of a learned variance, such that the reverse step of one
+        timestep has the exact variance of q(x_{t-1} | x_t), but at least 1e-12.
     """
     optimal = {"eps": eps_mean, "v": v_mean, "score": score}.get(prediction_type)
     if optimal is None:
@@ -256,7 +264,16 @@ def _wide(level: Any, x_t: jax.Array) -> jax.Array:
 
 def _read(table: np.ndarray, t: Any, x_t: jax.Array) -> jax.Array:
     """table[t], shaped to broadcast over x_t, in its dtype."""
-    return jnp.asarray(table, x_t.dtype)[t].reshape((-1,) + (1,) * (x_t.ndim - 1))
+    return _get(table, t, x_t.dtype).reshape((-1,) + (1,) * (x_t.ndim - 1))
+
+
+def _get(table: np.ndarray, t: Any, dtype: Any) -> jax.Array:
+    """table[t]; NaN where t is out of range, as in `process`."""
+    return (
+        jnp.asarray(table, dtype)
+        .at[t]
+        .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    )
 
 
 def _standing(

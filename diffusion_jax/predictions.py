@@ -282,14 +282,15 @@ def _signal_and_sigma(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
 def _combine(a: np.ndarray | None, b: np.ndarray, x_t, t, other) -> jax.Array:
     """a_t x_t + b_t other; NaN, or an error, where b_t is infinite."""
     chex.assert_equal_shape([x_t, other])
-    undefined = ~np.isfinite(b)
+    with np.errstate(over="ignore"):
+        undefined = ~np.isfinite(b.astype(np.float32))
     if undefined.any():
         b = np.where(undefined, np.nan, b)
         known = not isinstance(t, jax.core.Tracer)
         if known and np.isin(np.asarray(t), np.flatnonzero(undefined)).any():
             raise ValueError(
-                f"alphas_cumprod is 0 at t = {np.flatnonzero(undefined)[0]}: the noise "
-                "there says nothing of x_0; predict v or x0"
+                f"alphas_cumprod is 0, or nearly, at t = {np.flatnonzero(undefined)[0]}: "
+                "the noise there says nothing of x_0; predict v or x0"
             )
     scaled = at(b, t, x_t) * other
     return scaled if a is None else at(a, t, x_t) * x_t + scaled

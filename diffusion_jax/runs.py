@@ -7,6 +7,7 @@ forward.png   reverse.png    loss.png
 import contextlib
 import fcntl
 import pathlib
+import reprlib
 import shutil
 from collections.abc import Iterator
 
@@ -137,6 +138,10 @@ def delete_run(workdir: pathlib.Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _shown(value: object) -> str:
+    return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
+
+
 def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
     """Refuses a folder of something else, or of a run under another config.
 
@@ -158,7 +163,7 @@ def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
         return []
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
     changed = {
-        path: f"{path} ({old.get(path)!r} -> {new.get(path)!r})"
+        path: f"{path} ({_shown(old.get(path))} -> {_shown(new.get(path))})"
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     }

@@ -71,8 +71,11 @@ class Schedule(NamedTuple):
 
     @property
     def has_zero_terminal_snr(self) -> bool:
-        """Whether x_T holds nothing of x_0, so that the noise in it does not tell x_0."""
-        return bool(self.alphas_cumprod[-1] == 0)
+        """Whether x_T holds nothing of x_0, to the range of float32.
+
+        The noise in x_T then does not tell x_0.
+        """
+        return bool(self.sqrt_alphas_cumprod[-1] < np.finfo(np.float32).tiny)
 
 
 def linear_betas(
@@ -194,9 +197,13 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: naming what is wrong with `betas`.
     """
-    signal = np.sqrt(np.cumprod(1 - check_betas(betas)))
+    betas = check_betas(betas)
+    signal = np.sqrt(np.cumprod(1 - betas))
+    if signal[0] == signal[-1]:
+        raise ValueError(f"betas ({betas[0]} to {betas[-1]}) add no noise to rescale")
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return _betas_of(signal**2)
+    share = signal**2
+    return 1 - share / np.append(1.0, share[:-1])
 
 
 def shift_log_snr(betas: np.ndarray, shift: float) -> np.ndarray:
@@ -214,11 +221,12 @@ def shift_log_snr(betas: np.ndarray, shift: float) -> np.ndarray:
       float64 [T].
 
     Raises:
-      ValueError: naming what is wrong with `betas`, or if no noise or no signal is left.
+      ValueError: naming what is wrong with `betas`.
     """
-    alphas_cumprod = np.cumprod(1 - check_betas(betas))
-    odds = np.exp(shift)
-    return _betas_of(alphas_cumprod * odds / (1 + alphas_cumprod * (odds - 1)))
+    betas = check_betas(betas)
+    # alphas_cumprod / (1 - alphas_cumprod) times exp(shift), solved for the betas: what
+    # is left holds no difference of nearly equal numbers.
+    return betas / (1 + np.cumprod(1 - betas) * np.expm1(shift))
 
 
 def make_schedule(betas: np.ndarray) -> Schedule:
@@ -279,10 +287,6 @@ def check_betas(betas: np.ndarray) -> np.ndarray:
             "last, which 1 gives a zero terminal signal-to-noise ratio)"
         )
     return betas
-
-
-def _betas_of(alphas_cumprod: np.ndarray) -> np.ndarray:
-    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
 
 
 def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import reprlib
 import typing
 from typing import Any
 
@@ -40,6 +41,10 @@ def check(config: Any) -> None:
             raise BadRequest(
                 f"process.{name} ({beta}) must be between 0 and 1, both excluded"
             )
+    for path, choices in _CHOICES.items():
+        value = _get(config, path)
+        if value is not None:
+            check_choice(path, value, choices)
     _check_loss(config)
     if config.optimizer.learning_rate == 0:
         raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
@@ -47,10 +52,6 @@ def check(config: Any) -> None:
         raise BadRequest(
             f"ema.decay ({config.ema.decay}) must be below 1; DDPM uses 0.9999"
         )
-    for path, choices in _CHOICES.items():
-        value = _get(config, path)
-        if value is not None:
-            check_choice(path, value, choices)
     if len(config.data.image_size) > 2 or any(n < 1 for n in config.data.image_size):
         raise BadRequest(
             f"data.image_size {config.data.image_size} must be (size,) or "
@@ -59,7 +60,7 @@ def check(config: Any) -> None:
     if config.sampling.steps > config.process.num_timesteps:
         raise BadRequest(
             f"sampling.steps ({config.sampling.steps}) must be at most "
-            f"process.num_timesteps ({config.process.num_timesteps})"
+            f"process.num_timesteps ({config.process.num_timesteps}); set it as well"
         )
     if config.data.random_flip and not config.data.image_size:
         raise BadRequest("data.random_flip (True) is for images, not for points")
@@ -174,7 +175,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.width": (4, 2**16),
     "model.num_blocks": (0, 1000),
     "process.num_timesteps": (2, 10**6),
-    "process.log_snr_shift": (-30, 30),
+    "process.log_snr_shift": (-10, 10),
     "loss.huber_delta": (1e-6, 1e6),
     "loss.min_snr_gamma": (1e-6, 1e12),
     "loss.p2_gamma": (0, 100),
@@ -253,7 +254,10 @@ def check_types(config: Any, prefix: str = "") -> None:
             if not isinstance(value, tuple) or any(
                 type(v) not in (int, float) for v in value
             ):
-                raise BadRequest(f"{path} ({value!r}) must hold numbers")
+                raise BadRequest(
+                    f"{path} ({reprlib.repr(value)}) must be a tuple of Python floats; of "
+                    "an array that is tuple(array.tolist())"
+                )
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple) or any(type(v) is not int for v in value):
                 raise BadRequest(f"{path} ({value!r}) must hold whole numbers")

@@ -65,7 +65,8 @@ def p2_weights(schedule: Schedule, gamma: float = 1.0, k: float = 1.0) -> np.nda
             f"p2_gamma ({gamma}) must be at least 0 and p2_k ({k}) above 0; the paper "
             "uses 1 and 1"
         )
-    return schedule.snr / (k + schedule.snr) ** gamma
+    with np.errstate(over="ignore", divide="ignore"):
+        return schedule.snr / (k + schedule.snr) ** gamma
 
 
 def sigmoid_weights(schedule: Schedule, bias: float = 0.0) -> np.ndarray:
@@ -133,8 +134,17 @@ def loss_weights(
       ValueError: for an unknown name, or a parameter that the weighting refuses.
     """
     check_prediction_type(prediction_type)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(
+            f"weighting {weighting!r} is unknown; it can be {', '.join(WEIGHTINGS)}"
+        )
     if weighting == "simple":
         return np.ones(schedule.num_timesteps)
+    if prediction_type == "eps" and schedule.has_zero_terminal_snr:
+        raise ValueError(
+            "eps prediction has no weights at a zero terminal signal-to-noise ratio; "
+            "predict v or x0"
+        )
     if weighting == "snr":
         weights = snr_weights(schedule)
     elif weighting == "truncated_snr":
@@ -147,19 +157,16 @@ def loss_weights(
         weights = sigmoid_weights(schedule, sigmoid_bias)
     elif weighting == "variational":
         weights = variational_weights(schedule, variance_type)
-    elif weighting == "score_matching":
-        weights = score_matching_weights(schedule)
     else:
+        weights = score_matching_weights(schedule)
+    if prediction_type == "eps":
+        weights = weights / schedule.snr
+    elif prediction_type == "v":
+        weights = weights / (schedule.snr + 1)
+    largest = weights.max()
+    if not largest <= np.finfo(np.float32).max:
         raise ValueError(
-            f"weighting {weighting!r} is unknown; it can be {', '.join(WEIGHTINGS)}"
+            f"weighting {weighting!r} has a largest weight of {largest:.3g}, beyond "
+            "float32; change its parameters"
         )
-    if prediction_type == "x0":
-        return weights
-    if prediction_type == "v":
-        return weights / (schedule.snr + 1)
-    if schedule.has_zero_terminal_snr:
-        raise ValueError(
-            "eps prediction has no weights at a zero terminal signal-to-noise ratio; "
-            "predict v or x0"
-        )
-    return weights / schedule.snr
+    return weights

@@ -50,9 +50,15 @@ def test_points_are_not_clipped_images_are():
     def far(params, x_t, t, cond, *, train, key):
         return jnp.full_like(x_t, 5.0)
 
-    for data, end in ((DataConfig(image_size=(), channels=2), 5.0), (DataConfig(), 1.0)):
-        config = Config(data=data, process=ProcessConfig(prediction="x0"))
-        sampling = SamplingConfig(steps=4)
+    points = DataConfig(image_size=(), channels=2)
+    for data, clip, end in (
+        (points, True, 5.0),
+        (DataConfig(), True, 1.0),
+        (DataConfig(), False, 5.0),
+    ):
+        sampling = SamplingConfig(steps=4, clip_x0=clip)
+        process = ProcessConfig(prediction="x0")
+        config = Config(data=data, process=process, sampling=sampling)
         schedule = experiment.make_schedule(config.process)
         table = experiment.make_table(schedule, config.process, sampling)
         sampler = experiment.make_sampler(config, far, table, parallel.make_mesh())
@@ -192,7 +198,13 @@ REFUSED = {
     ),
     "process.schedule=custom process.num_timesteps=2 sampling.steps=2 "
     "process.betas=(0.1, 1.2)": "betas[1] (1.2) must be between 0 and 1",
-    "process.betas=(0.1, 'x')": "process.betas ((0.1, 'x')) must hold numbers",
+    "process.betas=(0.1, 'x')": "process.betas ((0.1, 'x')) must be a tuple of Python",
+    "process.schedule=cosin process.betas=(0.1,)": "did you mean cosine?",
+    "process.log_snr_shift=11.0": "process.log_snr_shift (11.0) must be in -10 .. 10",
+    "process.num_timesteps=4000 process.beta_end=0.1": "set it to v or x0",
+    "loss.weighting=p2 loss.p2_gamma=100.0 loss.p2_k=1e-6": (
+        "weighting 'p2' has a largest weight of"
+    ),
     "process.variance=learned": "set loss.kind to hybrid or variational",
     "loss.timesteps=stratified data.batch_size=1000000 process.num_timesteps=2000": (
         "data.batch_size (1000000) must be at most 536870 for stratified"

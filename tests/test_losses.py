@@ -210,6 +210,51 @@ def half(*args, **options):
     return wrong(*args, **options)[..., :2]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.prediction_loss,
+        losses.score_matching_loss,
+        losses.variational_loss,
+        losses.hybrid_loss,
+    ],
+)
+def test_the_network_is_told_all_that_the_loss_is_told(loss, pixels):
+    told = {}
+
+    def spy(params, x_t, t, cond, *, train, key):
+        told.update(params=params, t=t, cond=cond, train=train, key=key)
+        of_two = loss in (losses.variational_loss, losses.hybrid_loss)
+        return wrong(params, x_t, t, cond, train=train, key=key)[:, : 4 if of_two else 2]
+
+    x0, t, noise = pixels
+    loss(spy, "params", SCHEDULE, x0, t, noise, cond="cond", train=True, key="key")
+    np.testing.assert_array_equal(told.pop("t"), t)
+    assert told == {"params": "params", "cond": "cond", "train": True, "key": "key"}
+
+
+def test_huber_turns_where_it_is_told_to():
+    """x_0 = 2 predicted as 0: delta (2 - delta / 2), in both losses."""
+    x0, t = jnp.full((1, 2), 2.0), jnp.array([50])
+    for loss, options in (
+        (losses.prediction_loss, {}),
+        (losses.hybrid_loss, {"variational_scale": 0.0}),
+    ):
+        width = 4 if options else 2
+        found = ask(
+            loss,
+            lambda *_, width=width, **__: jnp.zeros((1, width)),
+            x0,
+            t,
+            x0,
+            prediction_type="x0",
+            norm="huber",
+            huber_delta=0.5,
+            **options,
+        )
+        assert float(found[0]) == pytest.approx(0.875)
+
+
 def test_weights_multiply_the_loss_of_their_timestep(pixels):
     table = np.linspace(1, 2, 100)
     plain = ask(losses.prediction_loss, half, *pixels)

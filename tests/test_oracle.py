@@ -201,6 +201,14 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
     np.testing.assert_allclose(log_variance, np.log(np.maximum(exact, 1e-12)), atol=2e-4)
 
 
+@pytest.mark.parametrize("t", [-1, 1000])
+def test_t_out_of_range_gives_nan(t):
+    found = oracle.oracle_apply_fn(DATA["mixture"], SCHEDULE, "eps", learned=True)(
+        None, jnp.zeros((1, 2)), jnp.array([t])
+    )
+    assert np.isnan(found).all()
+
+
 def test_images_are_data_of_any_shape():
     levels = np.arange(5 * 2 * 3).reshape(5, 2, 3, 1)
     data = oracle.discrete(levels, np.ones(5))
@@ -222,6 +230,9 @@ def test_images_are_data_of_any_shape():
         (lambda: oracle.mixture([1, 1], [[0.0], [1.0]], -1.0), "all be above 0"),
         (lambda: oracle.mixture([1], [[np.inf]], 1.0), "finite"),
         (lambda: oracle.discrete([[256]], [1]), "0 .. 255"),
+        (lambda: oracle.discrete(np.zeros((0, 2), int), []), "K"),
+        (lambda: oracle.mixture([], np.zeros((0, 2)), 1.0), "K"),
+        (lambda: oracle.mixture([1], [[0.0, 1.0]], [1, 2, 3]), "must broadcast to"),
         (lambda: oracle.discrete([[0.5]], [1]), "0 .. 255"),
         (lambda: oracle.discrete([[3], [3]], [1, 1]), "once"),
         (lambda: oracle.oracle_apply_fn(DATA["points"], SCHEDULE, "noise"), "'noise'"),

@@ -148,11 +148,22 @@ def test_where_nothing_is_left_of_x0_the_noise_does_not_tell_it(source, target):
     schedule = make_schedule(schedules.jsd_betas(4))
     convert = getattr(predictions, f"{target}_from_{source}")
     x = jnp.ones((2, 3))
-    with pytest.raises(ValueError, match="alphas_cumprod is 0 at t = 3"):
+    with pytest.raises(ValueError, match="alphas_cumprod is 0, or nearly, at t = 3"):
         convert(schedule, x, jnp.array([1, 3]), x)
     assert np.isfinite(convert(schedule, x, jnp.array([1, 2]), x)).all()
     found = jax.jit(lambda t: convert(schedule, x, t, x))(jnp.array([1, 3]))
     assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_float32_cannot_hold_of_x0_is_nothing():
+    """alphas_cumprod of 1e-80: its root is in float64, its inverse not in float32."""
+    schedule = make_schedule(np.array([0.5] + [1 - 1e-8] * 10))
+    assert 0 < schedule.alphas_cumprod[-1] < 1e-79 and schedule.has_zero_terminal_snr
+    x = jnp.ones((1, 3))
+    with pytest.raises(ValueError, match="alphas_cumprod is 0, or nearly, at t = 10"):
+        predictions.x0_from_eps(schedule, x, jnp.array([10]), x)
+    assert not make_schedule(schedule.betas[:9]).has_zero_terminal_snr
 
 
 def test_where_nothing_is_left_of_x0_v_is_its_negative():

@@ -198,6 +198,10 @@ def test_a_shift_moves_log_snr_by_the_same_everywhere(size):
     moved = make_schedule(schedules.shift_log_snr(betas, shift))
     snr = make_schedule(betas).snr * (64 / size) ** 2
     np.testing.assert_allclose(moved.snr, snr, rtol=1e-9)
+    far = schedules.shift_log_snr(betas, 10.0)
+    np.testing.assert_allclose(
+        make_schedule(far).log_snr, np.log(snr) - shift + 10, atol=1e-6
+    )
     back = schedules.shift_log_snr(moved.betas, -shift)
     np.testing.assert_allclose(back, betas, rtol=1e-8)
 
@@ -226,6 +230,8 @@ def test_bad_betas_are_refused(betas, said):
 
 
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="add no noise to rescale"):
+        schedules.rescale_zero_terminal_snr(np.array([1e-20, 1e-19]))
     with pytest.raises(ValueError, match=r"beta_end \(1.5\)"):
         linear_betas(10, beta_end=1.5)
     with pytest.raises(ValueError, match=r"beta_start \(0\)"):

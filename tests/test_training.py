@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import chex
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import experiment, generation, runs
+from diffusion_jax import experiment, generation, runs, timestep_sampling
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -390,6 +391,25 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     np.testing.assert_allclose(found[1].losses, found[4].losses, rtol=1e-3)
 
 
+def test_the_step_weighs_each_loss_and_records_it_alone(monkeypatch):
+    """x_0 = 0, 1, .. 7 predicted as 0, drawn at t = 3, 4, .. with weights 1, 2, .."""
+    t, weights = jnp.arange(3, 11), jnp.arange(1.0, 9.0)
+    monkeypatch.setattr(timestep_sampling, "importance_timesteps", lambda *_: (t, weights))
+    step, state = simple_step(
+        process=ProcessConfig(num_timesteps=20, beta_end=0.6, prediction="x0"),
+        loss=LossConfig(timesteps="loss_second_moment"),
+    )
+    x0 = jnp.arange(8.0)[:, None] * jnp.ones((8, 4))
+    state, metrics = step(state, x0)
+    squares = np.arange(8.0) ** 2
+    assert float(metrics.loss) == pytest.approx((np.asarray(weights) * squares).mean())
+    # The gradient of w is the mean of -2 weight x_0.
+    gradient = (2 * np.asarray(weights) * np.arange(8)).mean()
+    assert float(metrics.grad_norm) == pytest.approx(gradient)
+    np.testing.assert_allclose(state.loss_history.losses[3:11, 0], squares)
+    assert state.loss_history.counts.tolist() == [0] * 3 + [1] * 8 + [0] * 9
+
+
 def test_stratified_timesteps_are_used_by_the_step():
     """A network that says t: each batch of 10 out of 20 timesteps has every second one."""
     seen = []
@@ -412,6 +432,15 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
     loop.train(points_config(sample_every=20), finished[0], points)
     assert "is finished: it has 30 steps of 30" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_may_change_is_kept_in_a_finished_run(finished, tmp_path, points):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = points_config(sample_every=20)
+    config.sampling.variance = "fixed_large"
+    loop.train(config, folder, points)
+    assert runs.read_config(folder).sampling.variance == "fixed_large"
 
 
 def test_a_changed_config_is_refused_by_name(finished, points):
@@ -601,6 +630,21 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
         assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
         back = checkpoints.restore(2, state)
     assert_same_bits(back, state._replace(step=jnp.int32(2)))
+    # A part without arrays is not saved, so that a run from before it had one is read.
+    assert state.loss_history == ()
+    saved = {p.name for p in (tmp_path / "checkpoints/6").rglob("*loss_history*")}
+    text = (tmp_path / "checkpoints/6/state/_METADATA").read_text()
+    assert not saved and "ema_params" in text and "loss_history" not in text
+
+
+def test_without_held_out_losses_the_newest_are_kept_alone(tmp_path):
+    tx = optax.sgd(0.1)
+    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, Config())
+    with Checkpoints(tmp_path / "checkpoints", 2, writing=True) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(state._replace(step=jnp.int32(step)), None)
+    kept = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert sorted(kept) == [4, 5]
 
 
 # The step, with a network of one weight

@@ -146,7 +146,8 @@ def _noise_levels(
 
 
 def _table(timesteps, alphas_cumprod, prediction_type, **weights):
-    if prediction_type == "eps" and (alphas_cumprod == 0).any():
+    no_signal = np.sqrt(alphas_cumprod[0]) < np.finfo(np.float32).tiny
+    if prediction_type == "eps" and no_signal:
         raise ValueError(
             "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
             "because the noise there says nothing of x_0; predict v or x0"

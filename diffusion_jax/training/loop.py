@@ -139,13 +139,13 @@ class Trainer:
         """
         training = self.config.training
         state, start = self._first_state(initial)
+        runs.write_config(self.workdir, self.config)
         if start >= training.num_steps:
             print(
                 f"{self.workdir} is finished: it has {start:,} steps of "
                 f"{training.num_steps:,}; for more: --config.training.num_steps"
             )
             return state
-        runs.write_config(self.workdir, self.config)
         self._draw_forward()
         if self.stop.wanted:
             return state
@@ -293,6 +293,9 @@ class Trainer:
         samples, frames = self.sampler(
             state.ema_params, jax.random.key(self.config.seed), np.arange(count)
         )
+        if not np.isfinite(samples).all():
+            print(f"the samples at step {step:,} are not finite: no picture of them")
+            return
         picture = runs.samples_path(self.workdir) / f"step_{step:06d}.png"
         pictures.save_samples(picture, self._examples(np.asarray(samples)[:wanted]))
         titles = [f"{done} of {self.frames[-1]} steps" for done in self.frames]

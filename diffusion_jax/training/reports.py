@@ -52,7 +52,7 @@ class Reports:
         bad = ~(np.isfinite(losses) & np.isfinite(norms))
         if bad.any():
             raise RunFailed(
-                f"loss or gradient is not finite at step {first + int(bad.argmax()):,} "
+                f"loss or gradient is not finite at step {first + int(np.argmax(bad)):,} "
                 f"(loss {losses[bad][0]}, gradient norm {norms[bad][0]}); "
                 f"{self.newest_checkpoint()}; a lower optimizer.learning_rate or a longer "
                 "optimizer.warmup_steps may help"
