@@ -33,6 +33,8 @@ LONG = {
     "python train.py --config configs/swiss_roll.py": FEWER_STEPS,
     "python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4 "
     "--workdir runs/slower": FEWER_STEPS,
+    "python train.py --config configs/digits.py --config.process.variance=learned "
+    "--config.loss.kind=hybrid --workdir runs/learned": FEWER_STEPS,
     PICTURES: f"{FEWER_STEPS} {NARROW}",
     f"{PICTURES} --config.training.num_steps=20 --config.data.batch_size=4 "
     "--config.model.base_channels=32 --workdir runs/smoke": "",
