@@ -36,7 +36,7 @@ def make_schedule(process: ProcessConfig) -> Schedule:
     """
     with _values_refused():
         if process.schedule == "custom":
-            betas = schedules.check_betas(np.array(process.betas))
+            betas = np.array(process.betas)
         else:
             betas = schedules.named_betas(
                 process.schedule,

@@ -16,8 +16,8 @@ from diffusion_jax.predictions import p_mean_log_variance
 from diffusion_jax.process import q_posterior
 from diffusion_jax.schedules import Schedule
 
-# Half the distance of two levels of 8-bit images in [-1, 1], and log of the smallest
-# probability that a level is given.
+# Half the distance of two levels of 8-bit images in [-1, 1], and the smallest probability
+# that a level is given.
 _HALF_BIN = 1 / 255
 _MIN_PROBABILITY = 1e-12
 

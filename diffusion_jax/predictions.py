@@ -217,6 +217,16 @@ def log_variance_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return schedule.posterior_log_variance_clipped, np.log(schedule.betas)
 
 
+def fixed_log_variance(schedule: Schedule, variance_type: str) -> np.ndarray:
+    """The log variance of a reverse step that is not learned, float64 [T].
+
+    log beta-tilde ("fixed_small") or log beta ("fixed_large"); at t = 0, where beta-tilde
+    is 0, both are log beta-tilde of t = 1, as in the authors' code.
+    """
+    low, high = log_variance_bounds(schedule)
+    return low if variance_type == "fixed_small" else np.append(low[0], high[1:])
+
+
 def p_mean_log_variance(
     schedule: Schedule,
     variance_type: str,
@@ -229,8 +239,7 @@ def p_mean_log_variance(
 
     The mean is that of q(x_{t-1} | x_t, x_0) (DDPM eq. 7). The variance is
 
-    - "fixed_small": beta-tilde; at t = 0 that of t = 1, because it is 0 there,
-    - "fixed_large": beta; at t = 0 the same beta-tilde (as the authors' code has it),
+    - "fixed_small" or "fixed_large": that of `fixed_log_variance`,
     - "learned": exp(w log beta + (1 - w) log beta-tilde), w = (variance_output + 1) / 2
       (IDDPM eq. 15).
 
@@ -247,13 +256,11 @@ def p_mean_log_variance(
     """
     check_variance_type(variance_type)
     mean, _, log_small = q_posterior(schedule, x0, x_t, t)
-    if variance_type == "fixed_small":
-        return mean, log_small
-    low, high = log_variance_bounds(schedule)
-    if variance_type == "fixed_large":
-        return mean, at(np.append(low[0], high[1:]), t, x0)
+    if variance_type != "learned":
+        return mean, at(fixed_log_variance(schedule, variance_type), t, x0)
     if variance_output is None:
         raise ValueError("variance 'learned' needs the variance output of the network")
+    _, high = log_variance_bounds(schedule)
     share = (variance_output + 1) / 2
     return mean, share * at(high, t, x0) + (1 - share) * log_small
 

@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_jax.predictions import (
     check_prediction_type,
     check_variance_type,
-    log_variance_bounds,
+    fixed_log_variance,
 )
 from diffusion_jax.schedules import Schedule
 
@@ -94,10 +94,8 @@ def variational_weights(
     check_variance_type(variance_type)
     if variance_type == "learned":
         raise ValueError("a learned variance has no variational weights; use its own loss")
-    low, high = log_variance_bounds(schedule)
-    if variance_type == "fixed_large":
-        low = np.append(low[0], high[1:])
-    nats = schedule.posterior_mean_coef1**2 / (2 * np.exp(low))
+    variance = np.exp(fixed_log_variance(schedule, variance_type))
+    nats = schedule.posterior_mean_coef1**2 / (2 * variance)
     return schedule.num_timesteps * nats / math.log(2)
 
 

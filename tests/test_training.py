@@ -208,18 +208,23 @@ def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
     assert float(way / whole) == pytest.approx(0.1, rel=1e-4)
 
 
+def steps_on_devices(step, n):
+    """The compiled steps with the batch split over the first n devices."""
+    mesh = jax.make_mesh(
+        (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
+    )
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    return jax.jit(
+        make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
+    )
+
+
 def test_one_device_and_four_give_the_same_losses(unet_steps):
     _, initial, batches, step = unet_steps
     found = {}
     for n in (1, 4):
-        mesh = jax.make_mesh(
-            (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
-        )
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
-        steps = jax.jit(
-            make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
-        )
+        steps = steps_on_devices(step, n)
         state, metrics = steps(initial, batches, 4)
         found[n] = np.asarray(metrics.loss)
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
@@ -374,14 +379,7 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     batches = jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2)
     found = {}
     for n in (1, 4):
-        mesh = jax.make_mesh(
-            (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
-        )
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
-        steps = jax.jit(
-            make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
-        )
+        steps = steps_on_devices(step, n)
         history = steps(init_state(init_fn, tx, config), batches, 20)[0].loss_history
         found[n] = history
         copies = [np.asarray(shard.data) for shard in history.losses.addressable_shards]

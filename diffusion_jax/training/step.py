@@ -43,7 +43,6 @@ def make_train_step(
     def train_step(state: TrainState, examples: jax.Array) -> tuple[TrainState, Metrics]:
         k_loss, k_data = jax.random.split(jax.random.fold_in(state.key, state.step))
         x0 = to_x0(k_data, examples)
-
         draw = _timestep_sampler(config, state)
 
         def mean_loss(params: Any):
