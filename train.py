@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from diffusion_jax import command_line, parallel
+from diffusion_jax import command_line, compilation_cache, parallel
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.training import loop
 from diffusion_jax.training.plan import load_data, make_plan
@@ -31,6 +31,7 @@ _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start a new run from the weights of a run, or of an exported file."
 )
 _INIT_WEIGHTS = flags.DEFINE_string("init_weights", "ema", "Of that run: ema or raw.")
+_CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main(config: Config) -> None:
@@ -41,6 +42,7 @@ def main(config: Config) -> None:
         print(to_json(plan.config), end="")
         return
     check_choice("--init_weights", _INIT_WEIGHTS.value, KINDS)
+    compilation_cache.use(_CACHE.value)
     print(f"run: {workdir}")
     loop.train(
         config,

@@ -23,6 +23,7 @@ from diffusion_jax.command_line import load_config
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.samplers.steps import trailing_timesteps
 from diffusion_jax.samplers.tables import ddim_table, ddpm_table
+from diffusion_jax.sampling import make_sampler
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import Trainer
 from diffusion_jax.training.plan import make_plan
@@ -136,17 +137,15 @@ def sampling() -> Iterator[Figure]:
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64, jnp.int32)
     count = 200
 
-    def chain(table):
-        return experiment.make_sampler(config, apply_fn, table, parallel.make_mesh())
-
+    sampler = make_sampler(config, apply_fn, parallel.make_mesh())
     steps = trailing_timesteps(schedule.num_timesteps, 50)
-    ddim = chain(ddim_table(schedule, steps))
+    ddim = ddim_table(schedule, steps)
     steps = trailing_timesteps(schedule.num_timesteps, count)
-    ddpm = chain(ddpm_table(schedule, steps))
+    ddpm = ddpm_table(schedule, steps)
     short, long, forwards = in_turns(
         [
-            lambda: ddim(params, key, indices),
-            lambda: ddpm(params, key, indices),
+            lambda: sampler(params, ddim, key, indices),
+            lambda: sampler(params, ddpm, key, indices),
             lambda: [forward(params, x, t) for _ in range(count)],
         ],
         rounds=9,

@@ -146,12 +146,19 @@ class TrainingConfig:
 class SamplingConfig:
     """What `sample.py` does unless its flags say otherwise."""
 
-    sampler: str = "ddpm"  # ddpm, ddim
-    steps: int = 1000
-    spacing: str = "trailing"  # trailing, linspace
-    eta: float = 0.0  # ddim only.
-    variance: str = ""  # ddpm only: another one than the process says.
-    clip_x0: bool = True
+    # ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, euler, heun, langevin
+    sampler: str = "ddpm"
+    steps: int = 1000  # S, the number of timesteps, 1 .. process.num_timesteps.
+    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic
+    spacing: str = "trailing"
+    timesteps: tuple[float, ...] = ()  # A list of one's own, instead of steps and spacing.
+    eta: float = 0.0  # ddim, dpmpp_2m, dpmpp_3m: 0 (deterministic) .. 1 (as noisy as ddpm).
+    churn: float = 0.0  # euler, heun: EDM's S_churn; 0 is deterministic.
+    variance: str = ""  # ddpm: another one than the process says.
+    langevin_steps: int = 0  # After each step of a sampler; of langevin, at each timestep.
+    langevin_step_size: float = 0.05  # Over the variance of the noise at that timestep.
+    threshold: str = "static"  # Of images' predicted x_0: static, dynamic, none.
+    dynamic_percentile: float = 0.995  # Of absolute values, which dynamic leaves in range.
     batch_size: int = 64
 
 

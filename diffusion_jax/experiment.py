@@ -1,29 +1,20 @@
-"""From a config to the parts that it describes: schedule, network, sampler.
+"""From a config to the parts that it describes: schedule, loss, network.
 
 The trainer and the sampling command both start here. Whatever the maths refuses
 (a beta of 2, more steps than T) comes out as BadRequest.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_jax import losses, networks, parallel, schedules, weightings
-from diffusion_jax.config import (
-    Config,
-    ProcessConfig,
-    SamplingConfig,
-    UNetConfig,
-)
-from diffusion_jax.samplers.chain import sample_chain
-from diffusion_jax.samplers.steps import spaced_timesteps
-from diffusion_jax.samplers.tables import SamplerTable, ddim_table, ddpm_table
+from diffusion_jax import losses, networks, schedules, weightings
+from diffusion_jax.config import Config, ProcessConfig, UNetConfig
 from diffusion_jax.schedules import Schedule
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.validation import BadRequest, values_refused
 
 LossFn = Callable[..., jax.Array]
 
@@ -34,7 +25,7 @@ def make_schedule(process: ProcessConfig) -> Schedule:
     Raises:
       BadRequest: for T < 2, a beta outside (0, 1), or an unknown schedule.
     """
-    with _values_refused():
+    with values_refused():
         if process.schedule == "custom":
             betas = np.array(process.betas)
         else:
@@ -70,7 +61,7 @@ def make_loss(config: Config, apply_fn: losses.ApplyFn, schedule: Schedule) -> L
     if loss.kind == "variational":
         options: dict[str, Any] = {"variance_type": process.variance}
     else:
-        with _values_refused():
+        with values_refused():
             weights = weightings.loss_weights(
                 schedule,
                 process.prediction,
@@ -115,87 +106,3 @@ def make_network(
     channels = config.data.channels * (2 if config.process.variance == "learned" else 1)
     module = kind(out_channels=channels, **dataclasses.asdict(config.model))
     return networks.as_functions(module, config.data.shape)
-
-
-def make_table(
-    schedule: Schedule, process: ProcessConfig, sampling: SamplingConfig
-) -> SamplerTable:
-    """The sampler's table of a config.
-
-    Raises:
-      BadRequest: for more steps than T, eta outside 0 .. 1, or an unknown name.
-    """
-    with _values_refused():
-        timesteps = spaced_timesteps(
-            sampling.spacing, schedule.num_timesteps, sampling.steps
-        )
-        if sampling.sampler == "ddim":
-            return ddim_table(
-                schedule,
-                timesteps,
-                prediction_type=process.prediction,
-                eta=sampling.eta,
-            )
-        if sampling.sampler == "ddpm":
-            return ddpm_table(
-                schedule,
-                timesteps,
-                prediction_type=process.prediction,
-                variance_type=sampling.variance or process.variance,
-            )
-        raise ValueError(f"sampling.sampler {sampling.sampler!r} is unknown")
-
-
-@contextlib.contextmanager
-def _values_refused() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-
-
-def make_sampler(
-    config: Config,
-    apply_fn: Callable[..., jax.Array],
-    table: SamplerTable,
-    mesh: jax.sharding.Mesh,
-    *,
-    frames: Sequence[int] = (),
-    on_progress: Callable[[Any], None] | None = None,
-) -> Callable[[Any, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]:
-    """The whole chain as one compiled program, its batch split over the mesh.
-
-    Args:
-      config: of the run.
-      apply_fn: its network.
-      table: rows to run.
-      mesh: the devices.
-      frames: states to keep; see `sample_chain`.
-      on_progress: called with the rows done, a hundred times a chain.
-
-    Returns:
-      sampler(params, key, sample_indices) -> (samples, frames), compiled at the first
-      call with a batch of that size.
-    """
-    is_image = bool(config.data.image_size)
-
-    def sampler(params: Any, key: jax.Array, sample_indices: jax.Array):
-        return sample_chain(
-            apply_fn,
-            params,
-            table,
-            key,
-            sample_indices,
-            shape=config.data.shape,
-            clip_x0=config.sampling.clip_x0 and is_image,
-            frames=frames,
-            progress_every=max(1, table.num_rows // 100),
-            on_progress=on_progress,
-        )
-
-    whole, rows = parallel.replicated(mesh), parallel.split_batch(mesh)
-    return jax.jit(
-        sampler,
-        in_shardings=(whole, whole, rows),
-        out_shardings=(rows, parallel.split_batch(mesh, axis=1)),
-    )

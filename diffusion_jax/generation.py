@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import experiment, parallel, runs
+from diffusion_jax import experiment, parallel, runs, sampling
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.data.transforms import to_examples
 from diffusion_jax.interrupts import stop_on_interrupt
@@ -66,7 +66,8 @@ def generate(
     except ValueError as error:
         raise BadRequest(str(error)) from error
     schedule = experiment.make_schedule(config.process)
-    table = experiment.make_table(schedule, config.process, config.sampling)
+    table = sampling.make_table(schedule, config.process, config.sampling)
+    num_steps = len(sampling.make_timesteps(schedule, config.sampling))
     chain_suffixes = ("_chain.png", "_chain.gif") if show_chain else ()
     results = [_result(out, s) for s in (".png", ".json", *chain_suffixes, ".npz")]
     for path in results:
@@ -85,6 +86,7 @@ def generate(
         "seed": seed,
         "num": num,
         **dataclasses.asdict(config.sampling),
+        "network_calls": table.num_rows,
         "show_chain": show_chain,
         "devices": parallel.describe_devices(),
         "versions": {
@@ -97,16 +99,19 @@ def generate(
         first, num_batches = partial.first_missing(), -(-num // batch)
         frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
         done = [first * table.num_rows]
-        bar = ProgressBar("sampling", num_batches * table.num_rows, "steps", done[0])
-        sampler = experiment.make_sampler(
+        bar = ProgressBar("sampling", num_batches * table.num_rows, "calls", done[0])
+        sampler = sampling.make_sampler(
             config,
             apply_fn,
-            table,
             mesh,
             frames=frames,
             on_progress=lambda rows: bar.report(done[0] + int(rows)),
         )
-        bar.say(f"compiling a chain of {table.num_rows:,} steps for batches of {batch}")
+        calls = f"{table.num_rows:,} network call{'s' if table.num_rows > 1 else ''}"
+        bar.say(
+            f"{config.sampling.sampler} with {num_steps:,} timesteps, which take {calls}; "
+            f"compiling for batches of {batch}"
+        )
         enough = -(-num // mesh.size) * mesh.size
         if 2 * enough <= batch:
             bar.say(
@@ -118,7 +123,7 @@ def generate(
                 # A last batch that is not full is computed in full, so that the shape,
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
-                samples, chain = sampler(params, jax.random.key(seed), indices)
+                samples, chain = sampler(params, table, jax.random.key(seed), indices)
                 kept = min(batch, num - i * batch)
                 if not np.isfinite(samples).all():
                     raise runs.RunFailed(
@@ -151,7 +156,8 @@ class _Partial:
     """The folder P.partial of a request that is being worked on."""
 
     def __init__(self, out: pathlib.Path, request: dict[str, Any]):
-        self.out, self.request = out, request
+        self.out = out
+        self.request = json.loads(json.dumps(request))  # As it is read back.
         self.folder = _result(out, ".partial")
 
     def claim(self, results: list[pathlib.Path], overwrite: bool) -> None:

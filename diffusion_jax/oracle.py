@@ -150,8 +150,12 @@ def entropy(data: Mixture) -> float:
 def noise_level(schedule: Schedule, t: Any, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     """(signal, sigma) at t [B] or scalar, rounded once from float64 to `dtype`.
 
-    NaN where t is out of range.
+    Real-valued t, as samplers have it, is read between the indices as
+    `schedules.alphas_cumprod_at` says. NaN where t is out of range.
     """
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        return _between(schedule, t.astype(dtype))
     signal, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     return _get(signal, t, dtype), _get(sigma, t, dtype)
 
@@ -255,6 +259,17 @@ def oracle_apply_fn(
         return jnp.concatenate([output, between], axis=-1)
 
     return apply_fn
+
+
+def _between(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(signal, sigma) at real-valued t, in its dtype."""
+    indices = jnp.arange(schedule.num_timesteps, dtype=t.dtype)
+    # A share of 0 has no finite logarithm: this is 1e-300, to which float32 rounds 0.
+    log_of = np.log(np.maximum(schedule.alphas_cumprod, 1e-300))
+    log_share = jnp.interp(
+        t, indices, jnp.asarray(log_of, t.dtype), left=jnp.nan, right=jnp.nan
+    )
+    return jnp.exp(log_share / 2), jnp.sqrt(-jnp.expm1(log_share))
 
 
 def _wide(level: Any, x_t: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ SCHEDULES = ("linear", "cosine", "quadratic", "constant", "sigmoid", "jsd")
 
 # More signal than this in x_T (3 % of its amplitude), and it is not the noise that
 # sampling starts from.
-_MAX_TERMINAL_SIGNAL = 1e-3
+MAX_TERMINAL_SIGNAL = 1e-3
 
 
 class Schedule(NamedTuple):
@@ -269,6 +269,47 @@ def make_schedule(betas: np.ndarray) -> Schedule:
     )
 
 
+def alphas_cumprod_at(schedule: Schedule, times: np.ndarray) -> np.ndarray:
+    """alphas_cumprod at real-valued times: its logarithm is linear between indices.
+
+    Args:
+      schedule: the noise process.
+      times: float64 [S], each in 0 .. T-1.
+
+    Returns:
+      float64 [S]; at whole numbers the schedule's own values.
+    """
+    times = np.asarray(times, np.float64)
+    before = np.floor(times).astype(int)
+    after = np.minimum(before + 1, schedule.num_timesteps - 1)
+    share = times - before
+    with np.errstate(divide="ignore"):  # No signal at the end: none on the way there.
+        log_of = np.log(schedule.alphas_cumprod)
+    whole = share == 0
+    share = np.where(whole, 0.5, share)  # Of those nothing is used: 0 * inf is not a 0.
+    between = np.exp((1 - share) * log_of[before] + share * log_of[after])
+    return np.where(whole, schedule.alphas_cumprod[before], between)
+
+
+def times_at_log_snr(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+    """The real-valued times with these log signal-to-noise ratios.
+
+    The inverse of `alphas_cumprod_at`. Ratios beyond those of the schedule (of which the
+    last one counts only if it is above zero) give the time of the nearest.
+
+    Args:
+      schedule: the noise process.
+      log_snr: float64 [S], natural logarithms.
+
+    Returns:
+      float64 [S], each in 0 .. T-1.
+    """
+    noisy = schedule.alphas_cumprod > 0
+    log_of = np.log(schedule.alphas_cumprod[noisy])
+    # log sigmoid: alphas_cumprod is SNR / (1 + SNR). np.interp wants rising abscissas.
+    return np.interp(np.logaddexp(0, -log_snr), -log_of, np.flatnonzero(noisy))
+
+
 def check_betas(betas: np.ndarray) -> np.ndarray:
     """The betas as float64 [T].
 
@@ -296,7 +337,7 @@ def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:
             f"betas[{t + 1}] is {betas[t + 1]:.6g}",
             stacklevel=3,
         )
-    if terminal > _MAX_TERMINAL_SIGNAL:
+    if terminal > MAX_TERMINAL_SIGNAL:
         warnings.warn(
             f"x_T is not noise: alphas_cumprod[-1] is {terminal:.4g}, so it keeps "
             f"{100 * terminal**0.5:.3g} % of the signal's amplitude, and sampling starts "

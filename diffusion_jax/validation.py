@@ -1,16 +1,19 @@
 """What a user wrote, checked: one line that names the field, its value and the remedy."""
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import reprlib
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.losses import NORMS
 from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
 from diffusion_jax.samplers.steps import SPACINGS
-from diffusion_jax.samplers.tables import SAMPLERS
+from diffusion_jax.samplers.tables import METHODS
+from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
 from diffusion_jax.weightings import WEIGHTINGS
@@ -18,6 +21,15 @@ from diffusion_jax.weightings import WEIGHTINGS
 
 class BadRequest(Exception):
     """What the user asked for cannot be done; str() is one line that says why."""
+
+
+@contextlib.contextmanager
+def values_refused() -> Iterator[None]:
+    """What the maths refuses in this context with ValueError comes out as BadRequest."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
 
 
 def check(config: Any) -> None:
@@ -57,10 +69,12 @@ def check(config: Any) -> None:
             f"data.image_size {config.data.image_size} must be (size,) or "
             "(height, width), or () for points"
         )
-    if config.sampling.steps > config.process.num_timesteps:
+    if config.sampling.steps > config.process.num_timesteps and not (
+        config.sampling.timesteps
+    ):
         raise BadRequest(
             f"sampling.steps ({config.sampling.steps}) must be at most "
-            f"process.num_timesteps ({config.process.num_timesteps}); set it as well"
+            f"process.num_timesteps ({config.process.num_timesteps})"
         )
     if config.data.random_flip and not config.data.image_size:
         raise BadRequest("data.random_flip (True) is for images, not for points")
@@ -202,6 +216,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.keep_checkpoints": (1, 10**6),
     "sampling.steps": (1, 2**31 - 1),
     "sampling.eta": (0, 1),
+    "sampling.churn": (0, 10**6),
+    "sampling.langevin_steps": (0, 10**4),
+    "sampling.langevin_step_size": (1e-6, 1),
+    "sampling.dynamic_percentile": (0, 1),
     "sampling.batch_size": (1, 2**20),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -217,9 +235,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "loss.timesteps": TIMESTEP_SAMPLERS,
     "optimizer.name": ("adam", "adamw"),
     "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
-    "sampling.sampler": SAMPLERS,
+    "sampling.sampler": tuple(METHODS),
     "sampling.spacing": SPACINGS,
     "sampling.variance": ("", *VARIANCES),
+    "sampling.threshold": THRESHOLDS,
 }
 
 

@@ -32,7 +32,10 @@ MODULES = {
     "timestep_sampling": "timestep_sampling",
     "losses": "losses",
     "oracle": "oracle",
-    "samplers/tables": "samplers",
+    "samplers/rows": "tables",
+    "samplers/steps": "steps",
+    "samplers/tables": "tables",
+    "samplers/thresholding": "thresholding",
 }
 
 

@@ -304,9 +304,21 @@ BAD = [
     (("sample.py", "--workdir=RUN", "--num=0"), "--num 0"),
     (("sample.py", "--workdir=RUN", "--num=-3"), "--num -3"),
     (("sample.py", "--workdir=RUN", "--num=x"), "--num=x"),
-    (("sample.py", "--workdir=RUN", "--steps=51"), "--steps 51 must be in 1 .. 50"),
-    (("sample.py", "--workdir=RUN", "--sampler=ddim", "--eta=1.5"), "--eta 1.5"),
+    (("sample.py", "--workdir=RUN", "--steps=51"), "--steps (51) must be at most"),
+    (("sample.py", "--workdir=RUN", "--steps=0"), "--steps (0) must be in 1 .."),
+    (("sample.py", "--workdir=RUN", "--sampler=ddim", "--eta=1.5"), "--eta (1.5)"),
+    (("sample.py", "--workdir=RUN", "--eta=0.5"), "--eta (0.5) is not for sampler ddpm"),
+    (("sample.py", "--workdir=RUN", "--sampler=heun", "--churn=-1"), "--churn (-1.0)"),
     (("sample.py", "--workdir=RUN", "--sampler=dimm"), "did you mean ddim?"),
+    (("sample.py", "--workdir=RUN", "--spacing=karas"), "did you mean karras?"),
+    (("sample.py", "--workdir=RUN", "--timesteps=3,9"), "3.0 is followed by 9.0"),
+    (("sample.py", "--workdir=RUN", "--timesteps=50,9"), "must lie in 0 .. 49"),
+    (("sample.py", "--workdir=RUN", "--timesteps=9,x"), "--timesteps must be numbers"),
+    (
+        ("sample.py", "--workdir=RUN", "--compilation_cache=/dev/null/x"),
+        "cannot be written",
+    ),
+    (("train.py", *TINY, "--compilation_cache=/proc/x"), "cannot be written"),
     (("sample.py", "--workdir=RUN", "--weights=mean"), "it can be ema, raw"),
 ]
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 from conftest import ROOT
 
-from diffusion_jax import experiment
+from diffusion_jax import experiment, sampling
 from diffusion_jax.command_line import load_config
 from diffusion_jax.config import from_json, to_json
 
@@ -27,7 +27,7 @@ def test_a_config_holds_together_and_survives_the_way_to_the_run(path):
     assert config.name == path.stem
     assert from_json(to_json(config)) == config
     schedule = experiment.make_schedule(config.process)
-    table = experiment.make_table(schedule, config.process, config.sampling)
+    table = sampling.make_table(schedule, config.process, config.sampling)
     assert table.num_rows == config.sampling.steps
     shapes = jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
     assert jax.tree.leaves(shapes)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import experiment, losses, parallel, schedules, weightings
+from diffusion_jax import experiment, losses, sampling, schedules, weightings
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -19,51 +19,8 @@ from diffusion_jax.config import (
     SamplingConfig,
     UNetConfig,
 )
-from diffusion_jax.samplers import steps, tables
 from diffusion_jax.training.plan import make_plan
 from diffusion_jax.validation import BadRequest
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_the_config_decides_the_table(prediction):
-    process = ProcessConfig(
-        num_timesteps=50, beta_start=1e-3, beta_end=0.3, prediction=prediction
-    )
-    schedule = experiment.make_schedule(process)
-    np.testing.assert_allclose(schedule.betas[[0, -1]], [1e-3, 0.3])
-    chosen = steps.linspace_timesteps(50, 7)
-    for sampler, options in (
-        ("ddim", {"eta": 0.3}),
-        ("ddpm", {"variance_type": "fixed_large"}),
-    ):
-        sampling = SamplingConfig(
-            sampler=sampler, steps=7, spacing="linspace", eta=0.3, variance="fixed_large"
-        )
-        found = experiment.make_table(schedule, process, sampling)
-        make = {"ddim": tables.ddim_table, "ddpm": tables.ddpm_table}[sampler]
-        expected = make(schedule, chosen, prediction_type=prediction, **options)
-        for a, b in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_points_are_not_clipped_images_are():
-    def far(params, x_t, t, cond, *, train, key):
-        return jnp.full_like(x_t, 5.0)
-
-    points = DataConfig(image_size=(), channels=2)
-    for data, clip, end in (
-        (points, True, 5.0),
-        (DataConfig(), True, 1.0),
-        (DataConfig(), False, 5.0),
-    ):
-        sampling = SamplingConfig(steps=4, clip_x0=clip)
-        process = ProcessConfig(prediction="x0")
-        config = Config(data=data, process=process, sampling=sampling)
-        schedule = experiment.make_schedule(config.process)
-        table = experiment.make_table(schedule, config.process, sampling)
-        sampler = experiment.make_sampler(config, far, table, parallel.make_mesh())
-        samples, _ = sampler({}, jax.random.key(0), np.arange(4, dtype=np.int32))
-        np.testing.assert_allclose(samples, end, rtol=1e-6)
 
 
 def images_config(**sections):
@@ -173,10 +130,10 @@ def test_learned_variances_are_trained_by_the_bound(kind):
     # The network is twice as wide, and the sampler uses what it says unless told else.
     shapes = jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
     assert shapes["conv_out"]["kernel"].shape[-1] == 2
-    table = experiment.make_table(schedule, config.process, config.sampling)
+    table = sampling.make_table(schedule, config.process, config.sampling)
     assert table.is_learned
     config.sampling.variance = "fixed_small"
-    assert not experiment.make_table(schedule, config.process, config.sampling).is_learned
+    assert not sampling.make_table(schedule, config.process, config.sampling).is_learned
 
 
 REFUSED = {

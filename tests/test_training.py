@@ -542,7 +542,7 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
     it = trainer(tmp_path, points_config(num_samples=4), points)
     used = []
 
-    def sampler(params, key, indices):
+    def sampler(params, table, key, indices):
         used.append(params)
         return np.zeros((4, 2), np.float32), np.zeros((len(it.frames), 4, 2), np.float32)
 

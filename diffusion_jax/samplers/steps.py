@@ -1,10 +1,17 @@
-"""Which timesteps a sampler visits: S strictly falling indices out of 0 .. T-1."""
+"""Which timesteps a sampler visits: S falling times out of 0 .. T-1.
+
+Times are float64. Those of `log_snr` and `karras` lie between the indices, where the
+process goes on as `schedules.alphas_cumprod_at` says; rounded, they would repeat. The
+last row of a table goes on from the last timestep to x_0 itself.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-SPACINGS = ("trailing", "linspace")
+from diffusion_jax.schedules import Schedule, times_at_log_snr
+
+SPACINGS = ("trailing", "linspace", "uniform", "log_snr", "karras", "ddim_quadratic")
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
@@ -13,50 +20,142 @@ def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarra
     Integer arithmetic, so that there are exactly S of them for every S in 1 .. T.
 
     Returns:
-      int32 [S], strictly falling, the first T - 1.
+      float64 [S], whole numbers, strictly falling, the first T - 1.
     """
     _check_count(num_timesteps, num_sampling_steps)
     remaining = np.arange(num_sampling_steps, 0, -1, dtype=np.int64)
-    return (remaining * num_timesteps // num_sampling_steps - 1).astype(np.int32)
+    return (remaining * num_timesteps // num_sampling_steps - 1).astype(np.float64)
 
 
 def linspace_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
     """S timesteps from T - 1 to 0, both visited, rounded half up.
 
     Returns:
-      int32 [S], strictly falling, the first T - 1 (the only one if S is 1), the last 0.
+      float64 [S], whole numbers, strictly falling, the first T - 1 (the only one if S is
+      1), the last 0.
     """
     _check_count(num_timesteps, num_sampling_steps)
     if num_sampling_steps == 1:
-        return np.array([num_timesteps - 1], dtype=np.int32)
+        return np.array([num_timesteps - 1.0])
     gaps = num_sampling_steps - 1
     remaining = np.arange(gaps, -1, -1, dtype=np.int64)
-    return ((2 * remaining * (num_timesteps - 1) + gaps) // (2 * gaps)).astype(np.int32)
+    rounded = (2 * remaining * (num_timesteps - 1) + gaps) // (2 * gaps)
+    return rounded.astype(np.float64)
+
+
+def uniform_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
+    """S timesteps upwards from 0, evenly, turned round: "uniform" in the code of DDIM.
+
+    That code's `range(0, T, T // S)` where S divides T, and exactly S of them elsewhere.
+    It starts below T - 1, at T - T // S, where there is still some signal: `trailing`
+    is better with few steps.
+
+    Returns:
+      float64 [S], whole numbers, strictly falling, the last 0.
+    """
+    _check_count(num_timesteps, num_sampling_steps)
+    done = np.arange(num_sampling_steps - 1, -1, -1, dtype=np.int64)
+    return (done * num_timesteps // num_sampling_steps).astype(np.float64)
+
+
+def log_snr_timesteps(schedule: Schedule, num_sampling_steps: int) -> np.ndarray:
+    """S times from T - 1 to 0, evenly in log SNR (DPM-Solver section 3.4).
+
+    Returns:
+      float64 [S], strictly falling, the first T - 1 (the only one if S is 1), the last 0.
+
+    Raises:
+      ValueError: where the log SNR at T - 1 is not finite.
+    """
+    _check_finite(schedule, num_sampling_steps, "log_snr")
+    first, last = schedule.log_snr[-1], schedule.log_snr[0]
+    return _times(schedule, np.linspace(first, last, num_sampling_steps))
+
+
+def karras_timesteps(
+    schedule: Schedule, num_sampling_steps: int, rho: float = 7.0
+) -> np.ndarray:
+    """S times from T - 1 to 0, evenly in sigma^(1 / rho) (EDM eq. 5).
+
+    sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), the noise beside x_0.
+
+    Returns:
+      float64 [S], strictly falling, the first T - 1 (the only one if S is 1), the last 0.
+
+    Raises:
+      ValueError: where sigma at T - 1 is not finite.
+    """
+    _check_finite(schedule, num_sampling_steps, "karras")
+    first, last = np.exp(-schedule.log_snr[[-1, 0]] / 2 / rho)
+    return _times(schedule, -2 * rho * np.log(np.linspace(first, last, num_sampling_steps)))
+
+
+def ddim_quadratic_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
+    """The list behind DDIM's CIFAR-10 table: linspace(0, sqrt(0.8 T), S)^2, cut off.
+
+    As it is in the authors' code ("quad"): it starts at 0.8 T, and repeats small
+    timesteps (with T = 1000 and S = 50 there are 49 different ones).
+
+    Returns:
+      float64 [S], whole numbers, falling but not strictly, the last 0.
+    """
+    _check_count(num_timesteps, num_sampling_steps)
+    roots = np.linspace(0, np.sqrt(num_timesteps * 0.8), num_sampling_steps)
+    return np.floor(roots**2)[::-1]
 
 
 def spaced_timesteps(
-    spacing: str, num_timesteps: int, num_sampling_steps: int
+    spacing: str, schedule: Schedule, num_sampling_steps: int
 ) -> np.ndarray:
-    """The timesteps of a spacing by its name; int32 [S], strictly falling."""
+    """The timesteps of a spacing by its name, one of SPACINGS; float64 [S], falling."""
+    num_timesteps = schedule.num_timesteps
     if spacing == "trailing":
         return trailing_timesteps(num_timesteps, num_sampling_steps)
     if spacing == "linspace":
         return linspace_timesteps(num_timesteps, num_sampling_steps)
+    if spacing == "uniform":
+        return uniform_timesteps(num_timesteps, num_sampling_steps)
+    if spacing == "log_snr":
+        return log_snr_timesteps(schedule, num_sampling_steps)
+    if spacing == "karras":
+        return karras_timesteps(schedule, num_sampling_steps)
+    if spacing == "ddim_quadratic":
+        return ddim_quadratic_timesteps(num_timesteps, num_sampling_steps)
     raise ValueError(f"spacing {spacing!r} is unknown; it can be {', '.join(SPACINGS)}")
 
 
-def check_timesteps(timesteps: Sequence[int] | np.ndarray, num_timesteps: int) -> None:
-    """Raises ValueError unless the list is strictly falling within 0 .. T-1."""
+def check_timesteps(
+    timesteps: Sequence[float] | np.ndarray, num_timesteps: int, *, repeats: bool = False
+) -> np.ndarray:
+    """The list as float64 [S].
+
+    Raises:
+      ValueError: unless it falls, strictly but for `repeats`, within 0 .. T-1.
+    """
     steps = np.asarray(timesteps)
-    if steps.ndim != 1 or not steps.size or not np.issubdtype(steps.dtype, np.integer):
-        raise ValueError(f"timesteps must be a list of integers; got {timesteps!r}")
-    if steps.max() >= num_timesteps or steps.min() < 0:
+    real = np.issubdtype(steps.dtype, np.integer) or np.issubdtype(steps.dtype, np.floating)
+    if steps.ndim != 1 or not steps.size or not real:
+        raise ValueError(f"timesteps must be a list of numbers; got {timesteps!r}")
+    if not ((steps >= 0) & (steps <= num_timesteps - 1)).all():
         raise ValueError(
             f"timesteps must lie in 0 .. {num_timesteps - 1}; "
             f"got {steps.min()} .. {steps.max()}"
         )
-    if (np.diff(steps) >= 0).any():
-        raise ValueError("timesteps must fall strictly, from noise to image")
+    gaps = np.diff(steps)
+    for i in np.flatnonzero((gaps > 0) | ((gaps == 0) & (not repeats)))[:1]:
+        raise ValueError(
+            f"timesteps must fall{'' if repeats else ' strictly'}, from noise to image; "
+            f"{steps[i]} is followed by {steps[i + 1]}"
+        )
+    return steps.astype(np.float64)
+
+
+def _times(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+    """The times of these log SNR, of which the first is that of T - 1, the last of 0."""
+    times = times_at_log_snr(schedule, log_snr)
+    times[0] = schedule.num_timesteps - 1  # To the last bit.
+    times[1:][-1:] = 0
+    return times
 
 
 def _check_count(num_timesteps: int, num_sampling_steps: int) -> None:
@@ -64,4 +163,13 @@ def _check_count(num_timesteps: int, num_sampling_steps: int) -> None:
         raise ValueError(
             f"steps ({num_sampling_steps}) must be between 1 and the process's "
             f"num_timesteps ({num_timesteps})"
+        )
+
+
+def _check_finite(schedule: Schedule, num_sampling_steps: int, spacing: str) -> None:
+    _check_count(schedule.num_timesteps, num_sampling_steps)
+    if schedule.has_zero_terminal_snr:
+        raise ValueError(
+            f"spacing {spacing!r} divides the range of noise levels, which has no end with "
+            "a zero terminal signal-to-noise ratio; take trailing"
         )

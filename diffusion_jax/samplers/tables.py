@@ -1,161 +1,554 @@
 """Samplers as tables: one row of linear coefficients for each network call.
 
-Every reverse step here is linear in the state x, the predicted x_0 and fresh noise. So a
-method is a function on the host that fills a table in NumPy float64, and one scan
-(`diffusion_jax.samplers.chain`) runs any of them:
+Every reverse step here is linear in the state x, the predicted x_0, those of earlier rows
+and fresh noise. So a method is a function on the host that fills a table in NumPy float64
+(rows.py says what its columns mean), and one scan (chain.py) runs any of them.
 
-    x_0    = clip(x0_from_x * x + x0_from_prediction * network(x, t))
-    x_next = w_x * x + w_x0 * x_0 + w_noise * exp(learned) * noise
-    learned = noise_log_range / 4 * (variance output of the network + 1)
+Below a step goes from a timestep with alphas_cumprod = alpha^2 and sigma^2 = 1 - alpha^2
+to the next one of the list, with alpha' and sigma', rebuilt on that list: nothing of the
+steps between them is used. lambda = log(alpha / sigma), h = lambda' - lambda. The last
+step goes to alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
 
-The last line is for learned variances, and 0 for all others. Because x_0 is clipped
-before the mean is formed, eps enters through (x, x_0) alone: it is always the one
-re-derived from the clipped x_0.
+Every method takes
 
-Timesteps may be any falling subset of 0 .. T-1. The process is rebuilt on that subset:
-each row's "previous" alphas_cumprod is the next row's own one, and 1 for the last row,
-which therefore lands on x_0 itself and adds no noise.
+  schedule: the noise process.
+  timesteps: falling real numbers in 0 .. T-1, strictly but for `ddpm_table`,
+    `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
+  prediction_type: what the network predicts, "eps", "x0" or "v".
+
+and raises ValueError for timesteps that do not fall or are out of range, and for eps from
+a timestep without any signal.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.predictions import check_variance_type, x0_coefficients
+from diffusion_jax.predictions import check_variance_type
+from diffusion_jax.samplers.rows import SamplerTable, Weights, assemble
 from diffusion_jax.samplers.steps import check_timesteps
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Schedule, alphas_cumprod_at, times_at_log_snr
 
-SAMPLERS = ("ddpm", "ddim")
+Timesteps = Sequence[float] | np.ndarray
 
 
-class SamplerTable(NamedTuple):
-    """S rows, in the order in which they run; float64, but for the integer t.
-
-    Attributes:
-      t: int32 [S], the timestep that the network is told.
-      x0_from_x, x0_from_prediction: [S], give x_0 from the state and the prediction.
-      w_x, w_x0, w_noise: [S], weights of the next state.
-      noise_log_range: [S], log of the largest over the smallest variance that a network
-        with learned variances chooses from; w_noise is that of the smallest.
-    """
+class _Steps(NamedTuple):
+    """From where each step goes (t, signal, sigma), and where to; float64 [S]."""
 
     t: np.ndarray
-    x0_from_x: np.ndarray
-    x0_from_prediction: np.ndarray
-    w_x: np.ndarray
-    w_x0: np.ndarray
-    w_noise: np.ndarray
-    noise_log_range: np.ndarray
+    alphas_cumprod: np.ndarray
+    alphas_cumprod_next: np.ndarray
 
     @property
-    def is_learned(self) -> bool:
-        """Whether the network's own variances are used."""
-        return bool(self.noise_log_range.any())
+    def signal(self) -> np.ndarray:
+        return np.sqrt(self.alphas_cumprod)
 
     @property
-    def num_rows(self) -> int:
-        """S, the number of network calls."""
-        return len(self.t)
+    def sigma(self) -> np.ndarray:
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @property
+    def signal_next(self) -> np.ndarray:
+        return np.sqrt(self.alphas_cumprod_next)
+
+    @property
+    def sigma_next(self) -> np.ndarray:
+        return np.sqrt(1 - self.alphas_cumprod_next)
+
+    @property
+    def h(self) -> np.ndarray:
+        """lambda' - lambda; infinite from a level without signal, and to x_0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.signal_next / self.signal * self.sigma / self.sigma_next)
 
 
 def ddpm_table(
     schedule: Schedule,
-    timesteps: Sequence[int] | np.ndarray,
+    timesteps: Timesteps,
     *,
     prediction_type: str = "eps",
     variance_type: str = "fixed_small",
 ) -> SamplerTable:
-    """Ancestral sampling (DDPM algorithm 2), also over a subset of the steps.
+    """Ancestral sampling (DDPM algorithm 2; over fewer steps, IDDPM section 4).
 
-    The mean is that of q(x_{t-1} | x_t, x_0) (eq. 7) at the predicted x_0. The variance
-    is beta-tilde ("fixed_small", eq. 7), beta ("fixed_large", section 3.2), or between
-    the two where the network says ("learned", IDDPM eq. 15). Over a subset beta is
-    1 - alphas_cumprod / alphas_cumprod_prev of the subset (IDDPM section 4); fixed_large
-    is ruinous there (FID 367 with 10 steps, DDIM table 1).
+    With beta = 1 - alpha^2 / alpha'^2 the mean is that of q(x' | x, x_0) (DDPM eq. 7):
 
-    Args:
-      schedule: the noise process.
-      timesteps: strictly falling integers in 0 .. T-1.
-      prediction_type: "eps", "x0" or "v".
-      variance_type: "fixed_small", "fixed_large" or "learned".
+        x' = alpha / alpha' sigma'^2 / sigma^2 x + alpha' beta / sigma^2 x_0 + std noise
+
+    std^2 is beta-tilde = beta sigma'^2 / sigma^2 ("fixed_small", eq. 7), beta
+    ("fixed_large", section 3.2), or between the two where the network says so ("learned",
+    IDDPM eq. 15). With few steps fixed_large is ruinous, and warned of.
     """
     check_variance_type(variance_type)
-    alphas_cumprod, prev = _noise_levels(schedule, timesteps)
-    beta = 1 - alphas_cumprod / prev
-    variance = beta * (1 - prev) / (1 - alphas_cumprod)
+    s = _steps(schedule, timesteps, repeats=True)
+    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
+    shrink = (1 - s.alphas_cumprod_next) / (1 - s.alphas_cumprod)
+    variance = beta * shrink
+    log_range = np.zeros(len(beta))
     if variance_type == "fixed_large":
         variance = np.append(beta[:-1], 0.0)
-    log_range = np.zeros(len(beta))
+        if 10 * len(beta) <= schedule.num_timesteps:
+            warnings.warn(
+                f"fixed_large variances with {len(beta)} steps of "
+                f"{schedule.num_timesteps} leave the samples noisy (on CIFAR-10 a FID of "
+                "367 with 10 steps, 133 with 20, 33 with 50, 10 with 100, where ddim has "
+                "13, 6.8, 4.7, 4.2); take fixed_small, or ddim",
+                stacklevel=2,
+            )
     if variance_type == "learned":
-        log_range[:-1] = np.log(beta[:-1] / variance[:-1])
-    return _table(
-        timesteps,
-        alphas_cumprod,
+        log_range[:-1] = -np.log(shrink[:-1])
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
         prediction_type,
-        w_x=(1 - prev) * np.sqrt(1 - beta) / (1 - alphas_cumprod),
-        w_x0=beta * np.sqrt(prev) / (1 - alphas_cumprod),
-        w_noise=np.sqrt(variance),
+        {
+            "x": shrink * s.signal / s.signal_next,
+            "x0": beta * s.signal_next / (1 - s.alphas_cumprod),
+            "noise": np.sqrt(variance),
+        },
         noise_log_range=log_range,
+    )
+
+
+def non_markovian_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    std: Sequence[float] | np.ndarray,
+    *,
+    prediction_type: str = "eps",
+) -> SamplerTable:
+    """The family of DDIM (eq. 12), with any standard deviation of the noise.
+
+        x' = alpha' x_0 + sqrt(sigma'^2 - std^2) eps + std noise,
+        eps = (x - alpha x_0) / sigma
+
+    Whatever std is, x has the marginals of the process (lemma 1).
+
+    Args:
+      std: of each step, float64 [S], in 0 .. sigma'; so 0 for the last one.
+
+    Raises:
+      ValueError: also for a std of another length, or too large.
+    """
+    s = _steps(schedule, timesteps, repeats=True)
+    std = np.asarray(std, np.float64)
+    if std.shape != s.t.shape:
+        raise ValueError(f"std must have one value for each of {len(s.t)} steps")
+    rest = 1 - s.alphas_cumprod_next - std**2
+    # Where std is sigma', which DDPM's is at full noise, the rest is 0 but for rounding.
+    for i in np.flatnonzero(~((std >= 0) & (rest > -1e-12)))[:1]:
+        raise ValueError(
+            f"std[{i}] ({std[i]}) must be in 0 .. sqrt(1 - alphas_cumprod) of the "
+            f"timestep that it leads to, here {s.sigma_next[i]:.6g}"
+        )
+    direction = np.sqrt(np.maximum(rest, 0.0)) / s.sigma
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {"x": direction, "x0": s.signal_next - direction * s.signal, "noise": std},
     )
 
 
 def ddim_table(
     schedule: Schedule,
-    timesteps: Sequence[int] | np.ndarray,
+    timesteps: Timesteps,
     *,
     prediction_type: str = "eps",
     eta: float = 0.0,
 ) -> SamplerTable:
-    """DDIM (eq. 12) with sigma of eq. 16 times eta.
+    """DDIM: the family above with eta times DDPM's standard deviation (eq. 16).
 
-    x_prev = sqrt(prev) x_0 + sqrt(1 - prev - sigma^2) eps + sigma noise, where
-    eps = (x - sqrt(alphas_cumprod) x_0) / sqrt(1 - alphas_cumprod).
+        std = eta sigma' / sigma sqrt(1 - alpha^2 / alpha'^2)
+
+    eta = 0 is deterministic: Euler's method on the probability flow (section 4.3).
 
     Args:
-      schedule: the noise process.
-      timesteps: strictly falling integers in 0 .. T-1.
-      prediction_type: "eps", "x0" or "v".
-      eta: 0 is deterministic, 1 has DDPM's fixed_small variance; in 0 .. 1.
+      eta: 0 .. 1; 1 is `ddpm_table` with fixed_small variances.
     """
+    _check_eta(eta)
+    s = _steps(schedule, timesteps, repeats=True)
+    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
+    std = eta * s.sigma_next / s.sigma * np.sqrt(beta)
+    return non_markovian_table(schedule, s.t, std, prediction_type=prediction_type)
+
+
+def dpmpp_2m_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), of second order, and its SDE form.
+
+    With c = 1 + eta and r = (h of the step before) / h:
+
+        x' = sigma' / sigma e^(-eta h) x + alpha' (1 - e^(-c h)) D
+             + sigma' sqrt(1 - e^(-2 eta h)) noise
+        D = x_0 + (x_0 - x_0 of the step before) / (2 r)
+
+    The first and the last step have D = x_0, of first order.
+
+    Args:
+      eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++, section 5).
+    """
+    _check_eta(eta)
+    s = _steps(schedule, timesteps)
+    half = _ratio(s.h) / 2
+    gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {
+            **_exponential_decay(s, eta),
+            "x0": gain * (1 + half),
+            "x0_prev": -gain * half,
+        },
+    )
+
+
+def dpmpp_3m_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DPM-Solver++ 3M (Lu et al. 2022, appendix B), of third order, and its SDE form.
+
+    The exact solution where x_0 is the parabola in lambda through the last three
+    predictions, x_0 + d1 u + d2 u^2 / 2 at u = lambda - (that of this row):
+
+        x' = sigma' / sigma e^(-eta h) x + alpha' (p0 x_0 + p1 d1 + p2 d2) + noise
+        p0 = 1 - e^(-c h),   p1 = h - p0 / c,   p2 = h^2 / 2 - p1 / c,   c = 1 + eta
+
+    and the noise of `dpmpp_2m_table`. The published code takes half of d2, and is of
+    second order. The first two steps take a constant and a line; the last is DDIM.
+
+    Args:
+      eta: 0 (the ODE) .. 1 (the SDE).
+    """
+    _check_eta(eta)
+    s = _steps(schedule, timesteps)
+    c = 1 + eta
+    p0 = -np.expm1(-c * s.h)
+    h = np.where(np.isfinite(s.h), s.h, 0.0)
+    p1 = np.where(h, h - p0 / c, 0.0)
+    p2 = np.where(h, h**2 / 2 - p1 / c, 0.0)
+    # How far back in lambda the two earlier predictions lie.
+    back = np.append(np.inf, s.h[:-1])
+    back2 = back + np.append(np.inf, back[:-1])
+    # Divided differences: d1 = (x_0 - x_0_prev) / back + back d2 / 2, and d2 / 2 =
+    # ((x_0 - x_0_prev) / back - (x_0_prev - x_0_prev2) / (back2 - back)) / back2.
+    known = np.isfinite(back2)
+    curve = np.where(known, (p1 * np.where(known, back, 0.0) + 2 * p2) / back2, 0.0)
+    line, bend = (p1 + curve) / back, curve / np.append(np.inf, back[:-1])
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {
+            **_exponential_decay(s, eta),
+            "x0": s.signal_next * (p0 + line),
+            "x0_prev": -s.signal_next * (line + bend),
+            "x0_prev2": s.signal_next * bend,
+        },
+    )
+
+
+def unipc_table(
+    schedule: Schedule, timesteps: Timesteps, *, prediction_type: str = "eps"
+) -> SamplerTable:
+    """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023, algorithms 5 and 7).
+
+    The network's answer at a predicted x also corrects that x (UniC-2), and the next
+    step starts from the corrected one, which the anchor keeps. So the corrector costs no
+    call. The predictor, UniP-2, is a step of `dpmpp_2m_table`; the corrector's first step
+    is of first order.
+    """
+    s = _steps(schedule, timesteps)
+    # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
+    # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
+    h = np.append(1.0, s.h[:-1])
+    r1 = np.append([-1.0, -1.0], -h[1:-1] / h[2:])[: len(h)]
+    # b_1, b_2 of theorem 3.1, and the two equations for rho that they belong to, solved.
+    phi = -np.expm1(-h)
+    b1 = 1 / phi - 1 / h
+    b2 = 1 / phi - 2 * b1 / h
+    rho1 = (b1 - b2) / (1 - r1)
+    rho2 = b1 - rho1
+    rho1[:2], rho2[:2] = 0.0, 0.5
+    gain = s.signal * phi
+    corrected = {
+        "anchor": s.sigma / np.append(np.inf, s.sigma[:-1]),
+        "x0": gain * rho2,
+        "x0_prev": gain * (1 - rho1 / r1 - rho2),
+        "x0_prev2": gain * rho1 / r1,
+    }
+    for weight in corrected.values():
+        weight[0] = 0.0  # Nothing to correct yet.
+    corrected["x"] = np.eye(1, len(h))[0]
+    half = _ratio(s.h) / 2
+    decay = s.sigma_next / s.sigma
+    gain = -s.signal_next * np.expm1(-s.h)
+    predicted = {name: decay * weight for name, weight in corrected.items()}
+    predicted["x0"] = predicted["x0"] + gain * (1 + half)
+    predicted["x0_prev"] = predicted["x0_prev"] - gain * half
+    return assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
+
+
+def euler_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    churn: float = 0.0,
+) -> SamplerTable:
+    """Euler's method on the probability flow (EDM eq. 1), with EDM's churn.
+
+    With xbar = x / alpha and sbar = sigma / alpha, d xbar / d sbar = (xbar - x_0) / sbar:
+
+        x' = sigma' / sigma x + (alpha' - alpha sigma' / sigma) x_0
+
+    Without churn that is `ddim_table`. EDM's own timesteps are `karras_timesteps`.
+
+    Args:
+      churn: S_churn of EDM algorithm 2, at least 0: before each step noise is added until
+        sbar is 1 + min(churn / S, sqrt(2) - 1) times what it was, but no more than at
+        T - 1.
+    """
+    s, rescale, noise = _churned(schedule, timesteps, churn)
+    decay = s.sigma_next / s.sigma
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {
+            "x": rescale * decay,
+            "x0": rescale * (s.signal_next - s.signal * decay),
+            "noise": noise,
+        },
+    )
+
+
+def heun_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    churn: float = 0.0,
+) -> SamplerTable:
+    """Heun's method on the probability flow (EDM algorithms 1 and 2), of second order.
+
+    Two rows a step: a trial step of Euler's, with x kept in the anchor, and from there
+    again with the mean of the slopes at both ends. The last step is Euler's alone, so S
+    timesteps are 2 S - 1 calls of the network.
+
+    Args:
+      churn: as in `euler_table`.
+
+    Raises:
+      ValueError: also where the first timestep is without any signal.
+    """
+    s, rescale, noise = _churned(schedule, timesteps, churn)
+    if s.alphas_cumprod[0] == 0:
+        raise ValueError(
+            "heun needs the slope at the first timestep, which is infinite with a zero "
+            "terminal signal-to-noise ratio; take unipc, or a list of timesteps below it"
+        )
+    decay = s.sigma_next / s.sigma
+    trial = {"x": decay, "x0": s.signal_next - s.signal * decay}
+    # sbar' / sbar. The last step has no second row: its 0 is never divided by.
+    ratio = np.exp(-s.h[:-1])
+    signal, scale = s.signal_next[:-1], rescale[:-1]
+    second = {
+        "anchor": scale * signal / s.signal[:-1] * (1 + ratio) / 2,
+        "x": scale * (1 - 1 / ratio) / 2,
+        "x0_prev": scale * signal * (1 - ratio) / 2,
+        "x0": -scale * signal * (1 - 1 / ratio) / 2,
+        "noise": noise[:-1],
+    }
+
+    def both(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+        pairs = np.stack([first[:-1], then], axis=1)
+        return np.append(pairs.ravel(), first[-1])
+
+    none = np.zeros(len(s.t))
+    is_trial = both(np.ones(len(s.t)), none[:-1]).astype(bool)
+    is_trial[-1] = False
+    return assemble(
+        both(s.t, check_timesteps(timesteps, schedule.num_timesteps)[1:]),
+        both(s.alphas_cumprod, s.alphas_cumprod_next[:-1]),
+        prediction_type,
+        {name: both(trial.get(name, none), second[name]) for name in second},
+        {"x": is_trial.astype(np.float64)},
+        is_trial=is_trial,
+    )
+
+
+def langevin_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    step_size: float = 0.05,
+    steps_per_level: int = 1,
+) -> SamplerTable:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), from noise.
+
+    At each timestep, and with the state carried over to the next one as it is,
+
+        x' = x + a score + sqrt(2 a) noise,   score = (alpha x_0 - x) / sigma^2,
+        a = step_size sigma^2
+
+    a function of t alone; the very last row is x_0 itself. The stationary variance is too
+    large by a factor of about 1 + step_size / 2.
+
+    Args:
+      step_size: above 0, at most 1; 2 snr^2 in Song et al. 2021, algorithm 5.
+      steps_per_level: rows for each timestep, at least 1.
+    """
+    _check_langevin(step_size, steps_per_level)
+    levels = _steps(schedule, timesteps).t
+    s = _steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
+    weights = _langevin(s.alphas_cumprod, step_size)
+    for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
+        weights[name][-1] = last
+    return assemble(s.t, s.alphas_cumprod, prediction_type, weights)
+
+
+def with_langevin(
+    table: SamplerTable, schedule: Schedule, *, step_size: float = 0.05, num_steps: int = 1
+) -> SamplerTable:
+    """Predictor and corrector (Song et al. 2021, algorithm 1): any table, corrected.
+
+    After each of its steps but the last, `num_steps` of `langevin_table` at the timestep
+    that it led to. They do not count among the predictions that a method remembers; an
+    anchor that the next row goes on from moves along.
+
+    Args:
+      table: of any method.
+      schedule: the noise process that it was made for.
+      step_size: above 0, at most 1.
+      num_steps: at least 1.
+    """
+    _check_langevin(step_size, num_steps)
+    copies = np.ones(table.num_rows, int)
+    copies[1:] += num_steps * ~table.is_trial[:-1]
+    row = np.repeat(np.arange(table.num_rows), copies)
+    corrects = np.append(row[1:] == row[:-1], False)  # The last copy is the row itself.
+    moved = table.take(row)
+    added = _langevin(alphas_cumprod_at(schedule, moved.t), step_size)
+    # The next row takes `share` of the anchor as its corrected x.
+    share = np.where(moved.to_anchor.anchor == 0, np.inf, moved.to_anchor.anchor)
+    step = {"x": added["x"] - 1, "x0": added["x0"], "noise": added["noise"]}
+
+    def insert(weights: Weights, new: dict[str, np.ndarray]) -> Weights:
+        columns = weights._asdict().items()
+        return Weights(**{k: np.where(corrects, new.get(k, 0.0), w) for k, w in columns})
+
+    return dataclasses.replace(
+        moved,
+        to_x=insert(moved.to_x, added),
+        to_anchor=insert(
+            moved.to_anchor,
+            {"anchor": np.ones(len(row)), **{k: w / share for k, w in step.items()}},
+        ),
+        noise_log_range=np.where(corrects, 0.0, moved.noise_log_range),
+        is_remembered=~corrects,
+        is_trial=moved.is_trial & ~corrects,
+    )
+
+
+def _steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = False) -> _Steps:
+    t = check_timesteps(timesteps, schedule.num_timesteps, repeats=repeats)
+    alphas_cumprod = alphas_cumprod_at(schedule, t)
+    if not repeats and (np.diff(alphas_cumprod) <= 0).any():
+        raise ValueError(
+            "two timesteps have the same noise: where the terminal signal-to-noise ratio "
+            f"is zero there is nothing between {schedule.num_timesteps - 2} and "
+            f"{schedule.num_timesteps - 1}"
+        )
+    return _Steps(t, alphas_cumprod, np.append(alphas_cumprod[1:], 1.0))
+
+
+def _churned(
+    schedule: Schedule, timesteps: Timesteps, churn: float
+) -> tuple[_Steps, np.ndarray, np.ndarray]:
+    """Steps that start from the noisier levels that churn leads to.
+
+    And how each one's end is scaled, and what noise is added to it, to get to the start
+    of the next.
+    """
+    if not churn >= 0:
+        raise ValueError(f"churn ({churn}) must be at least 0 (no noise is added)")
+    s = _steps(schedule, timesteps)
+    if churn == 0:
+        return s, np.ones(len(s.t)), np.zeros(len(s.t))
+    gamma = min(churn / len(s.t), np.sqrt(2) - 1)
+    with np.errstate(divide="ignore"):
+        log_snr = 2 * (np.log(s.signal / s.sigma) - np.log1p(gamma))
+    t = np.maximum(times_at_log_snr(schedule, log_snr), s.t)
+    start = s._replace(t=t, alphas_cumprod=alphas_cumprod_at(schedule, t))
+    # sbar^2 rises from sigma^2 / alpha^2; all in the units of x at the new level.
+    rescale = start.signal[1:] / s.signal[1:]
+    variance = start.sigma[1:] ** 2 - (rescale * s.sigma[1:]) ** 2
+    return start, np.append(rescale, 1.0), np.sqrt(np.append(variance, 0.0).clip(0.0))
+
+
+def _ratio(h: np.ndarray) -> np.ndarray:
+    """Each h over the one before; 0 in the first and the last row, of first order."""
+    ratio = np.append(0.0, h[1:] / h[:-1])
+    ratio[-1] = 0.0
+    return ratio
+
+
+def _exponential_decay(s: _Steps, eta: float) -> dict[str, np.ndarray]:
+    """Weights of x and noise of the exponential integrators, at this eta."""
+    decay = s.sigma_next / s.sigma
+    if eta == 0:  # Also where h is infinite.
+        return {"x": decay}
+    return {
+        "x": decay * np.exp(-eta * s.h),
+        "noise": s.sigma_next * np.sqrt(-np.expm1(-2 * eta * s.h)),
+    }
+
+
+def _langevin(alphas_cumprod: np.ndarray, step_size: float) -> dict[str, np.ndarray]:
+    """Weights of one Langevin step at these noise levels."""
+    return {
+        "x": np.full(len(alphas_cumprod), 1 - step_size),
+        "x0": step_size * np.sqrt(alphas_cumprod),
+        "noise": np.sqrt(2 * step_size * (1 - alphas_cumprod)),
+    }
+
+
+def _check_eta(eta: float) -> None:
     if not 0 <= eta <= 1:
         raise ValueError(
-            f"eta ({eta}) must be between 0 (deterministic) and 1 (DDPM's variance)"
+            f"eta ({eta}) must be between 0 (deterministic) and 1 (the noise of DDPM)"
         )
-    alphas_cumprod, prev = _noise_levels(schedule, timesteps)
-    variance = eta**2 * (1 - prev) / (1 - alphas_cumprod) * (1 - alphas_cumprod / prev)
-    direction = np.sqrt(1 - prev - variance) / np.sqrt(1 - alphas_cumprod)
-    return _table(
-        timesteps,
-        alphas_cumprod,
-        prediction_type,
-        w_x=direction,
-        w_x0=np.sqrt(prev) - direction * np.sqrt(alphas_cumprod),
-        w_noise=np.sqrt(variance),
-        noise_log_range=np.zeros(len(prev)),
-    )
 
 
-def _noise_levels(
-    schedule: Schedule, timesteps: Sequence[int] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """alphas_cumprod at each timestep and at the one that it steps to (1 at the end)."""
-    check_timesteps(timesteps, schedule.num_timesteps)
-    alphas_cumprod = schedule.alphas_cumprod[np.asarray(timesteps)]
-    return alphas_cumprod, np.append(alphas_cumprod[1:], 1.0)
+def _check_langevin(step_size: float, num_steps: int) -> None:
+    if not 0 < step_size <= 1:
+        raise ValueError(f"step_size ({step_size}) must be above 0 and at most 1")
+    if num_steps < 1:
+        raise ValueError(f"Langevin steps ({num_steps}) must be at least 1")
 
 
-def _table(timesteps, alphas_cumprod, prediction_type, **weights):
-    no_signal = np.sqrt(alphas_cumprod[0]) < np.finfo(np.float32).tiny
-    if prediction_type == "eps" and no_signal:
-        raise ValueError(
-            "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
-            "because the noise there says nothing of x_0; predict v or x0"
-        )
-    x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
-    return SamplerTable(
-        t=np.asarray(timesteps, dtype=np.int32),
-        x0_from_x=x0_from_x,
-        x0_from_prediction=x0_from_prediction,
-        **weights,
-    )
+METHODS: dict[str, Callable[..., SamplerTable]] = {
+    "ddpm": ddpm_table,
+    "ddim": ddim_table,
+    "dpmpp_2m": dpmpp_2m_table,
+    "dpmpp_3m": dpmpp_3m_table,
+    "unipc": unipc_table,
+    "euler": euler_table,
+    "heun": heun_table,
+    "langevin": langevin_table,
+}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import experiment, parallel, runs
+from diffusion_jax import parallel, runs, sampling
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.data.images import Unreadable
@@ -125,10 +125,10 @@ class Trainer:
             out_shardings=self.whole,
         )
         self.held_out_loss = jax.jit(make_held_out_loss(plan.loss_fn, plan.schedule))
-        table = experiment.make_table(plan.schedule, config.process, plan.preview)
-        self.frames = even_frames(table.num_rows, _STRIP_FRAMES)
-        self.sampler = experiment.make_sampler(
-            config, plan.apply_fn, table, self.mesh, frames=self.frames
+        self.table = sampling.make_table(plan.schedule, config.process, plan.preview)
+        self.frames = even_frames(self.table.num_rows, _STRIP_FRAMES)
+        self.sampler = sampling.make_sampler(
+            config, plan.apply_fn, self.mesh, frames=self.frames
         )
 
     def run(self, initial: Weights | None = None) -> TrainState:
@@ -291,7 +291,10 @@ class Trainer:
         wanted = self.config.training.num_samples
         count = -(-wanted // self.mesh.size) * self.mesh.size
         samples, frames = self.sampler(
-            state.ema_params, jax.random.key(self.config.seed), np.arange(count)
+            state.ema_params,
+            self.table,
+            jax.random.key(self.config.seed),
+            np.arange(count),
         )
         if not np.isfinite(samples).all():
             print(f"the samples at step {step:,} are not finite: no picture of them")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax import experiment, parallel
+from diffusion_jax import experiment, parallel, sampling
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.reporting.progress import ProgressBar
@@ -51,7 +51,7 @@ def make_plan(
     """
     config.validate()
     schedule = experiment.make_schedule(config.process)
-    experiment.make_table(schedule, config.process, config.sampling)
+    sampling.make_table(schedule, config.process, config.sampling)
     try:
         parallel.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:
@@ -70,12 +70,11 @@ def make_plan(
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have {data.shape}"
         )
-    preview = dataclasses.replace(
-        config.sampling,
+    preview = SamplingConfig(
         sampler="ddim",
         steps=min(config.training.sample_steps, config.process.num_timesteps),
-        spacing="trailing",
-        eta=0.0,
+        threshold=config.sampling.threshold,
+        dynamic_percentile=config.sampling.dynamic_percentile,
     )
     init_fn, apply_fn = experiment.make_network(config)
     loss_fn = experiment.make_loss(config, apply_fn, schedule)

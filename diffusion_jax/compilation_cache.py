@@ -1,0 +1,51 @@
+"""Compiled programs kept on disk, so that the same command starts faster next time."""
+
+import os
+import pathlib
+import tempfile
+import warnings
+
+import jax
+
+from diffusion_jax.validation import BadRequest
+
+OFF = "off"
+HELP = "Folder of compiled programs, which later runs take from it; or off."
+_MIN_SECONDS = 0.2  # What compiles faster is not worth a file.
+
+
+def default_folder() -> str:
+    """$JAX_COMPILATION_CACHE_DIR if it is set, else diffusion_jax in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or f"{cache}/diffusion_jax/compiled"
+
+
+def use(folder: str | None) -> None:
+    """Keeps compiled programs in this folder from now on, and prints its name.
+
+    Args:
+      folder: "off" for none; None for `default_folder`, which a warning leaves out if
+        it cannot be written.
+
+    Raises:
+      BadRequest: if a folder that was named cannot be written.
+    """
+    if folder == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+        print("compilation cache: off")
+        return
+    path = pathlib.Path(folder or default_folder())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        line = f"--compilation_cache {path} cannot be written ({error.strerror})"
+        if folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+            raise BadRequest(f"{line}; name another folder, or off") from error
+        warnings.warn(f"{line}, so every run compiles anew; name another", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
+    print(f"compilation cache: {path}")

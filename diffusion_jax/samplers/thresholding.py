@@ -1,0 +1,31 @@
+"""Keeping the predicted x_0 of images in range: hooks between network and row."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+THRESHOLDS = ("static", "dynamic", "none")
+
+Hook = Callable[[jax.Array], jax.Array]
+
+
+def static_threshold(x0: jax.Array) -> jax.Array:
+    """The predicted x_0 clipped to [-1, 1], as DDPM's code does."""
+    return jnp.clip(x0, -1.0, 1.0)
+
+
+def dynamic_threshold(x0: jax.Array, percentile: float = 0.995) -> jax.Array:
+    """Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3).
+
+    Each example is clipped to [-s, s] and divided by s, with s the percentile of its
+    absolute values, but at least 1: so a few pixels out of range do not saturate.
+
+    Args:
+      x0: [B, ...].
+      percentile: 0 .. 1.
+    """
+    absolute = jnp.abs(x0).reshape(x0.shape[0], -1)
+    s = jnp.maximum(jnp.quantile(absolute, percentile, axis=1), 1.0)
+    s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
+    return jnp.clip(x0, -s, s) / s

@@ -1,0 +1,245 @@
+"""From a config, or flags, to timesteps, a table and the compiled chain."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import experiment, parallel, sampling
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    MLPConfig,
+    ProcessConfig,
+    SamplingConfig,
+)
+from diffusion_jax.samplers import steps, tables
+from diffusion_jax.schedules import linear_betas, make_schedule
+from diffusion_jax.validation import BadRequest
+
+PROCESS = ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3)
+SCHEDULE = experiment.make_schedule(PROCESS)
+
+
+def points_config(**fields):
+    return Config(
+        data=DataConfig(source="mine", image_size=(), channels=2),
+        model=MLPConfig(),
+        process=ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3),
+        sampling=SamplingConfig(**{"steps": 7, **fields}),
+    )
+
+
+def same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Tables
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize(
+    ("fields", "make", "options"),
+    [
+        ({"sampler": "ddim", "eta": 0.3}, tables.ddim_table, {"eta": 0.3}),
+        ({"sampler": "ddpm"}, tables.ddpm_table, {"variance_type": "fixed_small"}),
+        (
+            {"sampler": "ddpm", "variance": "learned"},
+            tables.ddpm_table,
+            {"variance_type": "learned"},
+        ),
+        ({"sampler": "dpmpp_2m", "eta": 1.0}, tables.dpmpp_2m_table, {"eta": 1.0}),
+        ({"sampler": "dpmpp_3m", "eta": 0.2}, tables.dpmpp_3m_table, {"eta": 0.2}),
+        ({"sampler": "unipc", "eta": 0.2}, tables.unipc_table, {}),
+        ({"sampler": "euler", "churn": 3.0}, tables.euler_table, {"churn": 3.0}),
+        ({"sampler": "heun", "churn": 3.0}, tables.heun_table, {"churn": 3.0}),
+        ({"sampler": "langevin"}, tables.langevin_table, {}),
+        (
+            {"sampler": "langevin", "langevin_steps": 3, "langevin_step_size": 0.1},
+            tables.langevin_table,
+            {"steps_per_level": 3, "step_size": 0.1},
+        ),
+    ],
+)
+def test_the_config_decides_the_table(prediction, fields, make, options):
+    process = ProcessConfig(
+        num_timesteps=50, beta_start=1e-3, beta_end=0.3, prediction=prediction
+    )
+    config = SamplingConfig(steps=7, spacing="linspace", **fields)
+    found = sampling.make_table(SCHEDULE, process, config)
+    chosen = steps.linspace_timesteps(50, 7)
+    same(found, make(SCHEDULE, chosen, prediction_type=prediction, **options))
+
+
+def test_the_variance_of_the_process_is_that_of_ddpm_unless_told_else():
+    process = ProcessConfig(num_timesteps=50, variance="fixed_large")
+    found = sampling.make_table(SCHEDULE, process, SamplingConfig(steps=20))
+    chosen = steps.trailing_timesteps(50, 20)
+    same(found, tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large"))
+
+
+def test_langevin_steps_correct_any_other_sampler():
+    config = SamplingConfig(
+        sampler="unipc", steps=7, langevin_steps=2, langevin_step_size=0.2
+    )
+    plain = tables.unipc_table(SCHEDULE, steps.trailing_timesteps(50, 7))
+    expected = tables.with_langevin(plain, SCHEDULE, step_size=0.2, num_steps=2)
+    same(sampling.make_table(SCHEDULE, PROCESS, config), expected)
+
+
+@pytest.mark.parametrize("spacing", steps.SPACINGS)
+def test_the_spacing_or_the_list_of_a_config_decides_the_timesteps(spacing):
+    config = SamplingConfig(steps=7, spacing=spacing)
+    expected = steps.spaced_timesteps(spacing, SCHEDULE, 7)
+    np.testing.assert_array_equal(sampling.make_timesteps(SCHEDULE, config), expected)
+    config.timesteps = (49.0, 20.5, 3)
+    assert sampling.make_timesteps(SCHEDULE, config).tolist() == [49, 20.5, 3]
+
+
+def test_odd_choices_are_warned_of_with_their_numbers():
+    schedule = make_schedule(linear_betas(1000))
+    for fields, process, said in (
+        ({"spacing": "uniform", "steps": 5}, {}, "timestep 800 of 999, .* 3.88 %"),
+        ({"timesteps": (500.0, 3.0)}, {}, "timestep 500 of 999, .* 27.9 %"),
+        ({"threshold": "none"}, {"schedule": "cosine"}, "amplified 20,291 times"),
+        ({"variance": "fixed_large", "steps": 10}, {}, "with 10 steps of 1000"),
+    ):
+        process = ProcessConfig(**process)
+        schedule = experiment.make_schedule(process)
+        with pytest.warns(UserWarning, match=said):
+            sampling.make_table(schedule, process, SamplingConfig(**fields))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for fields in ({}, {"steps": 10}, {"spacing": "karras", "steps": 2}):
+            sampling.make_table(schedule, ProcessConfig(), SamplingConfig(**fields))
+
+
+# Flags
+
+
+def test_flags_change_the_sampling_of_a_run():
+    config = points_config()
+    sampling.change(config, {"sampler": "heun", "churn": 2.0, "spacing": "karras"})
+    assert config.sampling == SamplingConfig(
+        sampler="heun", steps=7, churn=2.0, spacing="karras"
+    )
+    sampling.change(config, {"timesteps": ["49", "20.5", "3"]})
+    assert (config.sampling.timesteps, config.sampling.steps) == ((49, 20.5, 3), 3)
+    sampling.change(config, {"steps": 5})
+    assert (config.sampling.timesteps, config.sampling.steps) == ((), 5)
+    sampling.change(config, {"sampler": "langevin", "langevin_step_size": 0.3})
+    sampling.change(config, {"sampler": "ddim", "eta": 0.5, "langevin_steps": 1})
+    assert config.sampling.eta == 0.5
+
+
+BAD = [
+    ({"sampler": "dimm"}, "--sampler .'dimm'. is unknown; did you mean ddim"),
+    ({"spacing": "karas"}, "--spacing .'karas'. is unknown; did you mean karras"),
+    ({"steps": 51}, r"--steps \(51\) must be at most process.num_timesteps \(50\)"),
+    ({"steps": 0}, r"--steps \(0\) must be in 1 .."),
+    ({"sampler": "ddim", "eta": 1.5}, r"--eta \(1.5\) must be in 0 .. 1"),
+    ({"sampler": "ddpm", "eta": 0.5}, "--eta .0.5. is not for sampler ddpm, but for ddim"),
+    ({"sampler": "heun", "churn": -1.0}, r"--churn \(-1.0\) must be in 0"),
+    ({"sampler": "ddim", "churn": 1.0}, "but for euler, heun"),
+    ({"sampler": "ddim", "variance": "fixed_small"}, "but for ddpm"),
+    ({"variance": "learned"}, "--variance .'learned'. needs a network that has learned it"),
+    ({"langevin_steps": -1}, "--langevin_steps"),
+    ({"langevin_step_size": 0.1}, "--langevin_step_size needs --langevin_steps"),
+    ({"langevin_steps": 1, "langevin_step_size": 2.0}, "--langevin_step_size .2.0."),
+    ({"threshold": "dynamc"}, "did you mean dynamic"),
+    ({"timesteps": ["5", "x"]}, "--timesteps must be numbers"),
+    ({"timesteps": []}, "empty"),
+    ({"timesteps": ["5"], "steps": 3}, "--steps and --timesteps: give one"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD, ids=[str(g) for g, _ in BAD])
+def test_flags_that_cannot_be_are_refused_by_their_names(given, said):
+    with pytest.raises(BadRequest, match=said):
+        sampling.change(points_config(), given)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((3.0, 9.0), "3.0 is followed by 9.0"),
+        ((3.0, 3.0), "strictly"),
+        ((50.0,), "0 .. 49"),
+    ],
+)
+def test_a_list_that_does_not_fall_in_range_is_refused(times, said):
+    with pytest.raises(BadRequest, match=said):
+        sampling.make_table(SCHEDULE, PROCESS, SamplingConfig(timesteps=times))
+
+
+def test_names_say_what_is_not_as_usual():
+    for fields, name in (
+        ({}, "ddpm_1000"),
+        ({"sampler": "ddim", "steps": 50, "eta": 0.5}, "ddim_50_eta0.5"),
+        ({"sampler": "ddpm", "eta": 0.5}, "ddpm_1000"),
+        ({"sampler": "heun", "steps": 9, "spacing": "karras", "churn": 4.0}, None),
+        ({"timesteps": (9.0, 3.0), "spacing": "karras"}, "ddpm_2_list"),
+        ({"variance": "learned", "threshold": "dynamic"}, "ddpm_1000_learned_dynamic"),
+        ({"langevin_steps": 2}, "ddpm_1000_langevin2"),
+    ):
+        found = sampling.short_name(SamplingConfig(**fields))
+        assert found == (name or "heun_9_karras_churn4")
+
+
+# The compiled chain
+
+
+def test_points_are_not_clipped_images_are():
+    def far(params, x_t, t, cond, *, train, key):
+        return jnp.full_like(x_t, 5.0) + jnp.arange(x_t.size).reshape(x_t.shape) * 1e-3
+
+    points = DataConfig(image_size=(), channels=2)
+    for data, threshold, low, high in (
+        (points, "static", 5.0, 5.1),
+        (DataConfig(), "static", 1.0, 1.0),
+        (DataConfig(), "dynamic", 0.98, 1.0),
+        (DataConfig(), "none", 5.0, 5.3),
+    ):
+        process = ProcessConfig(prediction="x0")
+        fields = SamplingConfig(steps=4, threshold=threshold)
+        config = Config(data=data, process=process, sampling=fields)
+        schedule = experiment.make_schedule(config.process)
+        table = sampling.make_table(schedule, config.process, fields)
+        sampler = sampling.make_sampler(config, far, parallel.make_mesh())
+        samples, _ = sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))
+        assert low - 1e-5 <= np.min(samples) and np.max(samples) <= high + 1e-5
+        assert (np.ptp(samples) > 0) == (threshold != "static" or data is points)
+
+
+def network(params, x_t, t, cond, *, train, key):
+    return params * x_t * (1 + t[:, None] / 50)
+
+
+@pytest.mark.parametrize("callbacks_are_cached", [True, False])
+@pytest.mark.parametrize("count", [1, 9, 10, 37])
+def test_progress_changes_no_sample_whichever_way_it_is_told(
+    monkeypatch, callbacks_are_cached, count
+):
+    """From inside the program, or between segments of which the last may be padded."""
+    monkeypatch.setattr(sampling, "_CALLBACKS_ARE_CACHED", callbacks_are_cached)
+    config = points_config(steps=count, sampler="unipc")
+    table = sampling.make_table(SCHEDULE, config.process, config.sampling)
+    arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8)
+    frames, mesh, seen = (0, count), parallel.make_mesh(), []
+    plain = sampling.make_sampler(config, network, mesh, frames=frames)(*arguments)
+    told = sampling.make_sampler(
+        config, network, mesh, frames=frames, on_progress=lambda n: seen.append(int(n))
+    )
+    for _ in range(2):
+        found = jax.block_until_ready(told(*arguments))
+        jax.effects_barrier()
+        for a, b in zip(found, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+            assert len(a.sharding.device_set) == 4
+    rows = set(range(1, count + 1))
+    assert set(seen) <= rows and (
+        callbacks_are_cached or set(seen) == rows & {10, 20, 30} - {count}
+    )

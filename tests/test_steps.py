@@ -1,0 +1,142 @@
+"""Which timesteps: counts, ends, evenness, and the published lists."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax.samplers import steps
+from diffusion_jax.schedules import (
+    cosine_betas,
+    jsd_betas,
+    linear_betas,
+    make_schedule,
+    rescale_zero_terminal_snr,
+)
+
+T = 1000
+SCHEDULE = make_schedule(linear_betas(T))
+EXACT = tuple(s for s in steps.SPACINGS if s != "ddim_quadratic")
+
+
+def schedule_of(total):
+    return make_schedule(linear_betas(total, 1e-4, min(0.5, 20 / total)))
+
+
+@pytest.mark.parametrize("total", [2, 7, 10, 100, 1000])
+@pytest.mark.parametrize("spacing", EXACT)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
+    schedule = schedule_of(total)
+    for count in range(1, total + 1):
+        chosen = steps.spaced_timesteps(spacing, schedule, count)
+        assert chosen.dtype == np.float64 and len(chosen) == count and chosen[-1] >= 0
+        assert (np.diff(chosen) < 0).all()
+        if spacing != "uniform":
+            assert chosen[0] == total - 1
+        if spacing != "trailing" and count > 1:
+            assert chosen[-1] == 0
+        # Told to a network in float32, they are still different.
+        assert (np.diff(chosen.astype(np.float32)) < 0).all()
+    if spacing in ("trailing", "linspace", "uniform"):
+        assert (chosen == np.arange(total)[::-1]).all()
+
+
+def test_known_step_lists():
+    assert steps.trailing_timesteps(1000, 10).tolist() == list(range(999, 0, -100))
+    assert steps.trailing_timesteps(10, 4).tolist() == [9, 6, 4, 1]
+    assert steps.linspace_timesteps(1000, 4).tolist() == [999, 666, 333, 0]
+    assert steps.linspace_timesteps(4, 3).tolist() == [3, 2, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 10, 50, 100, 250, 500, 1000])
+def test_uniform_is_the_list_of_the_ddim_code_where_that_has_the_right_length(count):
+    published = list(range(0, T, T // count))
+    assert steps.uniform_timesteps(T, count).tolist() == published[::-1]
+
+
+@pytest.mark.parametrize(("count", "different"), [(50, 49), (100, 96), (10, 10)])
+def test_the_quadratic_list_is_the_published_one(count, different):
+    """Its code's own expression; the numbers of different steps from counting its list."""
+    published = [int(s) for s in np.linspace(0, np.sqrt(T * 0.8), count) ** 2]
+    chosen = steps.ddim_quadratic_timesteps(T, count)
+    assert chosen.tolist() == published[::-1]
+    assert len(set(published)) == different and chosen[0] == 800
+
+
+def test_steps_lie_evenly():
+    """Trailing gaps differ by one at most; linspace is within half a step, halves go up."""
+    for total, count in ((1000, 7), (1000, 61), (100, 33), (10, 4)):
+        for make in (steps.trailing_timesteps, steps.uniform_timesteps):
+            gaps = -np.diff(make(total, count))
+            assert gaps.max() - gaps.min() <= 1
+        exact = np.linspace(total - 1, 0, count)
+        assert np.abs(steps.linspace_timesteps(total, count) - exact).max() <= 0.5 + 1e-9
+
+
+def log_snr_between(schedule, times):
+    """Log SNR at real times, by the definition: log alphas_cumprod is a polygon."""
+    share = np.exp(
+        np.interp(times, np.arange(schedule.num_timesteps), np.log(schedule.alphas_cumprod))
+    )
+    return np.log(share / (1 - share))
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, make_schedule(cosine_betas(T))])
+@pytest.mark.parametrize("count", [2, 9, 1000])
+def test_log_snr_and_karras_are_even_in_what_they_say(schedule, count):
+    even = log_snr_between(schedule, steps.log_snr_timesteps(schedule, count))
+    np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / (count - 1), rtol=1e-6)
+    for rho in (7.0, 3.0):
+        times = steps.karras_timesteps(schedule, count, rho)
+        sigma = np.exp(-log_snr_between(schedule, times) / 2)
+        gaps = np.diff(sigma ** (1 / rho))
+        np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-6)
+    np.testing.assert_array_equal(
+        steps.karras_timesteps(schedule, count),
+        steps.karras_timesteps(schedule, count, 7.0),
+    )
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1001])
+@pytest.mark.parametrize("spacing", steps.SPACINGS)
+def test_more_steps_than_the_process_has_are_refused(spacing, bad):
+    with pytest.raises(ValueError, match=rf"steps \({bad}\)"):
+        steps.spaced_timesteps(spacing, SCHEDULE, bad)
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "karras"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_noise_levels_without_an_end_are_not_divided(spacing):
+    for betas in (jsd_betas(20), rescale_zero_terminal_snr(linear_betas(20))):
+        with pytest.raises(ValueError, match="zero terminal"):
+            steps.spaced_timesteps(spacing, make_schedule(betas), 5)
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match="'even' is unknown"):
+        steps.spaced_timesteps("even", SCHEDULE, 5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([], "a list of numbers"),
+        ([[3, 2]], "a list of numbers"),
+        (["9"], "a list of numbers"),
+        ([5, 5], "5 is followed by 5"),
+        ([9, 3, 4], "3 is followed by 4"),
+        ([1000, 1], "0 .. 999"),
+        ([999.5], "0 .. 999"),
+        ([1, -0.5], "0 .. 999"),
+        ([float("nan")], "0 .. 999"),
+    ],
+)
+def test_a_list_of_steps_that_is_not_falling_in_range_is_refused(bad, said):
+    with pytest.raises(ValueError, match=said):
+        steps.check_timesteps(bad, T)
+
+
+def test_lists_of_real_numbers_and_repeats_where_they_are_meant():
+    assert steps.check_timesteps([999, 20.5, 0], T).tolist() == [999, 20.5, 0]
+    assert steps.check_timesteps([5, 5], T, repeats=True).tolist() == [5, 5]
+    with pytest.raises(ValueError, match="must fall, from"):
+        steps.check_timesteps([5, 6], T, repeats=True)
