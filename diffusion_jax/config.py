@@ -149,8 +149,9 @@ class SamplingConfig:
     # ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, euler, heun, langevin
     sampler: str = "ddpm"
     steps: int = 1000  # S, the number of timesteps, 1 .. process.num_timesteps.
-    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic
-    spacing: str = "trailing"
+    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic; "" is karras for euler
+    # and heun, and trailing for the others.
+    spacing: str = ""
     timesteps: tuple[float, ...] = ()  # A list of one's own, instead of steps and spacing.
     eta: float = 0.0  # ddim, dpmpp_2m, dpmpp_3m: 0 (deterministic) .. 1 (as noisy as ddpm).
     churn: float = 0.0  # euler, heun: EDM's S_churn; 0 is deterministic.

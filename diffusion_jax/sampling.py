@@ -79,7 +79,7 @@ def short_name(sampling: SamplingConfig) -> str:
     parts = [sampling.sampler, str(len(sampling.timesteps) or sampling.steps)]
     if sampling.timesteps:
         parts.append("list")
-    elif sampling.spacing != "trailing":
+    elif sampling.spacing:
         parts.append(sampling.spacing)
     for field, (_, methods) in _OPTIONS.items():
         value = getattr(sampling, field)
@@ -101,7 +101,10 @@ def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:
     with values_refused():
         if sampling.timesteps:
             return check_timesteps(sampling.timesteps, schedule.num_timesteps)
-        return spaced_timesteps(sampling.spacing, schedule, sampling.steps)
+        spacing = sampling.spacing or (
+            "karras" if sampling.sampler in ("euler", "heun") else "trailing"
+        )
+        return spaced_timesteps(spacing, schedule, sampling.steps)
 
 
 def make_table(

@@ -236,7 +236,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.name": ("adam", "adamw"),
     "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
     "sampling.sampler": tuple(METHODS),
-    "sampling.spacing": SPACINGS,
+    "sampling.spacing": ("", *SPACINGS),
     "sampling.variance": ("", *VARIANCES),
     "sampling.threshold": THRESHOLDS,
 }

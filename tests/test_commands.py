@@ -125,7 +125,7 @@ def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command
 
 def test_ctrl_c_in_sampling_says_how_to_go_on_and_exits_130(run, command, tmp_path):
     out = tmp_path / "out"
-    args = ["sample.py", f"--workdir={run}", "--num=400", "--batch_size=2", f"--out={out}"]
+    args = ["sample.py", f"--workdir={run}", "--num=9999", "--batch_size=2", f"--out={out}"]
     process = subprocess.Popen(
         [sys.executable, *args],
         cwd=ROOT,

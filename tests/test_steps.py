@@ -30,7 +30,7 @@ def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
         chosen = steps.spaced_timesteps(spacing, schedule, count)
         assert chosen.dtype == np.float64 and len(chosen) == count and chosen[-1] >= 0
         assert (np.diff(chosen) < 0).all()
-        if spacing != "uniform":
+        if spacing not in ("uniform", "karras"):
             assert chosen[0] == total - 1
         if spacing != "trailing" and count > 1:
             assert chosen[-1] == 0
@@ -85,14 +85,17 @@ def log_snr_between(schedule, times):
 def test_log_snr_and_karras_are_even_in_what_they_say(schedule, count):
     even = log_snr_between(schedule, steps.log_snr_timesteps(schedule, count))
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / (count - 1), rtol=1e-6)
-    for rho in (7.0, 3.0):
-        times = steps.karras_timesteps(schedule, count, rho)
+    for rho, most in ((7.0, 80.0), (3.0, 30.0), (7.0, 1e9)):
+        times = steps.karras_timesteps(schedule, count, rho, most)
         sigma = np.exp(-log_snr_between(schedule, times) / 2)
         gaps = np.diff(sigma ** (1 / rho))
         np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-6)
+        least = np.exp(-schedule.log_snr[-1] / 2)
+        assert sigma[0] == pytest.approx(min(most, least), rel=1e-6)
+        assert (times[0] == T - 1) == (most == 1e9) and times[-1] == 0
     np.testing.assert_array_equal(
         steps.karras_timesteps(schedule, count),
-        steps.karras_timesteps(schedule, count, 7.0),
+        steps.karras_timesteps(schedule, count, 7.0, 80.0),
     )
 
 
@@ -103,12 +106,14 @@ def test_more_steps_than_the_process_has_are_refused(spacing, bad):
         steps.spaced_timesteps(spacing, SCHEDULE, bad)
 
 
-@pytest.mark.parametrize("spacing", ["log_snr", "karras"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_noise_levels_without_an_end_are_not_divided(spacing):
-    for betas in (jsd_betas(20), rescale_zero_terminal_snr(linear_betas(20))):
+def test_noise_levels_without_an_end_are_divided_up_to_a_largest_or_refused():
+    for betas in (jsd_betas(200), rescale_zero_terminal_snr(linear_betas(200))):
+        schedule = make_schedule(betas)
         with pytest.raises(ValueError, match="zero terminal"):
-            steps.spaced_timesteps(spacing, make_schedule(betas), 5)
+            steps.spaced_timesteps("log_snr", schedule, 5)
+        times = steps.spaced_timesteps("karras", schedule, 5)
+        assert 190 < times[0] <= 198 and (np.diff(times) < 0).all()
 
 
 def test_an_unknown_spacing_is_refused():

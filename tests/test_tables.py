@@ -164,6 +164,17 @@ def test_few_steps_with_fixed_large_variances_are_warned_of():
         assert [f"with {count} steps" in str(w.message) for w in said] == [True] * warned
 
 
+def test_steps_that_are_too_long_for_heun_are_warned_of():
+    """From sbar 20,291 to 6.4: the first step of ten, evenly in t, of a cosine schedule."""
+    with pytest.warns(UserWarning, match="by 1,59. in its step from timestep 999"):
+        tables.heun_table(COSINE, steps.trailing_timesteps(T, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for schedule in (SCHEDULE, COSINE):
+            tables.heun_table(schedule, steps.karras_timesteps(schedule, 10))
+            tables.heun_table(schedule, [999.0])
+
+
 # What all methods have in common
 
 
@@ -489,6 +500,20 @@ def test_annealed_langevin_visits_every_level_in_turn():
     np.testing.assert_array_equal(table.to_x.x[:-1], 0.95)
     default = tables.langevin_table(SCHEDULE, [900, 50, 3])
     assert default.t.tolist() == [900, 50, 3]
+
+
+def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves():
+    """Against the noise that a plain loop leaves of data that is one point."""
+    rng, chosen = np.random.default_rng(0), steps.trailing_timesteps(T, 100)
+    with pytest.warns(UserWarning, match="in 100 rows leaves noise of .* 0.40 to its last"):
+        table = tables.langevin_table(SCHEDULE, chosen, prediction_type="x0")
+    draws = rng.normal(size=(101, 20_000))
+    states = run_table(table, lambda x, t: 0.0, draws[0], draws[1:])
+    assert states[-2].std() == pytest.approx(0.40, abs=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables.langevin_table(SCHEDULE, chosen, steps_per_level=10)
+        tables.langevin_table(SCHEDULE, EVERY)
 
 
 @pytest.mark.parametrize("name", tables.METHODS)

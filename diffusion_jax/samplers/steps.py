@@ -67,26 +67,36 @@ def log_snr_timesteps(schedule: Schedule, num_sampling_steps: int) -> np.ndarray
     Raises:
       ValueError: where the log SNR at T - 1 is not finite.
     """
-    _check_finite(schedule, num_sampling_steps, "log_snr")
+    _check_count(schedule.num_timesteps, num_sampling_steps)
+    if schedule.has_zero_terminal_snr:
+        raise ValueError(
+            "spacing 'log_snr' divides the range of log SNR, which has no end with a zero "
+            "terminal signal-to-noise ratio; take trailing or karras"
+        )
     first, last = schedule.log_snr[-1], schedule.log_snr[0]
     return _times(schedule, np.linspace(first, last, num_sampling_steps))
 
 
 def karras_timesteps(
-    schedule: Schedule, num_sampling_steps: int, rho: float = 7.0
+    schedule: Schedule,
+    num_sampling_steps: int,
+    rho: float = 7.0,
+    sigma_max: float = 80.0,
 ) -> np.ndarray:
-    """S times from T - 1 to 0, evenly in sigma^(1 / rho) (EDM eq. 5).
+    """S times down to 0, evenly in sigma^(1 / rho) (EDM eq. 5).
 
-    sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), the noise beside x_0.
+    sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod), the noise beside x_0. The first
+    one is T - 1, or where sigma is `sigma_max`, as in EDM: a cosine schedule goes on to
+    20,291, and methods in sigma would spend their few steps there. With a zero terminal
+    SNR, where sigma has no end, it is T - 2 at most.
 
     Returns:
-      float64 [S], strictly falling, the first T - 1 (the only one if S is 1), the last 0.
-
-    Raises:
-      ValueError: where sigma at T - 1 is not finite.
+      float64 [S], strictly falling, the last 0 unless S is 1.
     """
-    _check_finite(schedule, num_sampling_steps, "karras")
-    first, last = np.exp(-schedule.log_snr[[-1, 0]] / 2 / rho)
+    _check_count(schedule.num_timesteps, num_sampling_steps)
+    log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]
+    first = max(log_snr[-1], -2 * np.log(sigma_max))
+    first, last = np.exp(-np.array([first, schedule.log_snr[0]]) / 2 / rho)
     return _times(schedule, -2 * rho * np.log(np.linspace(first, last, num_sampling_steps)))
 
 
@@ -151,10 +161,11 @@ def check_timesteps(
 
 
 def _times(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
-    """The times of these log SNR, of which the first is that of T - 1, the last of 0."""
+    """The times of these log SNR, of which the last, unless the only one, is that of 0."""
     times = times_at_log_snr(schedule, log_snr)
-    times[0] = schedule.num_timesteps - 1  # To the last bit.
-    times[1:][-1:] = 0
+    times[1:][-1:] = 0  # To the last bit.
+    if log_snr[0] <= schedule.log_snr[-1]:
+        times[0] = schedule.num_timesteps - 1
     return times
 
 
@@ -163,13 +174,4 @@ def _check_count(num_timesteps: int, num_sampling_steps: int) -> None:
         raise ValueError(
             f"steps ({num_sampling_steps}) must be between 1 and the process's "
             f"num_timesteps ({num_timesteps})"
-        )
-
-
-def _check_finite(schedule: Schedule, num_sampling_steps: int, spacing: str) -> None:
-    _check_count(schedule.num_timesteps, num_sampling_steps)
-    if schedule.has_zero_terminal_snr:
-        raise ValueError(
-            f"spacing {spacing!r} divides the range of noise levels, which has no end with "
-            "a zero terminal signal-to-noise ratio; take trailing"
         )

@@ -33,6 +33,8 @@ from diffusion_jax.samplers.steps import check_timesteps
 from diffusion_jax.schedules import Schedule, alphas_cumprod_at, times_at_log_snr
 
 Timesteps = Sequence[float] | np.ndarray
+_MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
+_MAX_GAIN = 10.0  # Of Heun's corrections of x_0: with more they show in images.
 
 
 class _Steps(NamedTuple):
@@ -347,7 +349,9 @@ def heun_table(
 
     Two rows a step: a trial step of Euler's, with x kept in the anchor, and from there
     again with the mean of the slopes at both ends. The last step is Euler's alone, so S
-    timesteps are 2 S - 1 calls of the network.
+    timesteps are 2 S - 1 calls of the network. A step multiplies what changes of x_0 by
+    (sbar / sbar' - 1) / 2: that is warned of where it is large, since few steps are then
+    ruinous.
 
     Args:
       churn: as in `euler_table`.
@@ -365,6 +369,14 @@ def heun_table(
     trial = {"x": decay, "x0": s.signal_next - s.signal * decay}
     # sbar' / sbar. The last step has no second row: its 0 is never divided by.
     ratio = np.exp(-s.h[:-1])
+    gain = (1 / ratio - 1) / 2
+    if (gain > _MAX_GAIN).any():
+        step = int(np.argmax(gain))
+        warnings.warn(
+            f"heun multiplies the change of x_0 by {gain[step]:,.0f} in its step from "
+            f"timestep {s.t[step]:g}; take spacing karras, more steps, or unipc",
+            stacklevel=2,
+        )
     signal, scale = s.signal_next[:-1], rescale[:-1]
     second = {
         "anchor": scale * signal / s.signal[:-1] * (1 + ratio) / 2,
@@ -407,7 +419,8 @@ def langevin_table(
         a = step_size sigma^2
 
     a function of t alone; the very last row is x_0 itself. The stationary variance is too
-    large by a factor of about 1 + step_size / 2.
+    large by a factor of about 1 + step_size / 2. With few rows the noise is left behind,
+    which is warned of.
 
     Args:
       step_size: above 0, at most 1; 2 snr^2 in Song et al. 2021, algorithm 5.
@@ -417,6 +430,16 @@ def langevin_table(
     levels = _steps(schedule, timesteps).t
     s = _steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
     weights = _langevin(s.alphas_cumprod, step_size)
+    left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
+    for shrink, noise in zip(weights["x"][:-1], weights["noise"][:-1], strict=True):
+        left = shrink**2 * left + noise**2
+    if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
+        warnings.warn(
+            f"langevin in {len(s.t)} rows leaves noise of standard deviation "
+            f"{left**0.5:.2f} to its last one; take more timesteps or steps at each, or a "
+            "larger step_size",
+            stacklevel=2,
+        )
     for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
         weights[name][-1] = last
     return assemble(s.t, s.alphas_cumprod, prediction_type, weights)

@@ -1,0 +1,105 @@
+"""The README's pictures of the samplers, from runs/digits and runs/swiss_roll.
+
+docs/images/samplers.png: the same eight seeds by each method in 10, 20 and 50 timesteps.
+docs/images/langevin.png: the swiss roll by annealed Langevin, DDPM and DDIM.
+"""
+
+import jax
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from record import ROOT
+
+from diffusion_jax import experiment, parallel, runs, sampling
+from diffusion_jax.config import SamplingConfig
+from diffusion_jax.training.weights import load_from_run
+
+IMAGES = ROOT / "docs" / "images"
+SHOWN = 8
+COUNTS = (10, 20, 50)
+METHODS = {
+    "DDPM": {"sampler": "ddpm"},
+    "DDPM, fixed large": {"sampler": "ddpm", "variance": "fixed_large"},
+    "DDIM": {"sampler": "ddim"},
+    "DDIM, eta 0.5": {"sampler": "ddim", "eta": 0.5},
+    "DPM-Solver++ 2M": {"sampler": "dpmpp_2m"},
+    "DPM-Solver++ 2M SDE": {"sampler": "dpmpp_2m", "eta": 1.0},
+    "DPM-Solver++ 3M": {"sampler": "dpmpp_3m"},
+    "UniPC": {"sampler": "unipc"},
+    "Euler, churn 5": {"sampler": "euler", "churn": 5.0},
+    "Heun": {"sampler": "heun"},
+    "DDIM + Langevin": {"sampler": "ddim", "langevin_steps": 1},
+}
+
+
+class Run:
+    """A trained run, to draw from in many ways."""
+
+    def __init__(self, name: str):
+        folder = ROOT / "runs" / name
+        self.config = runs.read_config(folder)
+        self.mesh = parallel.make_mesh()
+        whole = parallel.replicated(self.mesh)
+        self.params, _, _ = load_from_run(folder, self.config, "ema", whole)
+        self.schedule = experiment.make_schedule(self.config.process)
+        self.apply_fn = experiment.make_network(self.config)[1]
+        self.sampler = sampling.make_sampler(self.config, self.apply_fn, self.mesh)
+
+    def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
+        """(samples of seed 0, network calls of each)."""
+        table = sampling.make_table(
+            self.schedule, self.config.process, SamplingConfig(**fields)
+        )
+        found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count))
+        return np.asarray(found), table.num_rows
+
+
+def samplers() -> None:
+    """Rows of digits: a method each, three groups of columns."""
+    run = Run("digits")
+    figure = Figure(figsize=(10, 0.5 * len(METHODS) + 0.6), layout="constrained")
+    grid = figure.subplots(len(METHODS), len(COUNTS), squeeze=False)
+    for row, (name, fields) in zip(grid, METHODS.items(), strict=True):
+        for axes, count in zip(row, COUNTS, strict=True):
+            images, calls = run.draw(SHOWN, steps=count, **fields)
+            line = np.concatenate(list(images[..., 0]), axis=1)
+            axes.imshow(line, cmap="gray", vmin=-1, vmax=1, aspect="equal")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            label = "" if calls == count else f"{calls} calls"
+            axes.set_xlabel(label, fontsize=7, labelpad=1)
+            if axes is row[0]:
+                axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    for axes, count in zip(grid[0], COUNTS, strict=True):
+        axes.set_title(f"{count} timesteps", fontsize=10)
+    FigureCanvasAgg(figure).print_png(IMAGES / "samplers.png")
+
+
+def langevin() -> None:
+    """2,000 points by each method, from the same noise."""
+    run = Run("swiss_roll")
+    shown = {
+        "annealed Langevin": {"sampler": "langevin", "langevin_steps": 20},
+        "DDPM": {"sampler": "ddpm"},
+        "DDIM": {"sampler": "ddim"},
+    }
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    row = figure.subplots(1, 1 + len(shown))
+    noise = np.asarray(
+        jax.random.normal(jax.random.key(1), (2000, 2))  # What all of them start from.
+    )
+    panels = [("noise", noise)]
+    for name, fields in shown.items():
+        points, calls = run.draw(2000, steps=100, **fields)
+        panels.append((f"{name}, {calls:,} calls", points))
+    for axes, (title, points) in zip(row, panels, strict=True):
+        axes.scatter(*points.T, s=1.5, lw=0)
+        axes.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[])
+        axes.set_aspect("equal")
+        axes.set_title(title, fontsize=9)
+    FigureCanvasAgg(figure).print_png(IMAGES / "langevin.png")
+
+
+if __name__ == "__main__":
+    samplers()
+    langevin()
