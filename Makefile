@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench constraints clean
+.PHONY: demo test test-slow lint format bench bench-parity pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -35,6 +35,15 @@ format: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/convergence.py
+
+bench-parity: .venv-parity/installed
+	.venv-parity/bin/python benchmarks/parity.py
+
+# The README's pictures of the samplers, after training digits and swiss_roll.
+pictures: $(VENV)/core
+	$(BIN)/python benchmarks/pictures.py
 
 # The exact versions of constraints.txt, for all supported Pythons and systems at once.
 constraints: $(VENV)/dev
@@ -53,5 +62,10 @@ $(VENV)/dev: $(VENV)/core
 	$(INSTALL) -e ".[dev]"
 	touch $@
 
+.venv-parity/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 diffusers -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-parity runs
