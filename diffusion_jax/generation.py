@@ -249,7 +249,7 @@ class _Partial:
     def _save_chain(self, frames: tuple[int, ...]) -> None:
         chain = np.load(self._path("chain"))
         shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
-        titles = [f"{frames[i]} of {frames[-1]} steps" for i in shown]
+        titles = [f"{frames[i]} of {frames[-1]} calls" for i in shown]
         pictures.save_strip(_result(self.out, "_chain.png"), chain[list(shown)], titles)
         pictures.save_animation(_result(self.out, "_chain.gif"), chain)
 

@@ -122,7 +122,9 @@ def make_table(
     options: dict[str, Any] = {"prediction_type": process.prediction}
     for field, (argument, methods) in _OPTIONS.items():
         if name in methods:
-            options[argument] = getattr(sampling, field) or getattr(process, field, 0.0)
+            options[argument] = getattr(sampling, field)
+    if name == "ddpm" and not sampling.variance:
+        options["variance_type"] = process.variance
     if name == "langevin":
         options["step_size"] = sampling.langevin_step_size
         options["steps_per_level"] = max(1, langevin_steps)

@@ -3,6 +3,7 @@
 Everything here is NumPy in float64; test_chain.py runs the tables in a scan.
 """
 
+import dataclasses
 import functools
 import warnings
 
@@ -217,6 +218,27 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
         kept = np.append(kept[1:] / kept[:-1], 0.0)  # In each step.
         total = kept**2 * (1 - share) + table.to_x.noise**2
         np.testing.assert_allclose(total, 1 - after, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "heun"])
+def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
+    """The test above sees it: the states leave the exact path by far more than 1e-11."""
+    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0")
+
+    def states(table):
+        noises = np.zeros(table.num_rows)
+        return run_table(table, lambda x, t: 0.37, np.array([0.9]), noises)
+
+    exact, count = states(table), 0
+    for field in ("to_x", "to_anchor"):
+        for column, weights in getattr(table, field)._asdict().items():
+            for row in np.flatnonzero(weights[:-1] if field == "to_anchor" else weights):
+                changed = np.where(np.arange(len(weights)) == row, 1.01, 1.0) * weights
+                all_changed = getattr(table, field)._replace(**{column: changed})
+                found = states(dataclasses.replace(table, **{field: all_changed}))
+                assert np.abs(found - exact).max() > 1e-6, (field, column, row)
+                count += 1
+    assert count >= 2 * table.num_rows - 1
 
 
 @pytest.mark.parametrize("name", tables.METHODS)

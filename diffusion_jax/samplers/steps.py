@@ -156,6 +156,7 @@ def check_timesteps(
         raise ValueError(
             f"timesteps must fall{'' if repeats else ' strictly'}, from noise to image; "
             f"{steps[i]} is followed by {steps[i + 1]}"
+            + (" (ddpm and ddim alone can repeat one)" if gaps[i] == 0 else "")
         )
     return steps.astype(np.float64)
 
