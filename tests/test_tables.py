@@ -313,7 +313,7 @@ def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
 def exact_step(schedule, before, after, x, m, eta=0.0):
     """The solution from one time to another where x_0 is the function m of lambda.
 
-    d(x / sigma) = e^lambda m d lambda in the ODE (DPM-Solver++ eq. 8), by quadrature;
+    d(x / sigma) = e^lambda m d lambda in the ODE (Lu et al. 2022), by quadrature;
     with noise, the mean of the SDE: rates times 1 + eta.
     """
     share, next_share = alphas_cumprod_at(schedule, np.array([before, after]))
@@ -457,7 +457,7 @@ def test_euler_without_churn_is_ddim():
 
 
 def test_the_first_step_of_the_sde_is_that_of_ddpm():
-    """SDE-DPM-Solver++ of first order is ancestral sampling (its section 5)."""
+    """SDE-DPM-Solver++ of first order is ancestral sampling (Lu et al. 2022)."""
     ddpm = tables.ddpm_table(SCHEDULE, UNEVEN).to_x
     for make in (tables.dpmpp_2m_table, tables.dpmpp_3m_table):
         sde = make(SCHEDULE, UNEVEN, eta=1.0).to_x

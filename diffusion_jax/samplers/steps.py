@@ -59,7 +59,7 @@ def uniform_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray
 
 
 def log_snr_timesteps(schedule: Schedule, num_sampling_steps: int) -> np.ndarray:
-    """S times from T - 1 to 0, evenly in log SNR (DPM-Solver section 3.4).
+    """S times from T - 1 to 0, evenly in log SNR (Lu et al. 2022).
 
     Returns:
       float64 [S], strictly falling, the first T - 1 (the only one if S is 1), the last 0.

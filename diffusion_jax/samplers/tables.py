@@ -196,7 +196,7 @@ def dpmpp_2m_table(
     The first and the last step have D = x_0, of first order.
 
     Args:
-      eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++, section 5).
+      eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++).
     """
     _check_eta(eta)
     s = _steps(schedule, timesteps)
@@ -221,7 +221,7 @@ def dpmpp_3m_table(
     prediction_type: str = "eps",
     eta: float = 0.0,
 ) -> SamplerTable:
-    """DPM-Solver++ 3M (Lu et al. 2022, appendix B), of third order, and its SDE form.
+    """DPM-Solver++ 3M (after the code of Lu et al. 2022), of third order, and its SDE form.
 
     The exact solution where x_0 is the parabola in lambda through the last three
     predictions, x_0 + d1 u + d2 u^2 / 2 at u = lambda - (that of this row):
@@ -266,7 +266,7 @@ def dpmpp_3m_table(
 def unipc_table(
     schedule: Schedule, timesteps: Timesteps, *, prediction_type: str = "eps"
 ) -> SamplerTable:
-    """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023, algorithms 5 and 7).
+    """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023).
 
     The network's answer at a predicted x also corrects that x (UniC-2), and the next
     step starts from the corrected one, which the anchor keeps. So the corrector costs no
@@ -278,7 +278,7 @@ def unipc_table(
     # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
     h = np.append(1.0, s.h[:-1])
     r1 = np.append([-1.0, -1.0], -h[1:-1] / h[2:])[: len(h)]
-    # b_1, b_2 of theorem 3.1, and the two equations for rho that they belong to, solved.
+    # The paper's b_1 and b_2, and the two equations for rho that they belong to, solved.
     phi = -np.expm1(-h)
     b1 = 1 / phi - 1 / h
     b2 = 1 / phi - 2 * b1 / h
@@ -317,7 +317,8 @@ def euler_table(
 
         x' = sigma' / sigma x + (alpha' - alpha sigma' / sigma) x_0
 
-    Without churn that is `ddim_table`. EDM's own timesteps are `karras_timesteps`.
+    Without churn that is `ddim_table`. EDM's own timesteps are those of
+    `karras_timesteps`.
 
     Args:
       churn: S_churn of EDM algorithm 2, at least 0: before each step noise is added until
