@@ -122,10 +122,10 @@ def orders() -> Iterator[Figure]:
     axes.set(
         xlabel="network calls",
         ylabel="root mean square error",
-        title="Probability flow of a Gaussian mixture, exact score, float64",
     )
     axes.grid(alpha=0.3, which="both")
-    plot.legend(loc="outside right upper")
+    plot.suptitle("Probability flow of a Gaussian mixture, exact score, float64", size=11)
+    plot.legend(loc="outside right center")
     FigureCanvasAgg(plot).print_png(ROOT / "docs" / "images" / "convergence.png")
 
 

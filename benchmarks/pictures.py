@@ -12,6 +12,7 @@ from record import ROOT
 
 from diffusion_jax import experiment, parallel, runs, sampling
 from diffusion_jax.config import SamplingConfig
+from diffusion_jax.samplers.chain import start_chain
 from diffusion_jax.training.weights import load_from_run
 
 IMAGES = ROOT / "docs" / "images"
@@ -85,10 +86,11 @@ def langevin() -> None:
     }
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     row = figure.subplots(1, 1 + len(shown))
-    noise = np.asarray(
-        jax.random.normal(jax.random.key(1), (2000, 2))  # What all of them start from.
+    steps = sampling.make_table(
+        run.schedule, run.config.process, SamplingConfig(sampler="ddim", steps=1)
     )
-    panels = [("noise", noise)]
+    noise = start_chain(steps, jax.random.key(0), np.arange(2000), shape=(2,)).x
+    panels = [("noise", np.asarray(noise))]
     for name, fields in shown.items():
         points, calls = run.draw(2000, steps=100, **fields)
         panels.append((f"{name}, {calls:,} calls", points))

@@ -188,7 +188,7 @@ def many() -> Iterator[Figure]:
         print("no runs/swiss_roll here: the memory of 50,000 samples is not measured")
         return
     peaks = []
-    for num in (500, 50_000):
+    for num in (500, 500, 50_000):  # The first one fills the compilation cache.
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "sample.py", f"--workdir={run}", f"--num={num}"]
             command += ["--batch_size=500", "--steps=10", f"--out={folder}/out"]
@@ -200,7 +200,7 @@ def many() -> Iterator[Figure]:
                 peak = max(peak, int(found[0].split()[1])) if found else peak
                 time.sleep(0.02)
             peaks.append(peak)
-    yield "resident set of 50,000 samples over that of 500", peaks[1] / peaks[0], "<= 1.1"
+    yield "resident set of 50,000 samples over that of 500", peaks[2] / peaks[1], "<= 1.1"
 
 
 if __name__ == "__main__":

@@ -621,7 +621,7 @@ def test_the_variance_that_an_exact_score_leaves(make, expected):
 def test_the_gap_closes_as_t_grows():
     """The same process cut into more steps: linear betas scaled by 1 / T."""
     gaps = {"fixed_small": [], "fixed_large": [], "ddim": []}
-    for total in (1000, 4000, 16000):
+    for total in (250, 1000, 4000):
         schedule = make_schedule(linear_betas(total, 0.1 / total, 20 / total))
         every = steps.trailing_timesteps(total, total)
         for name, seen in gaps.items():
