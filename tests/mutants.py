@@ -32,6 +32,7 @@ MODULES = {
     "timestep_sampling": "timestep_sampling",
     "losses": "losses",
     "oracle": "oracle",
+    "samplers/levels": "tables",
     "samplers/rows": "tables",
     "samplers/steps": "steps",
     "samplers/tables": "tables",

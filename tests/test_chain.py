@@ -315,7 +315,7 @@ def test_frames_are_the_states_of_a_shorter_chain():
     """The state after k rows is what the first k rows alone lead to."""
     table = make("dpmpp_3m eta=1", steps.trailing_timesteps(T, 10))
     samples, frames = run(table, 8, frames=(10, 0, 4))
-    np.testing.assert_allclose(frames[2], run(table.take(slice(4)), 8)[0], atol=1e-6)
+    np.testing.assert_allclose(frames[2], run(table.take(slice(4)), 8)[0], atol=1e-5)
     np.testing.assert_array_equal(frames[0], samples)
     assert abs(float(np.std(frames[1])) - 1) < 0.6
     assert run(table, 8)[1].shape == (0, 8, 1)
@@ -334,7 +334,7 @@ def test_a_network_of_another_shape_is_refused():
 
 
 @pytest.mark.parametrize("name", ["dpmpp_3m eta=1", "heun"])
-def test_padding_changes_no_bit_and_calls_no_network(name):
+def test_padding_changes_no_sample_and_calls_no_network(name):
     """Rows that are not live leave every state as it is, and the frames as well."""
     table = make(name, UNEVEN)
     calls = []
@@ -349,7 +349,7 @@ def test_padding_changes_no_bit_and_calls_no_network(name):
     jax.effects_barrier()
     assert len(calls) == table.num_rows
     for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_chain_in_stretches_is_the_whole_chain():
@@ -364,8 +364,8 @@ def test_a_chain_in_stretches_is_the_whole_chain():
         state = chain.run_rows(
             gaussian_eps, None, state, stretch, key, indices, x0_hook=None
         )
-    np.testing.assert_allclose(state.x, samples, atol=1e-6)
-    np.testing.assert_allclose(state.frames, kept, atol=1e-6)
+    np.testing.assert_allclose(state.x, samples, atol=1e-5)
+    np.testing.assert_allclose(state.frames, kept, atol=1e-5)
 
 
 def test_one_compilation_for_any_method_steps_spacing_or_eta():

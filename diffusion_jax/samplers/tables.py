@@ -23,48 +23,17 @@ a timestep without any signal.
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_jax.predictions import check_variance_type
+from diffusion_jax.samplers.levels import Steps, Timesteps, churned_steps, make_steps
 from diffusion_jax.samplers.rows import SamplerTable, Weights, assemble
 from diffusion_jax.samplers.steps import check_timesteps
-from diffusion_jax.schedules import Schedule, alphas_cumprod_at, times_at_log_snr
+from diffusion_jax.schedules import Schedule, alphas_cumprod_at
 
-Timesteps = Sequence[float] | np.ndarray
 _MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
 _MAX_GAIN = 10.0  # Of Heun's corrections of x_0: with more they show in images.
-
-
-class _Steps(NamedTuple):
-    """From where each step goes (t, signal, sigma), and where to; float64 [S]."""
-
-    t: np.ndarray
-    alphas_cumprod: np.ndarray
-    alphas_cumprod_next: np.ndarray
-
-    @property
-    def signal(self) -> np.ndarray:
-        return np.sqrt(self.alphas_cumprod)
-
-    @property
-    def sigma(self) -> np.ndarray:
-        return np.sqrt(1 - self.alphas_cumprod)
-
-    @property
-    def signal_next(self) -> np.ndarray:
-        return np.sqrt(self.alphas_cumprod_next)
-
-    @property
-    def sigma_next(self) -> np.ndarray:
-        return np.sqrt(1 - self.alphas_cumprod_next)
-
-    @property
-    def h(self) -> np.ndarray:
-        """lambda' - lambda; infinite from a level without signal, and to x_0."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.signal_next / self.signal * self.sigma / self.sigma_next)
 
 
 def ddpm_table(
@@ -85,7 +54,7 @@ def ddpm_table(
     IDDPM eq. 15). With few steps fixed_large is ruinous, and warned of.
     """
     check_variance_type(variance_type)
-    s = _steps(schedule, timesteps, repeats=True)
+    s = make_steps(schedule, timesteps, repeats=True)
     beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
     shrink = (1 - s.alphas_cumprod_next) / (1 - s.alphas_cumprod)
     variance = beta * shrink
@@ -135,7 +104,7 @@ def non_markovian_table(
     Raises:
       ValueError: also for a std of another length, or too large.
     """
-    s = _steps(schedule, timesteps, repeats=True)
+    s = make_steps(schedule, timesteps, repeats=True)
     std = np.asarray(std, np.float64)
     if std.shape != s.t.shape:
         raise ValueError(f"std must have one value for each of {len(s.t)} steps")
@@ -172,7 +141,7 @@ def ddim_table(
       eta: 0 .. 1; 1 is `ddpm_table` with fixed_small variances.
     """
     _check_eta(eta)
-    s = _steps(schedule, timesteps, repeats=True)
+    s = make_steps(schedule, timesteps, repeats=True)
     beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
     std = eta * s.sigma_next / s.sigma * np.sqrt(beta)
     return non_markovian_table(schedule, s.t, std, prediction_type=prediction_type)
@@ -199,7 +168,7 @@ def dpmpp_2m_table(
       eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++).
     """
     _check_eta(eta)
-    s = _steps(schedule, timesteps)
+    s = make_steps(schedule, timesteps)
     half = _ratio(s.h) / 2
     gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
     return assemble(
@@ -236,7 +205,7 @@ def dpmpp_3m_table(
       eta: 0 (the ODE) .. 1 (the SDE).
     """
     _check_eta(eta)
-    s = _steps(schedule, timesteps)
+    s = make_steps(schedule, timesteps)
     c = 1 + eta
     p0 = -np.expm1(-c * s.h)
     h = np.where(np.isfinite(s.h), s.h, 0.0)
@@ -273,7 +242,7 @@ def unipc_table(
     call. The predictor, UniP-2, is a step of `dpmpp_2m_table`; the corrector's first step
     is of first order.
     """
-    s = _steps(schedule, timesteps)
+    s = make_steps(schedule, timesteps)
     # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
     # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
     h = np.append(1.0, s.h[:-1])
@@ -325,7 +294,7 @@ def euler_table(
         sbar is 1 + min(churn / S, sqrt(2) - 1) times what it was, but no more than at
         T - 1.
     """
-    s, rescale, noise = _churned(schedule, timesteps, churn)
+    s, rescale, noise = churned_steps(schedule, timesteps, churn)
     decay = s.sigma_next / s.sigma
     return assemble(
         s.t,
@@ -360,7 +329,7 @@ def heun_table(
     Raises:
       ValueError: also where the first timestep is without any signal.
     """
-    s, rescale, noise = _churned(schedule, timesteps, churn)
+    s, rescale, noise = churned_steps(schedule, timesteps, churn)
     if s.alphas_cumprod[0] == 0:
         raise ValueError(
             "heun needs the slope at the first timestep, which is infinite with a zero "
@@ -428,8 +397,8 @@ def langevin_table(
       steps_per_level: rows for each timestep, at least 1.
     """
     _check_langevin(step_size, steps_per_level)
-    levels = _steps(schedule, timesteps).t
-    s = _steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
+    levels = make_steps(schedule, timesteps).t
+    s = make_steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
     weights = _langevin(s.alphas_cumprod, step_size)
     left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
     for shrink, noise in zip(weights["x"][:-1], weights["noise"][:-1], strict=True):
@@ -489,42 +458,6 @@ def with_langevin(
     )
 
 
-def _steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = False) -> _Steps:
-    t = check_timesteps(timesteps, schedule.num_timesteps, repeats=repeats)
-    alphas_cumprod = alphas_cumprod_at(schedule, t)
-    if not repeats and (np.diff(alphas_cumprod) <= 0).any():
-        raise ValueError(
-            "two timesteps have the same noise: where the terminal signal-to-noise ratio "
-            f"is zero there is nothing between {schedule.num_timesteps - 2} and "
-            f"{schedule.num_timesteps - 1}"
-        )
-    return _Steps(t, alphas_cumprod, np.append(alphas_cumprod[1:], 1.0))
-
-
-def _churned(
-    schedule: Schedule, timesteps: Timesteps, churn: float
-) -> tuple[_Steps, np.ndarray, np.ndarray]:
-    """Steps that start from the noisier levels that churn leads to.
-
-    And how each one's end is scaled, and what noise is added to it, to get to the start
-    of the next.
-    """
-    if not churn >= 0:
-        raise ValueError(f"churn ({churn}) must be at least 0 (no noise is added)")
-    s = _steps(schedule, timesteps)
-    if churn == 0:
-        return s, np.ones(len(s.t)), np.zeros(len(s.t))
-    gamma = min(churn / len(s.t), np.sqrt(2) - 1)
-    with np.errstate(divide="ignore"):
-        log_snr = 2 * (np.log(s.signal / s.sigma) - np.log1p(gamma))
-    t = np.maximum(times_at_log_snr(schedule, log_snr), s.t)
-    start = s._replace(t=t, alphas_cumprod=alphas_cumprod_at(schedule, t))
-    # sbar^2 rises from sigma^2 / alpha^2; all in the units of x at the new level.
-    rescale = start.signal[1:] / s.signal[1:]
-    variance = start.sigma[1:] ** 2 - (rescale * s.sigma[1:]) ** 2
-    return start, np.append(rescale, 1.0), np.sqrt(np.append(variance, 0.0).clip(0.0))
-
-
 def _ratio(h: np.ndarray) -> np.ndarray:
     """Each h over the one before; 0 in the first and the last row, of first order."""
     ratio = np.append(0.0, h[1:] / h[:-1])
@@ -532,7 +465,7 @@ def _ratio(h: np.ndarray) -> np.ndarray:
     return ratio
 
 
-def _exponential_decay(s: _Steps, eta: float) -> dict[str, np.ndarray]:
+def _exponential_decay(s: Steps, eta: float) -> dict[str, np.ndarray]:
     """Weights of x and noise of the exponential integrators, at this eta."""
     decay = s.sigma_next / s.sigma
     if eta == 0:  # Also where h is infinite.
