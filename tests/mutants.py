@@ -124,8 +124,8 @@ def _is_skipped(node: ast.AST, field: str) -> bool:
 
 
 _NOT_NUMBERS = (
-    "axis cond dtype fill_value key learned mode norm out_axes prediction_type stacklevel "
-    "train variance_type"
+    "axis cond dtype fill_value key learned mode norm out_axes prediction_type repeats "
+    "stacklevel train variance_type"
 ).split()
 
 

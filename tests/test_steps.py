@@ -59,12 +59,13 @@ def test_the_quadratic_list_is_the_published_one(count, different):
     published = [int(s) for s in np.linspace(0, np.sqrt(T * 0.8), count) ** 2]
     chosen = steps.ddim_quadratic_timesteps(T, count)
     assert chosen.tolist() == published[::-1]
+    assert steps.spaced_timesteps("ddim_quadratic", SCHEDULE, count).tolist() == [*chosen]
     assert len(set(published)) == different and chosen[0] == 800
 
 
 def test_steps_lie_evenly():
     """Trailing gaps differ by one at most; linspace is within half a step, halves go up."""
-    for total, count in ((1000, 7), (1000, 61), (100, 33), (10, 4)):
+    for total, count in ((1000, 7), (1000, 61), (1000, 702), (10, 4)):
         for make in (steps.trailing_timesteps, steps.uniform_timesteps):
             gaps = -np.diff(make(total, count))
             assert gaps.max() - gaps.min() <= 1
@@ -129,6 +130,7 @@ def test_an_unknown_spacing_is_refused():
         (["9"], "a list of numbers"),
         ([5, 5], "5 is followed by 5"),
         ([9, 3, 4], "3 is followed by 4"),
+        ([3, 3.001], "3.0 is followed by 3.001"),
         ([1000, 1], "0 .. 999"),
         ([999.5], "0 .. 999"),
         ([1, -0.5], "0 .. 999"),

@@ -167,8 +167,17 @@ def test_few_steps_with_fixed_large_variances_are_warned_of():
 
 def test_steps_that_are_too_long_for_heun_are_warned_of():
     """From sbar 20,291 to 6.4: the first step of ten, evenly in t, of a cosine schedule."""
-    with pytest.warns(UserWarning, match="by 1,59. in its step from timestep 999"):
-        tables.heun_table(COSINE, steps.trailing_timesteps(T, 10))
+    for schedule, chosen in (
+        (COSINE, steps.trailing_timesteps(T, 10)),
+        (COSINE, [970.0, 400.0]),
+        (SCHEDULE, [999.0, 500.0]),
+    ):
+        share = levels(schedule, chosen)[0]
+        sbar = np.sqrt((1 - share) / share)
+        gain = (sbar[0] / sbar[1] - 1) / 2
+        said = f"by {gain:.4g} in its step from timestep {chosen[0]:g};"
+        with pytest.warns(UserWarning, match=said):
+            tables.heun_table(schedule, chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for schedule in (SCHEDULE, COSINE):
@@ -469,7 +478,7 @@ def test_the_first_step_of_the_sde_is_that_of_ddpm():
 # Churn and Langevin
 
 
-@pytest.mark.parametrize("churn", [3.0, 100.0])
+@pytest.mark.parametrize("churn", [1.0, 100.0])
 def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
     """Each row ends where x has the marginal of sbar (1 + gamma): at the next row's t."""
     share, _ = levels(SCHEDULE, UNEVEN)
@@ -524,17 +533,22 @@ def test_annealed_langevin_visits_every_level_in_turn():
     assert default.t.tolist() == [900, 50, 3]
 
 
-def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves():
-    """Against the noise that a plain loop leaves of data that is one point."""
-    rng, chosen = np.random.default_rng(0), steps.trailing_timesteps(T, 100)
-    with pytest.warns(UserWarning, match="in 100 rows leaves noise of .* 0.40 to its last"):
-        table = tables.langevin_table(SCHEDULE, chosen, prediction_type="x0")
-    draws = rng.normal(size=(101, 20_000))
-    states = run_table(table, lambda x, t: 0.0, draws[0], draws[1:])
-    assert states[-2].std() == pytest.approx(0.40, abs=0.01)
+@pytest.mark.parametrize("count", [3, 100])
+def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves(count):
+    """Of data that is almost one point, by the exact recursion."""
+    chosen = steps.trailing_timesteps(T, count)
+    with pytest.warns(UserWarning) as said:
+        table = tables.langevin_table(SCHEDULE, chosen)
+    rows = table.take(slice(count - 1))
+    left = gaussian_moments(rows, SCHEDULE, 0.0, 1e-9)[1] ** 0.5
+    text = f"in {count} rows leaves noise of standard deviation {left:.4g} to"
+    assert text in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tables.langevin_table(SCHEDULE, chosen, steps_per_level=10)
+        tables.langevin_table(SCHEDULE, chosen[:1])
+        tables.langevin_table(
+            SCHEDULE, steps.trailing_timesteps(T, 100), steps_per_level=10
+        )
         tables.langevin_table(SCHEDULE, EVERY)
 
 
@@ -653,7 +667,41 @@ def test_full_chains_recover_the_data_distribution():
     assert variance["ddim"] == pytest.approx(0.2**2, rel=0.02)
 
 
-# Padding
+# The columns
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+@pytest.mark.parametrize("name", tables.METHODS)
+def test_x0_comes_out_of_what_the_network_predicts(name, kind):
+    """At each row's own t, also the trial points of Heun and a corrector's rows."""
+    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type=kind)
+    table = tables.with_langevin(table, SCHEDULE)
+    share = alphas_cumprod_at(SCHEDULE, table.t)
+    x0, eps = 0.3, -1.1
+    x = np.sqrt(share) * x0 + np.sqrt(1 - share) * eps
+    v = np.sqrt(share) * eps - np.sqrt(1 - share) * x0
+    prediction = {"eps": eps, "x0": x0, "v": v}[kind]
+    found = table.x0_from_x * x + table.x0_from_prediction * prediction
+    np.testing.assert_allclose(found, x0, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "previous", "anchor"),
+    [
+        ("ddpm", 0, False),
+        ("dpmpp_2m", 1, False),
+        ("dpmpp_3m", 2, False),
+        ("unipc", 2, True),
+        ("heun", 1, True),
+        ("langevin", 0, False),
+    ],
+)
+def test_only_what_a_method_needs_is_carried(name, previous, anchor):
+    table = tables.METHODS[name](SCHEDULE, UNEVEN)
+    assert (table.num_previous, table.has_anchor) == (previous, anchor)
+    for column in (table.is_live, table.is_remembered, table.is_trial):
+        assert column.dtype == bool
+    assert not table.is_learned and table.is_live.all() and table.is_remembered.all()
 
 
 def test_a_padded_table_ends_with_rows_that_are_not_live():

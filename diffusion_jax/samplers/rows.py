@@ -121,26 +121,20 @@ def assemble(
         return Weights(**{name: given.get(name, none) for name in Weights._fields})
 
     x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
-    table = SamplerTable(
+    both = weights(to_x), weights(to_anchor or {})
+    log_range = none if noise_log_range is None else noise_log_range
+    used = [any(getattr(w, name).any() for w in both) for name in ("x0_prev", "x0_prev2")]
+    return SamplerTable(
         t=np.asarray(t, np.float64),
         x0_from_x=x0_from_x,
         x0_from_prediction=x0_from_prediction,
-        to_x=weights(to_x),
-        to_anchor=weights(to_anchor or {}),
-        noise_log_range=none if noise_log_range is None else noise_log_range,
+        to_x=both[0],
+        to_anchor=both[1],
+        noise_log_range=log_range,
         is_remembered=np.ones(len(t), bool),
         is_trial=np.zeros(len(t), bool) if is_trial is None else is_trial,
         is_live=np.ones(len(t), bool),
-        num_previous=0,
-        has_anchor=False,
-        is_learned=False,
-    )
-    both = table.to_x, table.to_anchor
-    return dataclasses.replace(
-        table,
-        num_previous=sum(
-            any(getattr(w, name).any() for w in both) for name in ("x0_prev", "x0_prev2")
-        ),
+        num_previous=sum(used),
         has_anchor=any(w.anchor.any() for w in both),
-        is_learned=bool(table.noise_log_range.any()),
+        is_learned=bool(log_range.any()),
     )

@@ -343,7 +343,7 @@ def heun_table(
     if (gain > _MAX_GAIN).any():
         step = int(np.argmax(gain))
         warnings.warn(
-            f"heun multiplies the change of x_0 by {gain[step]:,.0f} in its step from "
+            f"heun multiplies the change of x_0 by {gain[step]:.4g} in its step from "
             f"timestep {s.t[step]:g}; take spacing karras, more steps, or unipc",
             stacklevel=2,
         )
@@ -406,7 +406,7 @@ def langevin_table(
     if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
         warnings.warn(
             f"langevin in {len(s.t)} rows leaves noise of standard deviation "
-            f"{left**0.5:.2f} to its last one; take more timesteps or steps at each, or a "
+            f"{left**0.5:.4g} to its last one; take more timesteps or steps at each, or a "
             "larger step_size",
             stacklevel=2,
         )
