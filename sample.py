@@ -50,6 +50,7 @@ _SAMPLING = {
     ),
     "langevin_step_size": flags.DEFINE_float("langevin_step_size", None, "0 .. 1."),
     "threshold": flags.DEFINE_string("threshold", None, _one_of(THRESHOLDS)),
+    "dynamic_percentile": flags.DEFINE_float("dynamic_percentile", None, "0 .. 1."),
     "batch_size": flags.DEFINE_integer("batch_size", None, "Samples at a time."),
 }
 
@@ -58,7 +59,11 @@ def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     check_choice("--weights", _WEIGHTS.value, KINDS)
+    for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
+        if flag.value == "":
+            raise BadRequest(f"--{name} is empty")
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
+    workdir = workdir.expanduser()
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
@@ -79,9 +84,10 @@ def main() -> None:
 
 def _prefix(workdir: pathlib.Path, name: str) -> pathlib.Path:
     """Where the files go: into the run unless --out is a folder or a prefix."""
+    name += "" if _WEIGHTS.value == "ema" else f"_{_WEIGHTS.value}"
     if _OUT.value is None:
         return runs.samples_path(workdir) / f"{name}_num{_NUM.value}"
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(_OUT.value).expanduser()
     if _OUT.value.endswith("/") or out.is_dir():
         return out / name
     return out.with_suffix("") if out.suffix in (".png", ".npz", ".json") else out

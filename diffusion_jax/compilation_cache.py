@@ -30,18 +30,21 @@ def use(folder: str | None) -> None:
     Raises:
       BadRequest: if a folder that was named cannot be written.
     """
-    if folder == OFF:
+    if folder == "":
+        raise BadRequest("--compilation_cache is empty; name a folder, or off")
+    if folder and folder.lower() == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         print("compilation cache: off")
         return
-    path = pathlib.Path(folder or default_folder())
+    path = pathlib.Path(folder or default_folder()).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         line = f"--compilation_cache {path} cannot be written ({error.strerror})"
-        if folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        if folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             raise BadRequest(f"{line}; name another folder, or off") from error
         warnings.warn(f"{line}, so every run compiles anew; name another", stacklevel=2)
         return

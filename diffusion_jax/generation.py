@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import shutil
 import zipfile
@@ -29,6 +30,7 @@ from diffusion_jax.validation import BadRequest
 
 _STRIP_FRAMES = 10
 _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.
+_FINISHING = "finishing"  # A mark in the folder: results are being written.
 _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
 
 
@@ -83,6 +85,7 @@ def generate(
         "checkpoint_step": step,
         "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
         "weights": weights,
+        "weights_sha256": _fingerprint(params),
         "seed": seed,
         "num": num,
         **dataclasses.asdict(config.sampling),
@@ -148,6 +151,14 @@ def generate(
     print("wrote", *results)
 
 
+def _fingerprint(params: Any) -> str:
+    """Of the numbers themselves: a run can be trained anew under the same config."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def _result(out: pathlib.Path, suffix: str) -> pathlib.Path:
     return out.with_name(out.name + suffix)
 
@@ -171,15 +182,19 @@ class _Partial:
             old = json.loads(note.read_text())
         except (OSError, ValueError):
             old = None
-        if old == self.request and not overwrite:
-            return  # Some results may exist: it was stopped while they were written.
+        finishing = (self.folder / _FINISHING).exists()
+        if old == self.request and not overwrite and finishing:
+            return  # Some results exist: it was stopped while they were written.
         existing = [path for path in results if path.exists()]
         if existing and not overwrite:
             raise BadRequest(
                 f"--out {self.out}: {existing[0]} exists already; give another --out or "
                 "--seed, or --overwrite to replace it"
             )
-        if self.folder.exists():
+        if old == self.request and not overwrite:
+            return
+        # A kill can leave the folder without anything in it.
+        if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
             if old is None or not overwrite:
                 what = (
                     "something else" if old is None else "the beginning of another request"
@@ -191,8 +206,10 @@ class _Partial:
                 )
             with runs.locked(self.folder, "writing to"):
                 shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        note.write_text(json.dumps(self.request, indent=2) + "\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = note.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(self.request, indent=2) + "\n")
+        unfinished.replace(note)
 
     def first_missing(self) -> int:
         """The first batch that is not on disk, whole."""
@@ -237,6 +254,7 @@ class _Partial:
                 if sum(map(len, pictured)) < _MAX_PICTURED:
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
+        (self.folder / _FINISHING).touch()
         picture = np.concatenate(pictured)[:_MAX_PICTURED]
         pictures.save_samples(_result(self.out, ".png"), picture)
         if frames:

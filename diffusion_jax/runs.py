@@ -57,9 +57,10 @@ def samples_path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
-    """Whether `path` is one of the files that the run itself needs."""
-    own = {(workdir / name).resolve() for name in (*_PARTS, "config.json", _LOCK)}
-    return path.resolve() in own
+    """Whether `path` is one of what the run itself needs, or lies in its folders."""
+    names = {*_PARTS, "config.json", _LOCK} - {samples_path(workdir).name}
+    own = {(workdir / name).resolve() for name in names}
+    return bool(own & {path.resolve(), *path.resolve().parents})
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:

@@ -19,6 +19,7 @@ from diffusion_jax.validation import BadRequest, values_refused
 
 # Older ones never store a program with a host callback in the compilation cache.
 _CALLBACKS_ARE_CACHED = jax.__version_info__ >= (0, 12)
+_MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
 _SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
 _SEGMENT_ROWS = 10  # but each of at least so many rows.
 
@@ -43,6 +44,8 @@ def change(config: Config, given: dict[str, Any]) -> None:
       BadRequest: naming the field as a flag.
     """
     sampling = config.sampling
+    if given.get("sampler", sampling.sampler) != sampling.sampler:
+        sampling.spacing = ""  # That of the run was chosen for another sampler.
     if "timesteps" in given:
         for other in {"steps", "spacing"} & given.keys():
             raise BadRequest(f"--{other} and --timesteps: give one of them")
@@ -67,6 +70,11 @@ def change(config: Config, given: dict[str, Any]) -> None:
                     f"sampling.{field} ({given[field]}) is not for sampler "
                     f"{sampling.sampler}, but for {', '.join(methods)}"
                 )
+        for field in {"threshold", "dynamic_percentile"} & given.keys():
+            if not config.data.image_size:
+                raise BadRequest(f"sampling.{field} is for images, and these are points")
+        if "dynamic_percentile" in given and sampling.threshold != "dynamic":
+            raise BadRequest("sampling.dynamic_percentile needs --threshold dynamic")
         if "langevin_step_size" in given and not sampling.langevin_steps:
             if sampling.sampler != "langevin":
                 raise BadRequest("sampling.langevin_step_size needs --langevin_steps")
@@ -86,7 +94,9 @@ def short_name(sampling: SamplingConfig) -> str:
         if value and sampling.sampler in methods:
             parts.append(value if isinstance(value, str) else f"{field}{value:g}")
     if sampling.langevin_steps:
-        parts.append(f"langevin{sampling.langevin_steps}")
+        size = f"x{sampling.langevin_step_size:g}"
+        usual = sampling.langevin_step_size == SamplingConfig().langevin_step_size
+        parts.append(f"langevin{sampling.langevin_steps}{'' if usual else size}")
     if sampling.threshold != "static":
         parts.append(sampling.threshold)
     return "_".join(parts)
@@ -258,6 +268,14 @@ def _warn_of_odd_choices(
             f"sampling starts from pure noise at timestep {timesteps[0]:g} of "
             f"{schedule.num_timesteps - 1}, where training saw {100 * share**0.5:.3g} % of "
             "the signal's amplitude; take spacing trailing, or more steps",
+            stacklevel=3,
+        )
+    end = float(alphas_cumprod_at(schedule, timesteps[-1:])[0])
+    if end < _MIN_LAST_SIGNAL:
+        warnings.warn(
+            f"the last step goes straight to x_0 from timestep {timesteps[-1]:g}, where x "
+            f"holds {100 * end**0.5:.3g} % of the signal's amplitude: expect what the "
+            "network guesses there; take more steps, or a list that goes down further",
             stacklevel=3,
         )
     if process.prediction == "eps" and sampling.threshold == "none" and share < 1e-6:

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusion_jax.losses import NORMS
 from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
-from diffusion_jax.samplers.steps import SPACINGS
+from diffusion_jax.samplers.steps import SPACINGS, check_timesteps
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.schedules import SCHEDULES
@@ -75,6 +75,18 @@ def check(config: Any) -> None:
         raise BadRequest(
             f"sampling.steps ({config.sampling.steps}) must be at most "
             f"process.num_timesteps ({config.process.num_timesteps})"
+        )
+    if config.sampling.timesteps:
+        try:
+            check_timesteps(config.sampling.timesteps, config.process.num_timesteps)
+        except ValueError as error:
+            raise BadRequest(f"sampling.timesteps: {error}") from error
+    elif config.sampling.spacing == "ddim_quadratic" and (
+        config.sampling.sampler not in ("ddpm", "ddim")
+    ):
+        raise BadRequest(
+            "sampling.spacing ('ddim_quadratic') repeats timesteps, which sampler "
+            f"{config.sampling.sampler} cannot; take ddpm or ddim, or another spacing"
         )
     if config.data.random_flip and not config.data.image_size:
         raise BadRequest("data.random_flip (True) is for images, not for points")
@@ -251,7 +263,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def nearest(value: str, choices: tuple[str, ...]) -> str:
     """ "did you mean X?" where one is near, and the list of all where it is short."""
     close = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
-    listed = f"it can be {', '.join(choices)}"
+    listed = f"it can be {', '.join(c for c in choices if c)}"
     if not close:
         return listed
     return f"did you mean {close[0]}?" + (f" ({listed})" if len(choices) < 12 else "")

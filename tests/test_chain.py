@@ -253,7 +253,9 @@ def test_the_network_is_told_each_timestep_in_float32(name):
         cond="a condition",
     )
     jax.effects_barrier()
-    assert seen == table.t.tolist() and {900.0, 500.5, 20.0} <= set(seen) or "churn" in name
+    assert seen == np.float32(table.t).tolist()
+    if "churn" not in name:  # Which moves them: see test_tables.py.
+        assert set(seen) == {900.0, 500.5, 20.0}
     np.testing.assert_allclose(samples, 0.0, atol=1e-6)
 
 

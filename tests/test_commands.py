@@ -117,8 +117,20 @@ def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command
     process.kill()
     process.wait()
     assert partial.exists() and not (tmp_path / "cut.npz").exists()
-    other = command(*args, f"--out={cut}", "--seed=1", check=2)
-    assert "another request" in other.stderr
+    for change in ("--seed=1", "--weights=raw"):
+        other = command(*args, f"--out={cut}", change, check=2)
+        assert "another request" in other.stderr
+    # A file that somebody else has put there meanwhile is not overwritten.
+    cut.with_suffix(".png").write_text("precious")
+    assert "cut.png exists already" in command(*args, f"--out={cut}", check=2).stderr
+    cut.with_suffix(".png").unlink()
+    # Other weights in the same place, of the same config and step, are another request.
+    note = partial / "request.json"
+    request = note.read_text()
+    sha = json.loads(request)["weights_sha256"]
+    note.write_text(request.replace(sha, "0" * 64))
+    assert "another request" in command(*args, f"--out={cut}", check=2).stderr
+    note.write_text(request)
     command(*args, f"--out={cut}", check=0)
     assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "cut.npz").read_bytes()
 
@@ -311,8 +323,15 @@ BAD = [
     (("sample.py", "--workdir=RUN", "--sampler=heun", "--churn=-1"), "--churn (-1.0)"),
     (("sample.py", "--workdir=RUN", "--sampler=dimm"), "did you mean ddim?"),
     (("sample.py", "--workdir=RUN", "--spacing=karas"), "did you mean karras?"),
-    (("sample.py", "--workdir=RUN", "--timesteps=3,9"), "3.0 is followed by 9.0"),
+    (("sample.py", "--workdir=RUN", "--timesteps=3,9"), "3 is followed by 9"),
     (("sample.py", "--workdir=RUN", "--timesteps=50,9"), "must lie in 0 .. 49"),
+    (("sample.py", "--workdir="), "--workdir is empty"),
+    (("sample.py", "--workdir=RUN", "--out="), "--out is empty"),
+    (
+        ("sample.py", "--workdir=RUN", "--compilation_cache="),
+        "--compilation_cache is empty",
+    ),
+    (("sample.py", "--workdir=RUN", "--out=RUN/checkpoints/20/x"), "belongs to the run"),
     (("sample.py", "--workdir=RUN", "--timesteps=9,x"), "--timesteps must be numbers"),
     (
         ("sample.py", "--workdir=RUN", "--compilation_cache=/dev/null/x"),

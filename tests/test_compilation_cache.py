@@ -18,6 +18,7 @@ import jax, numpy as np, sys
 from diffusion_jax import compilation_cache, experiment, parallel, sampling
 from diffusion_jax.config import Config, DataConfig, MLPConfig, SamplingConfig
 compilation_cache.use(sys.argv[1] if len(sys.argv) > 1 else None)
+assert jax.config.jax_persistent_cache_min_compile_time_secs <= 0.5
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 seen = {"cache_hits": 0, "compile_requests_use_cache": 0}
 def count(name, **_):
@@ -65,8 +66,9 @@ def test_a_second_process_takes_the_chain_from_the_cache_and_gets_the_same_bits(
 
 
 def test_off_writes_nothing(tmp_path):
-    said, _ = run("off", XDG_CACHE_HOME=tmp_path)
-    assert said[0] == "compilation cache: off" and not list(tmp_path.iterdir())
+    for word in ("off", "OFF"):
+        said, _ = run(word, JAX_COMPILATION_CACHE_DIR=tmp_path)
+        assert said[0] == "compilation cache: off" and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_refused_if_it_was_named(monkeypatch, capsys):

@@ -38,7 +38,7 @@ EQUIVALENT = {
     "samplers/tables.unipc_table: 1.0 -> 1.01": "stands where nothing is read",
     # Where a warning begins is a choice.
     "samplers/tables.module: 0.1 -> 0.101": "so much noise is warned of",
-    "samplers/tables.module: 10.0 -> 10.1": "such long steps are warned of",
+    "samplers/tables.module: 3.5 -> 3.535": "such long steps are warned of",
     # Clamps and tolerances that no valid input reaches.
     "samplers/tables.non_markovian_table: 1e-12 -> 1.01e-12": (
         "a tolerance for rounding in float64, which is near 1e-16"

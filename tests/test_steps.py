@@ -117,6 +117,19 @@ def test_noise_levels_without_an_end_are_divided_up_to_a_largest_or_refused():
         assert 190 < times[0] <= 198 and (np.diff(times) < 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_karras_refuses_what_leaves_no_noise_levels():
+    with pytest.raises(ValueError, match="no noise levels"):
+        steps.karras_timesteps(make_schedule(jsd_betas(2)), 2)
+    for rho, most in ((0.0, 80.0), (float("nan"), 80.0), (7.0, 0.0), (7.0, float("nan"))):
+        with pytest.raises(ValueError, match="must be above 0"):
+            steps.karras_timesteps(SCHEDULE, 5, rho, most)
+    with pytest.raises(ValueError, match="no noise levels"):
+        steps.karras_timesteps(SCHEDULE, 5, 7.0, 1e-3)
+    with pytest.raises(ValueError, match=r"steps \(2.5\)"):
+        steps.trailing_timesteps(T, 2.5)
+
+
 def test_an_unknown_spacing_is_refused():
     with pytest.raises(ValueError, match="'even' is unknown"):
         steps.spaced_timesteps("even", SCHEDULE, 5)
@@ -130,7 +143,7 @@ def test_an_unknown_spacing_is_refused():
         (["9"], "a list of numbers"),
         ([5, 5], "5 is followed by 5"),
         ([9, 3, 4], "3 is followed by 4"),
-        ([3, 3.001], "3.0 is followed by 3.001"),
+        ([3, 3.001], "3 is followed by 3.001"),
         ([1000, 1], "0 .. 999"),
         ([999.5], "0 .. 999"),
         ([1, -0.5], "0 .. 999"),
@@ -145,5 +158,6 @@ def test_a_list_of_steps_that_is_not_falling_in_range_is_refused(bad, said):
 def test_lists_of_real_numbers_and_repeats_where_they_are_meant():
     assert steps.check_timesteps([999, 20.5, 0], T).tolist() == [999, 20.5, 0]
     assert steps.check_timesteps([5, 5], T, repeats=True).tolist() == [5, 5]
+    assert steps.check_timesteps(np.array([5, 3], np.uint16), T).tolist() == [5, 3]
     with pytest.raises(ValueError, match="must fall, from"):
         steps.check_timesteps([5, 6], T, repeats=True)

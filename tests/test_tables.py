@@ -165,24 +165,42 @@ def test_few_steps_with_fixed_large_variances_are_warned_of():
         assert [f"with {count} steps" in str(w.message) for w in said] == [True] * warned
 
 
-def test_steps_that_are_too_long_for_heun_are_warned_of():
-    """From sbar 20,291 to 6.4: the first step of ten, evenly in t, of a cosine schedule."""
-    for schedule, chosen in (
-        (COSINE, steps.trailing_timesteps(T, 10)),
-        (COSINE, [970.0, 400.0]),
-        (SCHEDULE, [999.0, 500.0]),
+def test_steps_that_multiply_errors_of_x0_are_warned_of():
+    """2M weighs two predictions with alpha' (1 - e^-h) (1 + h / h_before) in all, Heun the
+    two ends with alpha' (sbar / sbar' - 1) / 2 (1 + sbar' / sbar); 3.5 is the limit, where
+    an error of x_0 is as large as x_0 itself (sbar above 1)."""
+    warned = []
+    for h in np.linspace(0.2, 2.4, 12):
+        lam = np.array([-1.2, -1.0, -1.0 + h])
+        chosen = times_at_log_snr(SCHEDULE, 2 * lam)
+        after = 1 / np.sqrt(1 + np.exp(-2 * lam[-1]))
+        total = after * (1 - np.exp(-h)) * (1 + h / 0.2)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for make in (tables.dpmpp_2m_table, tables.ddim_table):
+                make(SCHEDULE, chosen)
+        assert len(said) == (total > 3.5)
+        if said:
+            text = f"dpmpp_2m weighs predicted x_0 with {total:.4g} in all at timestep"
+            assert text in str(said[0].message)
+        warned.append(bool(said))
+    assert warned[0] is False and warned[-1] is True
+    for name, schedule, chosen in (
+        ("heun", COSINE, steps.trailing_timesteps(T, 10)),
+        ("heun", SCHEDULE, [999.0, 10.0]),
+        ("dpmpp_3m", COSINE, steps.karras_timesteps(COSINE, 5)),
+        ("unipc", COSINE, [999, 900, 500, 499.9, 200, 20, 0]),
     ):
-        share = levels(schedule, chosen)[0]
-        sbar = np.sqrt((1 - share) / share)
-        gain = (sbar[0] / sbar[1] - 1) / 2
-        said = f"by {gain:.4g} in its step from timestep {chosen[0]:g};"
-        with pytest.warns(UserWarning, match=said):
-            tables.heun_table(schedule, chosen)
+        with pytest.warns(UserWarning, match=f"{name} weighs predicted x_0"):
+            tables.METHODS[name](schedule, chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for schedule in (SCHEDULE, COSINE):
-            tables.heun_table(schedule, steps.karras_timesteps(schedule, 10))
             tables.heun_table(schedule, [999.0])
+            tables.heun_table(schedule, steps.karras_timesteps(schedule, 10))
+            for name in ("dpmpp_2m", "dpmpp_3m", "unipc"):
+                for count in (5, 10, 20, 50):
+                    tables.METHODS[name](schedule, steps.trailing_timesteps(T, count))
 
 
 # What all methods have in common
@@ -300,9 +318,9 @@ def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
             with pytest.raises(ValueError, match="predict v or x0"):
                 make(schedule, chosen)
             assert make(schedule, chosen[1:]).num_rows == 9
-            if name not in ("ddpm", "ddim"):
-                with pytest.raises(ValueError, match="the same noise"):
-                    make(schedule, [99, 98.5, 30], prediction_type="v")
+            for same in ([99, 98.5, 30], [99, 99, 30]):
+                with pytest.raises(ValueError, match="the same noise|strictly"):
+                    make(schedule, same, prediction_type="v")
         with pytest.raises(ValueError, match="infinite"):
             tables.heun_table(schedule, chosen, prediction_type="v")
         # Where the first step has no length in lambda the multistep methods begin anew.
@@ -577,6 +595,14 @@ def test_a_corrector_mends_the_variance_of_few_steps(name):
         gaussian_moments(t, SCHEDULE, 0.3, std)[1] for t in (table, corrected)
     )
     assert abs(found / std**2 - 1) < 0.5 * abs(without / std**2 - 1)
+
+
+def test_a_table_can_be_corrected_twice():
+    """What the first corrector's rows predict is still not remembered."""
+    table = tables.dpmpp_3m_table(SCHEDULE, UNEVEN, prediction_type="x0")
+    once = tables.with_langevin(table, SCHEDULE)
+    twice = tables.with_langevin(once, SCHEDULE)
+    assert twice.is_remembered.sum() == once.is_remembered.sum() == table.num_rows
 
 
 @pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "heun", "ddpm"])

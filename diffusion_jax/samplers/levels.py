@@ -59,7 +59,8 @@ def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = Fals
     """
     t = check_timesteps(timesteps, schedule.num_timesteps, repeats=repeats)
     alphas_cumprod = alphas_cumprod_at(schedule, t)
-    if not repeats and (np.diff(alphas_cumprod) <= 0).any():
+    same = (np.diff(alphas_cumprod) <= 0) & ((np.diff(t) != 0) | (alphas_cumprod[1:] == 0))
+    if same.any():
         raise ValueError(
             "two timesteps have the same noise: where the terminal signal-to-noise ratio "
             f"is zero there is nothing between {schedule.num_timesteps - 2} and "

@@ -94,8 +94,15 @@ def karras_timesteps(
       float64 [S], strictly falling, the last 0 unless S is 1.
     """
     _check_count(schedule.num_timesteps, num_sampling_steps)
+    if not (rho > 0 and sigma_max > 0):
+        raise ValueError(f"rho ({rho}) and sigma_max ({sigma_max}) must be above 0")
     log_snr = schedule.log_snr[np.isfinite(schedule.log_snr)]
     first = max(log_snr[-1], -2 * np.log(sigma_max))
+    if first >= log_snr[0] and num_sampling_steps > 1:
+        raise ValueError(
+            f"spacing 'karras' finds no noise levels between sigma {sigma_max:g} and "
+            f"{np.exp(-log_snr[0] / 2):g}, that of timestep 0; take trailing"
+        )
     first, last = np.exp(-np.array([first, schedule.log_snr[0]]) / 2 / rho)
     return _times(schedule, -2 * rho * np.log(np.linspace(first, last, num_sampling_steps)))
 
@@ -146,6 +153,7 @@ def check_timesteps(
     real = np.issubdtype(steps.dtype, np.integer) or np.issubdtype(steps.dtype, np.floating)
     if steps.ndim != 1 or not steps.size or not real:
         raise ValueError(f"timesteps must be a list of numbers; got {timesteps!r}")
+    steps = steps.astype(np.float64)
     if not ((steps >= 0) & (steps <= num_timesteps - 1)).all():
         raise ValueError(
             f"timesteps must lie in 0 .. {num_timesteps - 1}; "
@@ -155,10 +163,9 @@ def check_timesteps(
     for i in np.flatnonzero((gaps > 0) | ((gaps == 0) & (not repeats)))[:1]:
         raise ValueError(
             f"timesteps must fall{'' if repeats else ' strictly'}, from noise to image; "
-            f"{steps[i]} is followed by {steps[i + 1]}"
-            + (" (ddpm and ddim alone can repeat one)" if gaps[i] == 0 else "")
+            f"{steps[i]:g} is followed by {steps[i + 1]:g}"
         )
-    return steps.astype(np.float64)
+    return steps
 
 
 def _times(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
@@ -171,8 +178,10 @@ def _times(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
 
 
 def _check_count(num_timesteps: int, num_sampling_steps: int) -> None:
-    if not 1 <= num_sampling_steps <= num_timesteps:
+    if num_sampling_steps != int(num_sampling_steps) or not (
+        1 <= num_sampling_steps <= num_timesteps
+    ):
         raise ValueError(
-            f"steps ({num_sampling_steps}) must be between 1 and the process's "
+            f"steps ({num_sampling_steps}) must be a number between 1 and the process's "
             f"num_timesteps ({num_timesteps})"
         )

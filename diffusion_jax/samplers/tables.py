@@ -33,7 +33,7 @@ from diffusion_jax.samplers.steps import check_timesteps
 from diffusion_jax.schedules import Schedule, alphas_cumprod_at
 
 _MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
-_MAX_GAIN = 10.0  # Of Heun's corrections of x_0: with more they show in images.
+_MAX_GAIN = 3.5  # Of the errors of predicted x_0: with more, digits show them.
 
 
 def ddpm_table(
@@ -171,7 +171,7 @@ def dpmpp_2m_table(
     s = make_steps(schedule, timesteps)
     half = _ratio(s.h) / 2
     gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
-    return assemble(
+    table = assemble(
         s.t,
         s.alphas_cumprod,
         prediction_type,
@@ -181,6 +181,7 @@ def dpmpp_2m_table(
             "x0_prev": -gain * half,
         },
     )
+    return _checked(table, schedule, "dpmpp_2m")
 
 
 def dpmpp_3m_table(
@@ -219,7 +220,7 @@ def dpmpp_3m_table(
     known = np.isfinite(back2)
     curve = np.where(known, (p1 * np.where(known, back, 0.0) + 2 * p2) / back2, 0.0)
     line, bend = (p1 + curve) / back, curve / np.append(np.inf, back[:-1])
-    return assemble(
+    table = assemble(
         s.t,
         s.alphas_cumprod,
         prediction_type,
@@ -230,6 +231,7 @@ def dpmpp_3m_table(
             "x0_prev2": s.signal_next * bend,
         },
     )
+    return _checked(table, schedule, "dpmpp_3m")
 
 
 def unipc_table(
@@ -270,7 +272,8 @@ def unipc_table(
     predicted = {name: decay * weight for name, weight in corrected.items()}
     predicted["x0"] = predicted["x0"] + gain * (1 + half)
     predicted["x0_prev"] = predicted["x0_prev"] - gain * half
-    return assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
+    table = assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
+    return _checked(table, schedule, "unipc")
 
 
 def euler_table(
@@ -320,8 +323,7 @@ def heun_table(
     Two rows a step: a trial step of Euler's, with x kept in the anchor, and from there
     again with the mean of the slopes at both ends. The last step is Euler's alone, so S
     timesteps are 2 S - 1 calls of the network. A step multiplies what changes of x_0 by
-    (sbar / sbar' - 1) / 2: that is warned of where it is large, since few steps are then
-    ruinous.
+    (sbar / sbar' - 1) / 2, so that long ones are ruinous, and warned of.
 
     Args:
       churn: as in `euler_table`.
@@ -339,14 +341,6 @@ def heun_table(
     trial = {"x": decay, "x0": s.signal_next - s.signal * decay}
     # sbar' / sbar. The last step has no second row: its 0 is never divided by.
     ratio = np.exp(-s.h[:-1])
-    gain = (1 / ratio - 1) / 2
-    if (gain > _MAX_GAIN).any():
-        step = int(np.argmax(gain))
-        warnings.warn(
-            f"heun multiplies the change of x_0 by {gain[step]:.4g} in its step from "
-            f"timestep {s.t[step]:g}; take spacing karras, more steps, or unipc",
-            stacklevel=2,
-        )
     signal, scale = s.signal_next[:-1], rescale[:-1]
     second = {
         "anchor": scale * signal / s.signal[:-1] * (1 + ratio) / 2,
@@ -363,7 +357,7 @@ def heun_table(
     none = np.zeros(len(s.t))
     is_trial = both(np.ones(len(s.t)), none[:-1]).astype(bool)
     is_trial[-1] = False
-    return assemble(
+    table = assemble(
         both(s.t, check_timesteps(timesteps, schedule.num_timesteps)[1:]),
         both(s.alphas_cumprod, s.alphas_cumprod_next[:-1]),
         prediction_type,
@@ -371,6 +365,7 @@ def heun_table(
         {"x": is_trial.astype(np.float64)},
         is_trial=is_trial,
     )
+    return _checked(table, schedule, "heun")
 
 
 def langevin_table(
@@ -453,16 +448,36 @@ def with_langevin(
             {"anchor": np.ones(len(row)), **{k: w / share for k, w in step.items()}},
         ),
         noise_log_range=np.where(corrects, 0.0, moved.noise_log_range),
-        is_remembered=~corrects,
+        is_remembered=moved.is_remembered & ~corrects,
         is_trial=moved.is_trial & ~corrects,
     )
 
 
 def _ratio(h: np.ndarray) -> np.ndarray:
     """Each h over the one before; 0 in the first and the last row, of first order."""
-    ratio = np.append(0.0, h[1:] / h[:-1])
-    ratio[-1] = 0.0
-    return ratio
+    return np.concatenate([[0.0], h[1:-1] / h[:-2], [0.0]])[: len(h)]
+
+
+def _checked(table: SamplerTable, schedule: Schedule, method: str) -> SamplerTable:
+    """The table; with a warning where it multiplies errors of predicted x_0.
+
+    Steps that are much longer than the one before weigh predictions against each other.
+    An error of x_0 is of the order of sigma / alpha, but at most 1.
+    """
+    weights = table.to_x
+    total = np.abs(weights.x0) + np.abs(weights.x0_prev) + np.abs(weights.x0_prev2)
+    share = alphas_cumprod_at(schedule, table.t)
+    with np.errstate(divide="ignore"):
+        gain = total * np.minimum(np.sqrt((1 - share) / share), 1.0)
+    row = int(np.argmax(gain))
+    if gain[row] > _MAX_GAIN:
+        warnings.warn(
+            f"{method} weighs predicted x_0 with {total[row]:.4g} in all at timestep "
+            f"{table.t[row]:.4g}, so that its errors show; take more steps or other ones "
+            "(heun: spacing karras), or ddim",
+            stacklevel=3,
+        )
+    return table
 
 
 def _exponential_decay(s: Steps, eta: float) -> dict[str, np.ndarray]:
