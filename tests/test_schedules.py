@@ -291,3 +291,44 @@ def test_the_ends_of_linear_quadratic_and_sigmoid_can_be_chosen():
     logistic = 1 / (1 + math.exp(6))
     np.testing.assert_allclose(ends, [0.01 + 0.29 * logistic, 0.3 - 0.29 * logistic])
     np.testing.assert_array_equal(schedules.named_betas("constant", 3, 0.1, 0.3), 0.3)
+
+
+# Between the timesteps
+
+
+def test_between_timesteps_the_share_of_x0_is_a_weighted_geometric_mean():
+    for betas in (linear_betas(100), cosine_betas(1000), np.array([0.1, 0.4])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            schedule = make_schedule(betas)
+        share, last = schedule.alphas_cumprod, len(betas) - 1
+        whole = np.arange(len(betas))
+        np.testing.assert_array_equal(schedules.alphas_cumprod_at(schedule, whole), share)
+        for part in (0.005, 0.25, 0.5, 0.995):
+            found = schedules.alphas_cumprod_at(schedule, whole[:last] + part)
+            expected = share[:-1] ** (1 - part) * share[1:] ** part
+            np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_on_the_way_to_no_signal_there_is_none():
+    schedule = make_schedule(schedules.jsd_betas(10))
+    found = schedules.alphas_cumprod_at(schedule, np.array([7.5, 8.0, 8.01, 9.0]))
+    np.testing.assert_allclose(found, [np.sqrt(0.02), 0.1, 0.0, 0.0], rtol=1e-12)
+
+
+def test_times_are_found_by_their_log_snr():
+    """There and back; beyond the schedule, its ends."""
+    for schedule in (make_schedule(linear_betas(1000)), make_schedule(cosine_betas(1000))):
+        times = np.array([0.0, 0.3, 20.0, 500.25, 998.9, 999.0])
+        share = schedules.alphas_cumprod_at(schedule, times)
+        found = schedules.times_at_log_snr(schedule, np.log(share / (1 - share)))
+        np.testing.assert_allclose(found, times, rtol=1e-7, atol=1e-7)
+        beyond = np.array([-1e3, 1e3, -np.inf])
+        found = schedules.times_at_log_snr(schedule, beyond)
+        np.testing.assert_array_equal(found, [999.0, 0.0, 999.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jsd = make_schedule(schedules.jsd_betas(10))
+    found = schedules.times_at_log_snr(jsd, np.array([-np.inf, -100.0, np.log(0.25)]))
+    np.testing.assert_allclose(found, [8.0, 8.0, 7.0], rtol=1e-9)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from closed_forms import gaussian_moments, run_table
 from scipy.integrate import quad, solve_ivp
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from diffusion_jax.samplers import steps, tables
@@ -165,26 +166,45 @@ def test_few_steps_with_fixed_large_variances_are_warned_of():
         assert [f"with {count} steps" in str(w.message) for w in said] == [True] * warned
 
 
-def test_steps_that_multiply_errors_of_x0_are_warned_of():
-    """2M weighs two predictions with alpha' (1 - e^-h) (1 + h / h_before) in all, Heun the
-    two ends with alpha' (sbar / sbar' - 1) / 2 (1 + sbar' / sbar); 3.5 is the limit, where
-    an error of x_0 is as large as x_0 itself (sbar above 1)."""
-    warned = []
-    for h in np.linspace(0.2, 2.4, 12):
-        lam = np.array([-1.2, -1.0, -1.0 + h])
+@pytest.mark.parametrize("start", [-1.0, 0.5])
+def test_steps_that_multiply_errors_of_x0_are_warned_of(start):
+    """2M weighs two predictions with alpha' (1 - e^-h) (1 + h / h_before) in all; errors of
+    x_0 are of the order of sigma / alpha, at most 1; what comes of both may be 3.5."""
+
+    def total(h):
+        after = 1 / np.sqrt(1 + np.exp(-2 * (start + h)))
+        return after * (1 - np.exp(-h)) * (1 + h / 0.2)
+
+    error = min(np.exp(-start), 1.0)
+    limit = brentq(lambda h: total(h) * error - 3.5, 0.2, 3)
+    for h, warned in ((limit * 0.997, False), (limit * 1.003, True), (2 * limit, True)):
+        lam = np.array([start - 0.2, start, start + h])
         chosen = times_at_log_snr(SCHEDULE, 2 * lam)
-        after = 1 / np.sqrt(1 + np.exp(-2 * lam[-1]))
-        total = after * (1 - np.exp(-h)) * (1 + h / 0.2)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for make in (tables.dpmpp_2m_table, tables.ddim_table):
                 make(SCHEDULE, chosen)
-        assert len(said) == (total > 3.5)
-        if said:
-            text = f"dpmpp_2m weighs predicted x_0 with {total:.4g} in all at timestep"
+        assert len(said) == warned
+        if warned:
+            text = f"dpmpp_2m weighs predicted x_0 with {total(h):.4g} in all at timestep"
             assert text in str(said[0].message)
-        warned.append(bool(said))
-    assert warned[0] is False and warned[-1] is True
+
+
+def test_3m_tells_the_weight_of_all_three_predictions():
+    """Each weight is the step of a parabola: 1 at one prediction, 0 at the other two."""
+    chosen = [999.0, 900.0, 800.0, 200.0]
+    lam = half_log_snr(levels(SCHEDULE, chosen)[0])[:3]
+    total = 0.0
+    for k in range(3):
+        others = np.delete(lam, k)
+        basis = np.polynomial.Polynomial.fromroots(others) / np.prod(lam[k] - others)
+        total += abs(exact_step(SCHEDULE, 800.0, 200.0, 0.0, basis))
+    assert total > 3.5
+    with pytest.warns(UserWarning, match=f"with {total:.4g} in all at timestep 800,"):
+        tables.dpmpp_3m_table(SCHEDULE, chosen)
+
+
+def test_other_ruinous_steps_are_warned_of_and_usual_ones_are_not():
     for name, schedule, chosen in (
         ("heun", COSINE, steps.trailing_timesteps(T, 10)),
         ("heun", SCHEDULE, [999.0, 10.0]),
