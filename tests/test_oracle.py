@@ -21,6 +21,33 @@ DATA = {
 STEPS = (0, 1, 20, 200, 600, 999)
 
 
+# Real-valued t, as samplers have it
+
+
+def test_between_timesteps_the_noise_level_is_that_of_the_schedule():
+    """log alphas_cumprod is linear there, and whole numbers are as integers are."""
+    with jax.enable_x64(True):
+        times = np.array([0.0, 0.5, 20.0, 500.25, 998.9, 999.0])
+        share = np.exp(np.interp(times, np.arange(1000), np.log(SCHEDULE.alphas_cumprod)))
+        signal, sigma = oracle.noise_level(SCHEDULE, jnp.asarray(times), jnp.float64)
+        np.testing.assert_allclose(signal, np.sqrt(share), rtol=1e-12)
+        np.testing.assert_allclose(sigma, np.sqrt(1 - share), rtol=1e-9)
+        for bad in (-0.1, 999.1):
+            assert np.isnan(oracle.noise_level(SCHEDULE, jnp.float64(bad))).all()
+    whole = oracle.noise_level(SCHEDULE, jnp.array([0, 20, 999]))
+    for found, expected in zip(
+        oracle.noise_level(SCHEDULE, jnp.array([0.0, 20.0, 999.0])), whole, strict=True
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    data = oracle.mixture([0.3, 0.7], [[-0.6], [0.5]], 0.01)
+    network = oracle.oracle_apply_fn(data, SCHEDULE, "x0")
+    x, t = jnp.array([[0.4], [-0.2]]), jnp.full(2, 500)
+    np.testing.assert_allclose(
+        network(None, x, t * 1.0), network(None, x, t), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_8_bit_levels_lie_on_the_grid():
     data = oracle.discrete([[0, 255], [51, 204]], [1, 3])
     np.testing.assert_allclose(data.means, [[-1, 1], [-0.6, 0.6]], rtol=1e-15)
@@ -241,30 +268,3 @@ def test_images_are_data_of_any_shape():
 def test_bad_data_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
-
-
-# Real-valued t, as samplers have it
-
-
-def test_between_timesteps_the_noise_level_is_that_of_the_schedule():
-    """log alphas_cumprod is linear there, and whole numbers are as integers are."""
-    with jax.enable_x64(True):
-        times = np.array([0.0, 0.5, 20.0, 500.25, 998.9, 999.0])
-        share = np.exp(np.interp(times, np.arange(1000), np.log(SCHEDULE.alphas_cumprod)))
-        signal, sigma = oracle.noise_level(SCHEDULE, jnp.asarray(times), jnp.float64)
-        np.testing.assert_allclose(signal, np.sqrt(share), rtol=1e-12)
-        np.testing.assert_allclose(sigma, np.sqrt(1 - share), rtol=1e-9)
-        for bad in (-0.1, 999.1):
-            assert np.isnan(oracle.noise_level(SCHEDULE, jnp.float64(bad))).all()
-    whole = oracle.noise_level(SCHEDULE, jnp.array([0, 20, 999]))
-    for found, expected in zip(
-        oracle.noise_level(SCHEDULE, jnp.array([0.0, 20.0, 999.0])), whole, strict=True
-    ):
-        assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-    data = oracle.mixture([0.3, 0.7], [[-0.6], [0.5]], 0.01)
-    network = oracle.oracle_apply_fn(data, SCHEDULE, "x0")
-    x, t = jnp.array([[0.4], [-0.2]]), jnp.full(2, 500)
-    np.testing.assert_allclose(
-        network(None, x, t * 1.0), network(None, x, t), rtol=1e-4, atol=1e-6
-    )
