@@ -26,7 +26,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.training.weights import load_from_run
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.validation import BadRequest, values_refused
 
 _STRIP_FRAMES = 10
 _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.
@@ -63,10 +63,8 @@ def generate(
     """
     config.validate()
     batch, shape = config.sampling.batch_size, config.data.shape
-    try:
+    with values_refused():
         parallel.check_batch_size("batch_size", batch)
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
     schedule = experiment.make_schedule(config.process)
     table = sampling.make_table(schedule, config.process, config.sampling)
     num_steps = len(sampling.make_timesteps(schedule, config.sampling))

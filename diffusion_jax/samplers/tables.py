@@ -169,18 +169,8 @@ def dpmpp_2m_table(
     """
     _check_eta(eta)
     s = make_steps(schedule, timesteps)
-    half = _ratio(s.h) / 2
-    gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
-    table = assemble(
-        s.t,
-        s.alphas_cumprod,
-        prediction_type,
-        {
-            **_exponential_decay(s, eta),
-            "x0": gain * (1 + half),
-            "x0_prev": -gain * half,
-        },
-    )
+    weights = {**_exponential_decay(s, eta), **_to_the_middle(s, eta)}
+    table = assemble(s.t, s.alphas_cumprod, prediction_type, weights)
     return _checked(table, schedule, "dpmpp_2m")
 
 
@@ -266,12 +256,10 @@ def unipc_table(
     for weight in corrected.values():
         weight[0] = 0.0  # Nothing to correct yet.
     corrected["x"] = np.eye(1, len(h))[0]
-    half = _ratio(s.h) / 2
     decay = s.sigma_next / s.sigma
-    gain = -s.signal_next * np.expm1(-s.h)
     predicted = {name: decay * weight for name, weight in corrected.items()}
-    predicted["x0"] = predicted["x0"] + gain * (1 + half)
-    predicted["x0_prev"] = predicted["x0_prev"] - gain * half
+    for name, weight in _to_the_middle(s, 0.0).items():
+        predicted[name] = predicted[name] + weight
     table = assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
     return _checked(table, schedule, "unipc")
 
@@ -298,17 +286,8 @@ def euler_table(
         T - 1.
     """
     s, rescale, noise = churned_steps(schedule, timesteps, churn)
-    decay = s.sigma_next / s.sigma
-    return assemble(
-        s.t,
-        s.alphas_cumprod,
-        prediction_type,
-        {
-            "x": rescale * decay,
-            "x0": rescale * (s.signal_next - s.signal * decay),
-            "noise": noise,
-        },
-    )
+    weights = {name: rescale * weight for name, weight in _euler(s).items()}
+    return assemble(s.t, s.alphas_cumprod, prediction_type, {**weights, "noise": noise})
 
 
 def heun_table(
@@ -337,8 +316,7 @@ def heun_table(
             "heun needs the slope at the first timestep, which is infinite with a zero "
             "terminal signal-to-noise ratio; take unipc, or a list of timesteps below it"
         )
-    decay = s.sigma_next / s.sigma
-    trial = {"x": decay, "x0": s.signal_next - s.signal * decay}
+    trial = _euler(s)
     # sbar' / sbar. The last step has no second row: its 0 is never divided by.
     ratio = np.exp(-s.h[:-1])
     signal, scale = s.signal_next[:-1], rescale[:-1]
@@ -453,9 +431,20 @@ def with_langevin(
     )
 
 
-def _ratio(h: np.ndarray) -> np.ndarray:
-    """Each h over the one before; 0 in the first and the last row, of first order."""
-    return np.concatenate([[0.0], h[1:-1] / h[:-2], [0.0]])[: len(h)]
+def _to_the_middle(s: Steps, eta: float) -> dict[str, np.ndarray]:
+    """Weights of two predictions, extrapolated to the middle of each step by a line.
+
+    The first and the last step, of first order, take the newest alone.
+    """
+    half = np.concatenate([[0.0], s.h[1:-1] / s.h[:-2], [0.0]])[: len(s.h)] / 2
+    gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
+    return {"x0": gain * (1 + half), "x0_prev": -gain * half}
+
+
+def _euler(s: Steps) -> dict[str, np.ndarray]:
+    """Weights of x and x_0 in a step of Euler's on the probability flow."""
+    decay = s.sigma_next / s.sigma
+    return {"x": decay, "x0": s.signal_next - s.signal * decay}
 
 
 def _checked(table: SamplerTable, schedule: Schedule, method: str) -> SamplerTable:

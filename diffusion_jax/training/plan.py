@@ -12,7 +12,7 @@ from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.schedules import Schedule
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.validation import BadRequest, values_refused
 
 
 class Plan(NamedTuple):
@@ -52,15 +52,13 @@ def make_plan(
     config.validate()
     schedule = experiment.make_schedule(config.process)
     sampling.make_table(schedule, config.process, config.sampling)
-    try:
+    with values_refused():
         parallel.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:
             with _progress() as progress:
                 data = sources.open_data_set(
                     config.data, config.seed, prepare=prepare, progress=progress
                 )
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
     if not config.data.channels:
         channels = dataclasses.replace(config.data, channels=data.shape[-1])
         config = dataclasses.replace(config, data=channels)
