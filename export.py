@@ -13,22 +13,25 @@ from absl import flags
 
 from diffusion_jax import command_line, runs
 from diffusion_jax.training import weights
-from diffusion_jax.validation import check_choice
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _OUT = flags.DEFINE_string(
     "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
 )
-_WEIGHTS = flags.DEFINE_string("weights", "ema", "ema or raw.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "ema",
+    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
 def main() -> None:
-    check_choice("--weights", _WEIGHTS.value, weights.KINDS)
+    kind = weights.check_kind("--weights", _WEIGHTS.value)
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
     config = runs.read_config(workdir)
-    found = weights.load_from_run(workdir, config, _WEIGHTS.value)
-    name = f"{found.kind}_{found.step:06d}.safetensors"
+    found = weights.load_from_run(workdir, config, kind)
+    name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = pathlib.Path(_OUT.value or workdir / name)
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     print(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")

@@ -13,12 +13,13 @@ from absl import flags
 
 from diffusion_jax import command_line, compilation_cache, generation, parallel, runs
 from diffusion_jax import sampling as samplings
+from diffusion_jax.config import Config
 from diffusion_jax.predictions import VARIANCES
 from diffusion_jax.samplers.steps import SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
-from diffusion_jax.training.weights import KINDS
-from diffusion_jax.validation import BadRequest, check_choice
+from diffusion_jax.training.weights import check_kind
+from diffusion_jax.validation import BadRequest
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")
@@ -26,7 +27,11 @@ _SEED = flags.DEFINE_integer(
     "seed", 0, "Decides every sample, with its index.", lower_bound=0, upper_bound=2**31 - 1
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
-_WEIGHTS = flags.DEFINE_string("weights", "ema", "ema or raw.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "ema",
+    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
+)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
@@ -58,7 +63,7 @@ _SAMPLING = {
 def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
-    check_choice("--weights", _WEIGHTS.value, KINDS)
+    weights = check_kind("--weights", _WEIGHTS.value)
     for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
         if flag.value == "":
             raise BadRequest(f"--{name} is empty")
@@ -75,16 +80,17 @@ def main() -> None:
         config,
         num=_NUM.value,
         seed=_SEED.value,
-        out=_prefix(workdir, f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"),
-        weights=_WEIGHTS.value,
+        out=_prefix(workdir, config, weights),
+        weights=weights,
         show_chain=_SHOW_CHAIN.value,
         overwrite=_OVERWRITE.value,
     )
 
 
-def _prefix(workdir: pathlib.Path, name: str) -> pathlib.Path:
+def _prefix(workdir: pathlib.Path, config: Config, weights: str) -> pathlib.Path:
     """Where the files go: into the run unless --out is a folder or a prefix."""
-    name += "" if _WEIGHTS.value == "ema" else f"_{_WEIGHTS.value}"
+    name = f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"
+    name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     if _OUT.value is None:
         return runs.samples_path(workdir) / f"{name}_num{_NUM.value}"
     out = pathlib.Path(_OUT.value).expanduser()

@@ -3,8 +3,8 @@
     python train.py --config configs/digits.py
     python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
 
-The same command again resumes the run. Ctrl-C saves first. Any field of the config can
-be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
+The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field of the
+config can be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
 """
 
 import pathlib
@@ -15,8 +15,7 @@ from diffusion_jax import command_line, compilation_cache, parallel
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.training import loop
 from diffusion_jax.training.plan import load_data, make_plan
-from diffusion_jax.training.weights import KINDS
-from diffusion_jax.validation import check_choice
+from diffusion_jax.training.weights import check_kind
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -30,7 +29,12 @@ _DRY_RUN = flags.DEFINE_bool(
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start a new run from the weights of a run, or of an exported file."
 )
-_INIT_WEIGHTS = flags.DEFINE_string("init_weights", "ema", "Of that run: ema or raw.")
+_INIT_WEIGHTS = flags.DEFINE_string(
+    "init_weights", "ema", "Of that run; as --weights of sample.py."
+)
+_CHANGE_RATE = flags.DEFINE_bool(
+    "change_learning_rate", False, "Go on with another optimizer.learning_rate than before."
+)
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
@@ -41,7 +45,7 @@ def main(config: Config) -> None:
         plan = load_data(make_plan(config, prepare=False))
         print(to_json(plan.config), end="")
         return
-    check_choice("--init_weights", _INIT_WEIGHTS.value, KINDS)
+    init_weights = check_kind("--init_weights", _INIT_WEIGHTS.value)
     compilation_cache.use(_CACHE.value)
     print(f"run: {workdir}")
     loop.train(
@@ -49,7 +53,8 @@ def main(config: Config) -> None:
         workdir,
         overwrite=_OVERWRITE.value,
         init_from=pathlib.Path(_INIT_FROM.value) if _INIT_FROM.value else None,
-        init_weights=_INIT_WEIGHTS.value,
+        init_weights=init_weights,
+        change_learning_rate=_CHANGE_RATE.value,
     )
 
 

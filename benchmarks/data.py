@@ -45,7 +45,9 @@ def rate(source: sources.Source, batch_size: int, count: int, workers: int) -> f
         for _ in range(6):  # The first one starts the workers and empties their buffers.
             start, calls = time.perf_counter(), 8
             for _ in range(calls):
-                jax.block_until_ready(parallel.put_local(sharding, loader.load(step)))
+                jax.block_until_ready(
+                    parallel.put_local(sharding, loader.load(step, count))
+                )
                 step += count
             rates.append(calls * count * batch_size / (time.perf_counter() - start))
     return statistics.median(rates[1:])

@@ -31,7 +31,6 @@ def get_config() -> Config:
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(
             num_steps=5000,
-            steps_per_dispatch=50,
             log_every=100,
             eval_every=500,
             checkpoint_every=1000,

@@ -5,8 +5,8 @@
 
 import contextlib
 import difflib
-import errno
 import importlib.util
+import logging as python_logging
 import os
 import pathlib
 import sys
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.config import Config, fields_of
 from diffusion_jax.interrupts import leave
-from diffusion_jax.runs import RunFailed
+from diffusion_jax.runs import RunFailed, is_disk_failure
 from diffusion_jax.validation import BadRequest, check_types
 
 
@@ -55,9 +55,8 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         _fail(f"{str(error).splitlines()[0]}; a smaller batch size needs less", 1)
     except OSError as error:
         # A name that cannot be written to was a wrong request; a full disk was not.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1 if full else 2)
+        _fail(f"{where}{error.strerror or error}", 1 if is_disk_failure(error) else 2)
     except KeyboardInterrupt:
         leave()
 
@@ -179,6 +178,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         value = flags.FLAGS[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
-    # Orbax reports each file that it writes at absl's usual level.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax reports each file that it writes at absl's usual level, and with tracebacks
+    # what it raises as well.
+    logging.set_verbosity(logging.FATAL)
+    # Its tasks report once more, at length, what a damaged checkpoint has raised.
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     return rest

@@ -118,10 +118,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(slots=True)
 class EMAConfig:
-    """The moving average of the weights, which is what samples are drawn with."""
+    """The moving averages of the weights. docs/training.md explains them."""
 
-    decay: float = 0.9999
-    warmup: bool = False  # min(decay, (1 + step) / (10 + step)), for short runs.
+    decay: float = 0.9999  # The rate of the one that samples are drawn with.
+    warmup: bool = False  # min(rate, (1 + step) / (10 + step)), for short runs.
+    more_decays: tuple[float, ...] = ()  # Other rates to keep as well.
+    # Power-function averages (EDM2), by their length as a share of the training so far,
+    stds: tuple[float, ...] = (0.05, 0.1)
+    snapshots: int = 50  # and how often a run saves them, to rebuild others; 0: never.
 
 
 @dataclasses.dataclass(slots=True)
@@ -129,7 +133,8 @@ class TrainingConfig:
     """How long to train, and when to do what. Intervals are in steps; 0 is never."""
 
     num_steps: int = 800_000
-    steps_per_dispatch: int = 10  # Train steps in one call of the compiled program.
+    # Train steps in one call of the compiled program; 0: as many as take a second.
+    steps_per_dispatch: int = 0
     log_every: int = 100
     eval_every: int = 1000  # Held-out loss.
     checkpoint_every: int = 5000
@@ -140,6 +145,8 @@ class TrainingConfig:
     num_samples: int = 64  # In each sample grid.
     sample_steps: int = 50  # DDIM steps of the sample grids while training.
     keep_checkpoints: int = 2  # The newest ones; the best by held-out loss stays too.
+    # Updates that are not finite are skipped; after so many in a row training stops.
+    max_skipped_in_a_row: int = 10
 
 
 @dataclasses.dataclass(slots=True)

@@ -96,7 +96,10 @@ def generate(
     }
     partial = _Partial(out, request)
     partial.claim(results, overwrite)
-    with runs.locked(partial.folder, "writing to"), stop_on_interrupt(print) as stop:
+    with (
+        runs.locked(partial.folder, "writing to"),
+        stop_on_interrupt(print, sigterm=False) as stop,
+    ):
         first, num_batches = partial.first_missing(), -(-num // batch)
         frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
         done = [first * table.num_rows]

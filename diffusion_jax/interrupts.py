@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one asks the job to save and stop, a second one leaves at once."""
+"""Ctrl-C and SIGTERM ask a job to save and stop; a second Ctrl-C leaves at once."""
 
 import contextlib
 import dataclasses
@@ -7,41 +7,64 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 
 @dataclasses.dataclass
 class Stop:
-    """What a long job looks at between its steps."""
+    """What a long job looks at between its steps.
+
+    Attributes:
+      wanted: it is to stop.
+      by_system: SIGTERM said so, as when a machine is taken away; not the user.
+    """
 
     wanted: bool = False
+    by_system: bool = False
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(say: Callable[[str], None]) -> Iterator[Stop]:
+def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[Stop]:
     """Within this context Ctrl-C sets `stop.wanted` instead of raising.
 
     Raising is no choice: it may strike inside the compiler, or inside a callback of a
-    running program, and crash the process.
+    running program, and crash the process. A thread is told of the signal: the main one
+    may wait for a device, and Python's own handlers run there.
+
+    Args:
+      say: is told what the user should know.
+      sigterm: treat SIGTERM likewise; otherwise it ends the process, as usual.
     """
     stop = Stop()
 
-    def ask(*_: Any) -> None:
-        if stop.wanted:
-            leave()
-        stop.wanted = True
-        say(
-            "stopping at the next point where all can be saved; Ctrl-C again leaves at once"
-        )
+    def watch() -> None:
+        while signals := os.read(told, 1):
+            is_interrupt = signals[0] == signal.SIGINT
+            if is_interrupt and stop.wanted:
+                leave()
+            if signals[0] not in numbers:
+                continue
+            if not stop.wanted:
+                again = "; Ctrl-C again leaves at once" if is_interrupt else ""
+                say(f"stopping at the next point where all can be saved{again}")
+            stop.wanted, stop.by_system = True, not is_interrupt
+        os.close(told)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only.
         return
-    before = signal.signal(signal.SIGINT, ask)
+    numbers = (signal.SIGINT, signal.SIGTERM) if sigterm else (signal.SIGINT,)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    threading.Thread(target=watch, daemon=True).start()
+    pipe_before = signal.set_wakeup_fd(tell)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(tell)
 
 
 def leave() -> None:

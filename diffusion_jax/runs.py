@@ -1,21 +1,32 @@
 """The run folder: what lies where in it, which run is meant, and who may write to it.
 
-config.json   checkpoints/   metrics.jsonl   tensorboard/   samples/
-forward.png   reverse.png    loss.png
+config.json   run.json       checkpoints/    ema_snapshots/   metrics.jsonl
+tensorboard/  samples/       forward.png     reverse.png      loss.png
+damaged_checkpoints/, if there are any
 """
 
 import contextlib
+import dataclasses
+import datetime
+import errno
 import fcntl
+import json
+import os
 import pathlib
+import platform
 import reprlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
 from diffusion_jax.validation import BadRequest
 
 _PARTS = (
+    "run.json",
     "checkpoints",
+    "damaged_checkpoints",
+    "ema_snapshots",
     "tensorboard",
     "samples",
     "metrics.jsonl",
@@ -29,12 +40,15 @@ _LOCK = ".lock"
 _CHANGEABLE = (
     "training.",
     "sampling.",
+    "ema.snapshots",
     "name",
     "data.path",
     "data.memory_gib",
     "data.num_workers",
     "data.unreadable",
 )
+LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
+FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
 
 
 class RunFailed(Exception):
@@ -56,6 +70,16 @@ def samples_path(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "samples"
 
 
+def damaged_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Where checkpoints go that cannot be read."""
+    return workdir / "damaged_checkpoints"
+
+
+def snapshots_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps the snapshots of its power-function averages."""
+    return workdir / "ema_snapshots"
+
+
 def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
     """Whether `path` is one of what the run itself needs, or lies in its folders."""
     names = {*_PARTS, "config.json", _LOCK} - {samples_path(workdir).name}
@@ -65,9 +89,88 @@ def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Puts the config into the run folder, whole or not at all."""
-    unfinished = config_path(workdir).with_suffix(".tmp")
-    unfinished.write_text(to_json(config))
-    unfinished.replace(config_path(workdir))
+    _write_whole(config_path(workdir), to_json(config))
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+@dataclasses.dataclass
+class Record:
+    """run.json: what a run says of itself, for people and for later versions.
+
+    Attributes:
+      format: of the run folder; see `FORMAT`.
+      version: of diffusion_jax, when the newest checkpoint was written.
+      versions: of Python and the libraries, by name.
+      devices: what it was trained on last.
+      data: what it is trained on: source, numbers of examples, shape, fingerprint.
+      parameters: of the network.
+      started: date and time, UTC.
+      step: of the newest checkpoint.
+      wall_time_s: seconds that train.py took up to there, stops left out.
+      steps_per_dispatch: chosen when the run was started; 0 before that.
+      snapshot_every: steps between snapshots of averages; 0: none.
+    """
+
+    format: int
+    version: str
+    versions: dict[str, str]
+    devices: str
+    data: dict[str, Any]
+    parameters: int
+    started: str
+    step: int = 0
+    wall_time_s: float = 0.0
+    steps_per_dispatch: int = 0
+    snapshot_every: int = 0
+
+
+def write_record(workdir: pathlib.Path, record: Record) -> None:
+    """Puts run.json into the run folder, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    _write_whole(workdir / "run.json", text)
+
+
+def read_record(workdir: pathlib.Path) -> Record | None:
+    """What run.json says; None for a run that has none.
+
+    Raises:
+      BadRequest: if it is not what a run has written.
+    """
+    path = workdir / "run.json"
+    if not path.exists():
+        return None
+    try:
+        tree = json.loads(path.read_text())
+        known = {field.name for field in dataclasses.fields(Record)}
+        record = Record(**{k: v for k, v in tree.items() if k in known})
+        for field in dataclasses.fields(Record):
+            value, kind = getattr(record, field.name), field.type
+            if kind is float and type(value) is int:
+                continue
+            if isinstance(kind, type) and type(value) is not kind:
+                raise TypeError(f"{field.name} is {value!r}")
+            if kind in (int, float) and value < 0:
+                raise ValueError(f"{field.name} is {value!r}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadRequest(
+            f"{path} is not what a run has written ({error}); restore it, or remove it"
+        ) from error
+    return record
+
+
+def now() -> str:
+    """Date and time, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def is_disk_failure(error: OSError) -> bool:
+    """Whether a write failed because of the disk, not because of what was asked for."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -116,11 +219,18 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
     Raises:
       BadRequest: if another process is at work there; `what` says on what.
     """
-    with (folder / _LOCK).open("a") as file:
+    with (folder / _LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadRequest(f"another process is {what} {folder}; wait for it") from error
+            file.seek(0)
+            who = file.read().strip() or "unknown"
+            raise BadRequest(
+                f"another process ({who}) is {what} {folder}; wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {platform.node()}, since {now()}")
+        file.flush()
         yield
 
 
@@ -143,8 +253,15 @@ def _shown(value: object) -> str:
     return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 
-def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
+def check_resumable(
+    workdir: pathlib.Path, config: Config, *, change_learning_rate: bool = False
+) -> list[str]:
     """Refuses a folder of something else, or of a run under another config.
+
+    Args:
+      workdir: the folder.
+      config: what is wanted there.
+      change_learning_rate: that this one may differ.
 
     Returns:
       The fields that differ and may, as "field (old -> new)".
@@ -155,6 +272,11 @@ def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
     if not config_path(workdir).exists():
         if workdir.exists() and not workdir.is_dir():
             raise BadRequest(f"--workdir {workdir} is a file; name a folder")
+        if "://" in str(workdir) or str(workdir).startswith(("gs:", "s3:")):
+            raise BadRequest(
+                f"--workdir {workdir}: a run folder lies in a file system; mount the "
+                "bucket, or name another folder"
+            )
         foreign = [p.name for p in workdir.glob("*") if p.name not in (*_PARTS, _LOCK)]
         if foreign:
             raise BadRequest(
@@ -168,10 +290,13 @@ def check_resumable(workdir: pathlib.Path, config: Config) -> list[str]:
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     }
-    fixed = [text for path, text in changed.items() if not path.startswith(_CHANGEABLE)]
+    changeable = (*_CHANGEABLE, LEARNING_RATE) if change_learning_rate else _CHANGEABLE
+    fixed = {path: t for path, t in changed.items() if not path.startswith(changeable)}
     if fixed:
+        hint = ", or --change_learning_rate to go on with it" * (LEARNING_RATE in fixed)
         raise BadRequest(
-            f"the run in {workdir} was started with another config: {', '.join(fixed)}; "
-            "give another --workdir, or --overwrite to start anew"
+            f"the run in {workdir} was started with another config: "
+            f"{', '.join(fixed.values())}; "
+            f"give another --workdir, or --overwrite to start anew{hint}"
         )
     return [text for path, text in changed.items() if path != "name"]

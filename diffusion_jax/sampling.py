@@ -157,6 +157,7 @@ def make_sampler(
     *,
     frames: Sequence[int] = (),
     on_progress: Callable[[Any], None] | None = None,
+    in_segments: bool = False,
 ) -> Sampler:
     """The whole chain as one compiled program, its batch split over the mesh.
 
@@ -169,6 +170,8 @@ def make_sampler(
       mesh: the devices.
       frames: states to keep; see `sample_chain`.
       on_progress: called with the rows done, a hundred times a chain.
+      in_segments: with `on_progress`, dispatch segments anyway, between which it may raise
+        an exception that ends the chain.
 
     Returns:
       sampler(params, table, key, sample_indices) -> (samples, frames), compiled at the
@@ -178,7 +181,7 @@ def make_sampler(
     options: dict[str, Any] = {"x0_hook": _x0_hook(config)}
     whole, rows = parallel.replicated(mesh), parallel.split_batch(mesh)
     kept = parallel.split_batch(mesh, axis=1)
-    if on_progress is not None and not _CALLBACKS_ARE_CACHED:
+    if on_progress is not None and (in_segments or not _CALLBACKS_ARE_CACHED):
         states: Any = chain.ChainState(*(rows, rows, rows, kept))  # type: ignore[arg-type]
         start = jax.jit(
             functools.partial(chain.start_chain, shape=shape, frames=frames),

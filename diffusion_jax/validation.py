@@ -18,6 +18,8 @@ from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
 from diffusion_jax.weightings import WEIGHTINGS
 
+MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
+
 
 class BadRequest(Exception):
     """What the user asked for cannot be done; str() is one line that says why."""
@@ -60,10 +62,7 @@ def check(config: Any) -> None:
     _check_loss(config)
     if config.optimizer.learning_rate == 0:
         raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
-    if config.ema.decay >= 1:
-        raise BadRequest(
-            f"ema.decay ({config.ema.decay}) must be below 1; DDPM uses 0.9999"
-        )
+    _check_averages(config.ema)
     if len(config.data.image_size) > 2 or any(n < 1 for n in config.data.image_size):
         raise BadRequest(
             f"data.image_size {config.data.image_size} must be (size,) or "
@@ -97,6 +96,22 @@ def check(config: Any) -> None:
             f"data.image_size {config.data.image_size} is that of an image, but the "
             "config's model is an MLP, for points: it needs a UNetConfig"
         )
+
+
+def _check_averages(ema: Any) -> None:
+    for path, rates in (("decay", (ema.decay,)), ("more_decays", ema.more_decays)):
+        for rate in rates:
+            if not 0 <= rate < 1:
+                raise BadRequest(
+                    f"ema.{path} ({rate}) must be at least 0 and below 1; DDPM uses 0.9999"
+                )
+    for std in ema.stds:
+        if not MIN_STD <= std <= MAX_STD:
+            raise BadRequest(f"ema.stds ({std}) must be in {MIN_STD} .. {MAX_STD}")
+    names = [float(x) for x in (ema.decay, *ema.more_decays)], [float(x) for x in ema.stds]
+    for path, values in zip(("decay and ema.more_decays", "stds"), names, strict=True):
+        if len(set(values)) < len(values):
+            raise BadRequest(f"ema.{path} ({values}) must all be different")
 
 
 def _check_loss(config: Any) -> None:
@@ -215,9 +230,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optimizer.weight_decay": (0, 1),
     "optimizer.warmup_steps": (0, 2**31 - 1),
     "optimizer.grad_clip": (0, 10**9),
-    "ema.decay": (0, 1),
     "training.num_steps": (1, 2**31 - 1),
-    "training.steps_per_dispatch": (1, 10**4),
+    "ema.snapshots": (0, 10**4),
+    "training.steps_per_dispatch": (0, 10**4),
     "training.log_every": (1, 2**31 - 1),
     "training.eval_every": (0, 2**31 - 1),
     "training.checkpoint_every": (0, 2**31 - 1),
@@ -226,6 +241,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.num_samples": (1, 2**16),
     "training.sample_steps": (1, 2**31 - 1),
     "training.keep_checkpoints": (1, 10**6),
+    "training.max_skipped_in_a_row": (1, 2**31 - 1),
     "sampling.steps": (1, 2**31 - 1),
     "sampling.eta": (0, 1),
     "sampling.churn": (0, 10**6),

@@ -5,27 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-
-# The digits with a network that compiles in seconds.
-TINY = (
-    "--config=configs/digits.py",
-    "--config.model.base_channels=8",
-    "--config.model.channel_mults=(1,)",
-    "--config.model.attn_resolutions=()",
-    "--config.model.num_groups=4",
-    "--config.data.batch_size=16",
-    "--config.process.num_timesteps=50",
-    "--config.sampling.steps=50",
-    "--config.training.sample_steps=5",
-    "--config.training.sample_every=0",
-    "--config.training.eval_every=0",
-)
+from processes import TINY, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +27,6 @@ def run(tmp_path_factory, command):
     )
     assert "finished 20 steps" in result.stdout
     return workdir
-
-
-def steps_logged(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [line["step"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def sizes(folder):
@@ -147,7 +127,7 @@ def test_ctrl_c_in_sampling_says_how_to_go_on_and_exits_130(run, command, tmp_pa
     )
     wait_for(lambda: list((tmp_path / "out.partial").glob("0*.npy")))
     second = command(*args, check=2)
-    assert "another process is writing to" in second.stderr
+    assert f"pid {process.pid} on" in second.stderr and "is writing to" in second.stderr
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "goes on from there" in said
@@ -171,103 +151,19 @@ def test_no_file_of_somebody_else_is_overwritten(run, command, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.partial", "q.json"]
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def train_arguments(workdir, steps):
-    return (
-        "train.py",
-        *TINY,
-        f"--workdir={workdir}",
-        f"--config.training.num_steps={steps}",
-        "--config.training.checkpoint_every=10",
-        "--config.training.log_every=10",
-        "--config.optimizer.decay=constant",  # Not a function of num_steps.
-    )
-
-
-def start_training(workdir, steps, log):
-    return subprocess.Popen(
-        [sys.executable, *train_arguments(workdir, steps)],
-        cwd=ROOT,
-        stdout=log.open("a"),
-        stderr=subprocess.STDOUT,
-    )
-
-
-def test_a_killed_training_goes_on_at_its_checkpoint(tmp_path, command):
-    """kill -9, then the same command: the metrics of a run that nothing happened to."""
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    process = start_training(workdir, 3000, log)
-    wait_for(lambda: len(list(workdir.glob("checkpoints/[0-9]*/commit_success.txt"))) >= 2)
-    process.kill()
-    process.wait()
-    saved = max(
-        int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()
-    )
-    assert 10 <= saved < 3000
-    log.write_text("")
-    end = saved + 20
-    assert start_training(workdir, end, log).wait(300) == 0
-    assert f"resuming {workdir} at step {saved:,}" in log.read_text()
-    assert steps_logged(workdir) == list(range(10, end + 1, 10))
-
-    whole = tmp_path / "whole"
-    assert start_training(whole, end, log).wait(300) == 0
-    losses = [
-        [json.loads(x).get("loss") for x in (w / "metrics.jsonl").read_text().splitlines()]
-        for w in (workdir, whole)
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    process = start_training(workdir, 100_000, log)
-    wait_for(lambda: (workdir / "metrics.jsonl").exists() and steps_logged(workdir))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    said = log.read_text()
-    assert "saved at step" in said and "the same command goes on" in said
-    assert "Traceback" not in said
-    step = int(said.partition("saved at step ")[2].partition(" ")[0].replace(",", ""))
-    assert (workdir / "checkpoints" / str(step)).is_dir()
-
-
-def test_ctrl_c_before_the_first_step_leaves_cleanly(tmp_path):
-    log = tmp_path / "log"
-    process = start_training(tmp_path / "run", 100_000, log)
-    wait_for(lambda: "network:" in log.read_text())
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    said = log.read_text()
-    assert "Traceback" not in said and "the same command goes on" in said
-
-
-def test_a_second_trainer_is_refused(tmp_path, command):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    process = start_training(workdir, 100_000, log)
-    wait_for(lambda: (workdir / "metrics.jsonl").exists())
-    with process:
-        result = command(*train_arguments(workdir, 100_000), check=2)
-        process.kill()
-    assert "another process is training in" in result.stderr
-
-
 def test_damaged_runs_get_one_line(run, command, tmp_path):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-r", run, folder], check=True)
-    for file in (folder / "checkpoints/20/state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
+    record = (folder / "run.json").read_text()
     sample = ("sample.py", f"--workdir={folder}", "--num=1")
-    result = command(*sample, check=1)
-    assert "checkpoints/20 cannot be read" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: ")
+    train = ("train.py", *TINY, f"--workdir={folder}")
+    for args in (sample, train):
+        for text in ("[]", record.replace('"step": 20', '"step": "x"')):
+            (folder / "run.json").write_text(text)
+            result = command(*args, check=2)
+            assert "run.json is not what a run has written" in result.stderr
+            assert result.stderr.count("\n") == 1
+    (folder / "run.json").write_text(record)
     for text in ("{}", "[", '{"model": null}'):
         (folder / "config.json").write_text(text)
         result = command(*sample, check=2)
@@ -295,6 +191,15 @@ BAD = [
     ),
     (("train.py", *TINY, "--config.optimizer.learning_rate=-1"), "learning_rate (-1.0)"),
     (("train.py", *TINY, "--config.ema.decay=1"), "ema.decay (1.0)"),
+    (("train.py", *TINY, "--config.ema.decay=-0.1"), "ema.decay (-0.1)"),
+    (("train.py", *TINY, "--config.ema.more_decays=0.9,1.5"), "ema.more_decays (1.5)"),
+    (("train.py", *TINY, "--config.ema.more_decays=0.995,"), "must all be different"),
+    (("train.py", *TINY, "--config.ema.stds=0.05,0.3"), "ema.stds (0.3) must be in 0.015"),
+    (("train.py", *TINY, "--config.ema.snapshots=-1"), "ema.snapshots (-1)"),
+    (("train.py", *TINY, "--workdir=gs://bucket/run"), "lies in a file system"),
+    (("train.py", *TINY, f"--workdir={ROOT}/README.md"), "README.md is a file"),
+    (("train.py", *TINY, f"--workdir={ROOT}/tests"), "is not the folder of a run"),
+    (("train.py", *TINY, "--workdir=/proc/run"), "/proc/run"),
     (("train.py", *TINY, "--config.data.source=digit"), "did you mean digits?"),
     (
         ("train.py", TINY[0], "--config.model.channel_mults=(1,1,1,1,1)"),
@@ -339,6 +244,13 @@ BAD = [
     ),
     (("train.py", *TINY, "--compilation_cache=/proc/x"), "cannot be written"),
     (("sample.py", "--workdir=RUN", "--weights=mean"), "it can be ema, raw"),
+    (("sample.py", "--workdir=RUN", "--weights=1.5"), "--weights (1.5): a rate"),
+    (("sample.py", "--workdir=RUN", "--weights=std:0.5"), "must be in 0.015 .. 0.25"),
+    (("sample.py", "--workdir=RUN", "--weights=std:x"), "--weights ('std:x')"),
+    (
+        ("sample.py", "--workdir=RUN", "--weights=0.9"),
+        "holds ema (which is 0.995), raw, 0.995, std:0.05, std:0.1, and by its snapshots",
+    ),
 ]
 
 

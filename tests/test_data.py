@@ -105,10 +105,10 @@ def test_processes_load_the_rows_of_one_global_batch():
 def test_a_loader_gives_the_steps_that_it_is_asked_for():
     source = np.arange(100)[:, None]
     batches = pipeline.StepBatches(source, 8, 0, slice(2, 6))
-    with pipeline.Loader(batches, start=5, count=3) as loader:
+    with pipeline.Loader(batches, start=5, most=3) as loader:
         for step in (5, 8, 9, 12):  # A dispatch may end early.
             expected = np.stack([batches[step + i] for i in range(3)])
-            np.testing.assert_array_equal(loader.load(step), expected)
+            np.testing.assert_array_equal(loader.load(step, 3), expected)
 
 
 def test_pixels_survive_the_way_there_and_back():

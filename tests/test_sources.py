@@ -442,10 +442,10 @@ def test_what_does_not_fit_is_streamed_with_the_same_batches(folder, tmp_path):
     ):
         wanted = StepBatches(memory.train, 16, 5, slice(4, 12))
         batches = StepBatches(source, 16, 5, slice(4, 12))
-        with Loader(batches, start, count=3, num_workers=workers) as loader:
+        with Loader(batches, start, most=3, num_workers=workers) as loader:
             for step in (start, start + 1, start + 4, start + 7):
                 expected = np.stack([wanted[step + i] for i in range(3)])
-                np.testing.assert_array_equal(loader.load(step), expected)
+                np.testing.assert_array_equal(loader.load(step, 3), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -456,7 +456,7 @@ def test_an_image_that_breaks_while_streaming_is_named(folder, workers):
     batches = StepBatches(data.train, len(data.train), 0, slice(0, len(data.train)))
     with Loader(batches, 0, 1, workers) as loader:
         with pytest.raises(Unreadable, match=r"cats/deeper/07\.webp"):
-            loader.load(0)
+            loader.load(0, 1)
 
 
 def test_a_folder_path_is_for_sources_that_read_one():

@@ -29,19 +29,17 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.data import sources
-from diffusion_jax.data.pipeline import batch_indices
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.timestep_sampling import timestep_probabilities
-from diffusion_jax.training import loop
+from diffusion_jax.training import loop, previews
 from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.plan import make_plan
-from diffusion_jax.training.state import ema_decay, ema_update, init_state
-from diffusion_jax.training.step import (
-    make_held_out_loss,
-    make_train_step,
-    make_train_steps,
-)
+from diffusion_jax.training.record import new_record
+from diffusion_jax.training.state import TrainState, init_state
+from diffusion_jax.training.step import make_train_step, make_train_steps
+from diffusion_jax.training.trainer import Trainer
 from diffusion_jax.validation import BadRequest
 
 
@@ -124,25 +122,6 @@ def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
     np.testing.assert_allclose(unclipped, [-0.01 * 30 / 31, -0.01 * 40 / 41], rtol=1e-5)
 
 
-def test_ema_is_the_geometric_series():
-    ema, decay = jnp.zeros(3), 0.9
-    for _ in range(25):
-        ema = ema_update(ema, jnp.ones(3), jnp.float32(decay))
-    np.testing.assert_allclose(ema, 1 - decay**25, rtol=1e-5)
-
-
-def test_ema_of_a_constant_is_that_constant_to_the_bit():
-    params = jax.random.normal(jax.random.key(0), (100_000,))
-    np.testing.assert_array_equal(ema_update(params, params, jnp.float32(0.995)), params)
-
-
-def test_ema_warm_up():
-    config = EMAConfig(decay=0.99, warmup=True)
-    found = [float(ema_decay(config, jnp.int32(n))) for n in (0, 8, 1000)]
-    np.testing.assert_allclose(found, [0.1, 0.5, 0.99], rtol=1e-6)
-    assert float(ema_decay(EMAConfig(decay=0.99), jnp.int32(0))) == pytest.approx(0.99)
-
-
 # The step
 
 
@@ -173,14 +152,14 @@ def unet_steps():
 def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
     """And every count is the same compiled program: it is traced once."""
     steps, initial, batches, _ = unet_steps
-    at_once, metrics = steps(initial, batches, 4)
+    at_once, (metrics, _) = steps(initial, batches, 4)
     state, losses = initial, []
     for i in range(4):
-        state, m = steps(state, jnp.roll(batches, -i, axis=0), 1)
+        state, (m, _) = steps(state, jnp.roll(batches, -i, axis=0), 1)
         losses.append(m.loss[0])
     assert_same_bits(at_once, state)
     np.testing.assert_array_equal(metrics.loss, np.stack(losses))
-    state, m = steps(*(steps(initial, batches, 3)[0], jnp.roll(batches, -3, axis=0)), 1)
+    state, (m, _) = steps(steps(initial, batches, 3)[0], jnp.roll(batches, -3, axis=0), 1)
     assert_same_bits(at_once, state)
     np.testing.assert_array_equal(m.loss[1:], 0)
     assert int(at_once.step) == 4
@@ -189,7 +168,7 @@ def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
 def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
     """The state after a step against optax and a gradient taken by hand."""
     steps, initial, batches, _ = unet_steps
-    state, metrics = steps(initial, batches, 2)
+    state, (metrics, _) = steps(initial, batches, 2)
     moved = [
         float(jnp.abs(a - b).max())
         for a, b in zip(
@@ -200,10 +179,9 @@ def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
     # The first step has rate 0 (warm-up), so only the second one moved the weights:
     # the average has gone 1 - 0.9 of the way.
     one = steps(initial, batches, 1)[0]
-    assert_same_bits(
-        one._replace(step=0, opt_state=0), initial._replace(step=0, opt_state=0)
-    )
-    way = optax.tree.norm(jax.tree.map(jnp.subtract, state.ema_params, initial.params))
+    counted = {"step": 0, "opt_state": 0, "tally": 0}
+    assert_same_bits(one._replace(**counted), initial._replace(**counted))
+    way = optax.tree.norm(jax.tree.map(jnp.subtract, state.emas["0.9"], initial.params))
     whole = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, initial.params))
     assert float(way / whole) == pytest.approx(0.1, rel=1e-4)
 
@@ -225,7 +203,7 @@ def test_one_device_and_four_give_the_same_losses(unet_steps):
     found = {}
     for n in (1, 4):
         steps = steps_on_devices(step, n)
-        state, metrics = steps(initial, batches, 4)
+        state, (metrics, _) = steps(initial, batches, 4)
         found[n] = np.asarray(metrics.loss)
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
     np.testing.assert_allclose(found[1], found[4], rtol=1e-5)
@@ -242,7 +220,7 @@ def test_one_batch_can_be_overfitted(points):
     loss_fn = experiment.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
-    state, metrics = jax.jit(make_train_steps(step))(
+    _, (metrics, _) = jax.jit(make_train_steps(step))(
         init_state(init_fn, tx, config), batches, 1000
     )
     assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
@@ -284,7 +262,9 @@ def test_a_run_leaves_what_a_user_looks_for(finished):
     assert names == {
         ".lock",
         "config.json",
+        "run.json",
         "checkpoints",
+        "ema_snapshots",
         "metrics.jsonl",
         "tensorboard",
         "samples",
@@ -305,9 +285,10 @@ def test_metrics_hold_every_interval_once_and_fall(finished):
     ]
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == [5, 10, 15, 20, 25, 30]
-    assert {"loss", "grad_norm", "learning_rate", "steps_per_sec", "images_per_sec"} == set(
-        logged[-1]
-    ) - {"step"}
+    assert set(logged[-1]) == {
+        *("step", "loss", "grad_norm", "learning_rate", "skipped_steps"),
+        *("steps_per_sec", "images_per_sec"),
+    }
     held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
     assert [step for step, _ in held_out] == [10, 20, 30]
     assert held_out[-1][1] < held_out[0][1]
@@ -330,24 +311,6 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
         for name, value in line.items():
             if name != "step":
                 assert values[line["step"], name] == pytest.approx(value, rel=1e-6)
-
-
-def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(finished, tmp_path, points):
-    """Stopped at step 13, between the intervals, and resumed by the same call."""
-    config = points_config(num_steps=13, sample_every=20)
-    loop.train(config, tmp_path / "run", points)
-    state = loop.train(points_config(sample_every=20), tmp_path / "run", points)
-    assert_same_bits(state, finished[1])
-    lines = {}
-    for folder in (finished[0], tmp_path / "run"):
-        text = (folder / "metrics.jsonl").read_text().splitlines()
-        lines[folder] = [
-            (x["step"], x.get("loss"), x.get("held_out_loss"))
-            for x in map(json.loads, text)
-        ]
-    # All but the lines that the stop itself wrote, and the mean over a cut interval.
-    cut = [line for line in lines[tmp_path / "run"] if line[0] not in (13, 15)]
-    assert cut == [line for line in lines[finished[0]] if line[0] != 15]
 
 
 def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points):
@@ -457,7 +420,14 @@ def test_a_changed_config_is_refused_by_name(finished, points):
 MAY_CHANGE = {
     *(f"training.{f.name}" for f in dataclasses.fields(TrainingConfig)),
     *(f"sampling.{f.name}" for f in dataclasses.fields(SamplingConfig)),
-    *("name", "data.path", "data.memory_gib", "data.num_workers", "data.unreadable"),
+    *(
+        "ema.snapshots",
+        "name",
+        "data.path",
+        "data.memory_gib",
+        "data.num_workers",
+        "data.unreadable",
+    ),
 }
 
 
@@ -489,25 +459,27 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
     losses = {
         line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line
     }
-    with Checkpoints(runs.checkpoints_path(workdir), writing=False) as checkpoints:
+    with Checkpoints(workdir, losses=losses, writing=False) as checkpoints:
         assert checkpoints.best_step == min(losses, key=losses.get)
 
 
 def trainer(tmp_path, config, data, wanted=False):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", writing=True)
-    return loop.Trainer(make_plan(config, data), tmp_path, checkpoints, Stop(wanted))
+    checkpoints = Checkpoints(tmp_path, writing=True)
+    return Trainer(make_plan(config, data), tmp_path, checkpoints, {}, Stop(wanted))
 
 
 def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
     numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
     data = sources.arrays(numbers, numbers)
     config = points_config(num_held_out=10)
-    chosen = trainer(tmp_path, config, data)._held_out[:, 0].tolist()
+    chosen = trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist()
     assert len(set(chosen)) == 10 and chosen != list(range(10))
     config.seed = 5
-    assert trainer(tmp_path, config, data)._held_out[:, 0].tolist() == chosen
+    assert trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist() == chosen
     config.training.num_held_out = 1000
-    assert trainer(tmp_path, config, data)._held_out[:, 0].tolist() == list(range(100))
+    assert trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist() == list(
+        range(100)
+    )
 
 
 @pytest.mark.parametrize(
@@ -521,35 +493,52 @@ def test_the_last_step_does_what_is_wanted_of_it(
     config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
     it = trainer(tmp_path, config, points, stopping)
     called = []
-    monkeypatch.setattr(it, "_evaluate", lambda params: called.append("evaluate") or 1.0)
-    monkeypatch.setattr(it, "_draw_samples", lambda *args: called.append("draw"))
+    monkeypatch.setattr(it.held_out, "loss", lambda *args: called.append("evaluate") or 1.0)
+    monkeypatch.setattr(it.previews, "draw", lambda *args: called.append("draw"))
     monkeypatch.setattr(it.checkpoints, "save", lambda *args: called.append("save"))
 
     class Quiet:
         """Reports that are not looked at."""
 
-        def __getattr__(self, name):
-            return lambda *args: Quiet()
+        skipped_in_a_row = 0
 
-    reports = Quiet()
-    reports.log = reports.bar = Quiet()
+        def __getattr__(self, name):
+            return lambda *args: None
+
     state = init_state(it.plan.init_fn, it.tx, it.config)
-    it._visit(state, 7, reports, last=True)
+    it.record = new_record(it.plan, tmp_path, None, 1)
+    it._wall_time, it._began = 0.0, 0.0
+    last = config.training.num_steps
+    it._visit(state, last, Quiet(), Quiet(), Quiet(), stopping)
     assert set(called) == done
 
 
 def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
-    it = trainer(tmp_path, points_config(num_samples=4), points)
-    used = []
+    """And with the raw weights beside them, until the samples of both are the same."""
+    it = trainer(tmp_path, points_config(num_samples=4), points).previews
+    drawn = {}
+    for name in ("save_samples", "save_side_by_side"):
+        monkeypatch.setattr(
+            previews.pictures,
+            name,
+            lambda path, what, name=name: drawn.update({name: what}),
+        )
 
     def sampler(params, table, key, indices):
-        used.append(params)
-        return np.zeros((4, 2), np.float32), np.zeros((len(it.frames), 4, 2), np.float32)
+        ones = np.ones((len(it._frames) + 1, 4, 2), np.float32)
+        return params * ones[0], params * ones[1:]
 
-    it.sampler = sampler
-    state = init_state(it.plan.init_fn, it.tx, it.config)
-    it._draw_samples(state._replace(params="raw", ema_params="average"), 1)
-    assert used == ["average"]
+    it._sampler = sampler
+    state = TrainState(0, 0.5, {"0.9": 0.25, "std:0.05": 9.0, "std:0.1": 9.0}, 0, 0, 0, 0)
+    it.draw(state, 1)
+    both = drawn.pop("save_side_by_side")
+    assert {k: v[0, 0] for k, v in both.items()} == {
+        "raw weights": 0.5,
+        "moving average": 0.25,
+    }
+    assert not drawn
+    it.draw(state._replace(params=0.26), 1)
+    assert drawn.pop("save_samples")[0, 0] == 0.25 and not drawn
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
@@ -568,19 +557,6 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
     state = loop.train(config, tmp_path / "run", points, overwrite=True)
     assert int(state.step) == 2 and runs.read_config(tmp_path / "run").seed == 1
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
-    # One example is too large, of the 32 that step 12 draws; it is in no batch before.
-    train = np.full((1000, 2), 0.5, np.float32)
-    train[batch_indices(1000, 32, points_config().seed, 12)[3]] = 1e30
-    data = sources.arrays(train, np.zeros((8, 2), np.float32))
-    with pytest.raises(runs.RunFailed) as error:
-        loop.train(points_config(), tmp_path / "run", data)
-    assert "not finite at step 12 " in str(error.value)
-    assert "checkpoint is that of step 10" in str(error.value)
-    with Checkpoints(runs.checkpoints_path(tmp_path / "run"), writing=False) as checkpoints:
-        assert checkpoints.latest_step == 10
 
 
 def test_images_of_the_callers_own_with_learned_variances(tmp_path):
@@ -611,38 +587,6 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
         make_plan(
             dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
         )
-
-
-def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
-    tx = optax.sgd(0.1)
-    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, Config())
-    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}
-    with Checkpoints(tmp_path / "checkpoints", 2, writing=True) as checkpoints:
-        for step, loss in losses.items():
-            checkpoints.save(state._replace(step=jnp.int32(step)), loss)
-    with Checkpoints(tmp_path / "checkpoints", 2, writing=False) as checkpoints:
-        kept = sorted(
-            int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
-        )
-        assert kept == [2, 5, 6]
-        assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
-        back = checkpoints.restore(2, state)
-    assert_same_bits(back, state._replace(step=jnp.int32(2)))
-    # A part without arrays is not saved, so that a run from before it had one is read.
-    assert state.loss_history == ()
-    saved = {p.name for p in (tmp_path / "checkpoints/6").rglob("*loss_history*")}
-    text = (tmp_path / "checkpoints/6/state/_METADATA").read_text()
-    assert not saved and "ema_params" in text and "loss_history" not in text
-
-
-def test_without_held_out_losses_the_newest_are_kept_alone(tmp_path):
-    tx = optax.sgd(0.1)
-    state = init_state(lambda key: {"w": jax.random.normal(key, (3,))}, tx, Config())
-    with Checkpoints(tmp_path / "checkpoints", 2, writing=True) as checkpoints:
-        for step in range(1, 6):
-            checkpoints.save(state._replace(step=jnp.int32(step)), None)
-    kept = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
-    assert sorted(kept) == [4, 5]
 
 
 # The step, with a network of one weight
@@ -696,7 +640,7 @@ def test_the_first_average_has_the_first_decay_of_the_warm_up():
     """(1 + 0) / (10 + 0) of the old weight, 0, and nine tenths of the new one."""
     step, state = simple_step(ema=EMAConfig(decay=0.99, warmup=True))
     state, _ = step(state, jnp.ones((8, 4)))
-    assert float(state.ema_params["w"]) == pytest.approx(0.9 * float(state.params["w"]))
+    assert float(state.emas["0.99"]["w"]) == pytest.approx(0.9 * float(state.params["w"]))
 
 
 @pytest.mark.parametrize(
@@ -764,7 +708,7 @@ def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
     schedule = experiment.make_schedule(config.process)
     loss_fn = experiment.make_loss(config, apply_fn, schedule)
     loss = make_held_out_loss(loss_fn, schedule)
-    expected = float(loss(state.ema_params, points.held_out, jnp.arange(2000)).mean())
+    expected = float(loss(state.emas["0.9"], points.held_out, jnp.arange(2000)).mean())
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert logged[-1] == pytest.approx(expected, rel=1e-5)

@@ -63,25 +63,26 @@ class WorkerDied(Exception):
 
 
 class Loader:
-    """The batches of the steps to come, `count` steps at a time, as a context.
+    """The batches of the steps to come, up to `most` steps at a time, as a context.
 
     What lies in memory is gathered when it is asked for. `Pictures` are read ahead by
     Grain, in worker processes or, with `num_workers` 0, in threads.
     """
 
-    def __init__(self, batches: StepBatches, start: int, count: int, num_workers: int = 0):
+    def __init__(self, batches: StepBatches, start: int, most: int, num_workers: int = 0):
         """Starts reading ahead from the step `start` on."""
-        self._batches, self._count, self._first = batches, count, start
+        self._batches, self._most, self._first = batches, most, start
         self._ready: collections.deque[np.ndarray] = collections.deque()
         self._ahead: Any = None
         if isinstance(batches.source, Pictures):
-            self._ahead = _read_ahead(batches, start, count, num_workers)
+            self._ahead = _read_ahead(batches, start, most, num_workers)
 
-    def load(self, step: int) -> np.ndarray:
-        """The batches of `count` steps from `step` on; [count, rows, *shape].
+    def load(self, step: int, count: int) -> np.ndarray:
+        """The batches of `count` steps from `step` on; [most, rows, *shape].
 
         Args:
-          step: not before that of the last call, and at most `count` after it.
+          step: that of the last call, or after it by what was loaded then.
+          count: at most `most`; what comes after these is 0.
 
         Raises:
           Unreadable: naming an image that cannot be read.
@@ -90,10 +91,13 @@ class Loader:
         while self._first < step:
             self._ready.popleft()
             self._first += 1
-        while len(self._ready) < self._count:
+        while len(self._ready) < count:
             following = self._first + len(self._ready)
             self._ready.append(self._next() if self._ahead else self._batches[following])
-        return np.stack(self._ready)
+        first = self._ready[0]
+        batches = np.zeros((self._most, *first.shape), first.dtype)
+        np.stack(list(self._ready)[:count], out=batches[:count])
+        return batches
 
     def _next(self) -> np.ndarray:
         # The workers, started by the first of these, inherit that SIGINT is blocked: what

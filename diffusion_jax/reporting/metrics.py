@@ -1,10 +1,14 @@
 """metrics.jsonl and TensorBoard: the numbers of a run, one line a time."""
 
 import json
+import os
 import pathlib
+import time
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -27,7 +31,10 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 class MetricLog:
-    """Appends to a run's metrics.jsonl and its TensorBoard events."""
+    """Appends to a run's metrics.jsonl and its TensorBoard events.
+
+    Without a thread of TensorBoard's own: a full disk is an error where it is met.
+    """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
         """Goes on after `start_step`: later lines, of steps to be done again, go."""
@@ -44,13 +51,27 @@ class MetricLog:
         cut.write_text("".join(kept))
         cut.replace(path)
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # TensorBoard forgets what an earlier file says of later steps.
+        forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._board.write_event(
+            event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=forget)
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, with these values at this step."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            event = event_pb2.Event(
+                wall_time=time.time(), step=step, summary=scalar(name, value)
+            )
+            self._board.write_event(event)
+
+    def sync(self) -> None:
+        """What was written is on disk after this."""
+        self._board.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Everything is on disk after this."""

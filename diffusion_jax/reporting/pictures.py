@@ -10,9 +10,10 @@ import pathlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 _GAP = 2  # Pixels between images.
+_TITLE = 16  # Pixels above a set of images that has a name.
 _MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
 _STRIP_ROWS = 8
 _ANIMATED = 25  # GIF compresses noise badly.
@@ -25,6 +26,24 @@ def save_samples(path: pathlib.Path, samples: np.ndarray) -> None:
         return _save_image(path, _scatter(samples[None], [""]))
     columns = int(np.ceil(np.sqrt(len(samples))))
     _save_image(path, _tile(samples, columns))
+
+
+def save_side_by_side(path: pathlib.Path, samples: dict[str, np.ndarray]) -> None:
+    """A PNG: each of several sets of samples as of `save_samples`, its name above it."""
+    if next(iter(samples.values())).ndim == 2:
+        sets = np.stack(list(samples.values()))
+        return _save_image(path, _scatter(sets, list(samples)))
+    sheets = [_tile(x, int(np.ceil(np.sqrt(len(x))))) for x in samples.values()]
+    width, height = sheets[0].size
+    whole = Image.new(
+        sheets[0].mode, (len(sheets) * (width + 8) - 8, height + _TITLE), "white"
+    )
+    draw = ImageDraw.Draw(whole)
+    for i, (name, sheet) in enumerate(zip(samples, sheets, strict=True)):
+        left = i * (width + 8)
+        draw.text((left + 4, 2), name, fill="black")
+        whole.paste(sheet, (left, _TITLE))
+    _save_image(path, whole)
 
 
 def save_strip(path: pathlib.Path, frames: np.ndarray, titles: list[str]) -> None:
@@ -111,7 +130,10 @@ def _render(figure: Figure) -> Image.Image:
 
 def _save_image(path: pathlib.Path, image: Image.Image) -> None:
     _writable(path)
-    image.save(path)
+    # By way of a second file: whoever looks, and a kill, finds a whole picture.
+    unfinished = path.with_name(f".{path.name}")
+    image.save(unfinished, format="PNG")
+    unfinished.replace(path)
 
 
 def _writable(path: pathlib.Path) -> None:

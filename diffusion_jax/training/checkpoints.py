@@ -1,106 +1,288 @@
-"""Checkpoints of a run: the newest few, and the best by held-out loss."""
+"""Checkpoints of a run: the newest few and the best, each with checksums of its parts.
 
+A checkpoint is saved as parts by name, such as "params" and "ema 0.9999", so that a reader
+need not load what it has no use for. With each part goes a checksum that the device has
+computed of its bits: damage that the file format does not notice shows when it is read.
+"""
+
+import contextlib
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from diffusion_jax import runs
 from diffusion_jax.runs import RunFailed
 from diffusion_jax.training.state import TrainState
 
-_policies = ocp.training.preservation_policies
-_METRIC = "held_out_loss"
+_EMA = "ema "  # What the name of an average's part begins with.
+
+
+class Restored(NamedTuple):
+    """Parts of a checkpoint.
+
+    Attributes:
+      step: of it.
+      parts: trees by name.
+      damaged: newer checkpoints that cannot be read, each with the reason.
+    """
+
+    step: int
+    parts: dict[str, Any]
+    damaged: dict[int, str]
 
 
 class Checkpoints:
     """The checkpoints/ folder of a run, as a context: saving goes on in the background."""
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, *, writing: bool):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int = 2,
+        losses: Mapping[int, float] | None = None,
+        *,
+        writing: bool,
+    ):
         """Opens the folder.
 
         Args:
-          folder: made if it does not exist.
+          workdir: the run.
           keep: how many of the newest to keep.
-          writing: True for the one trainer of the run: it clears what a killed one left
-            half written. A reader must not, lest it clears what is being written.
+          losses: held-out losses by step, as far as they are known at any time; the
+            checkpoint with the lowest is kept as well.
+          writing: True for the one trainer of the run: it makes the folder, and clears
+            what a killed one left half written. A reader must not, lest it clears what
+            is being written.
         """
-        best = _policies.BestN(
-            get_metric_fn=lambda metrics: metrics[_METRIC],
-            reverse=True,  # Lower is better.
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=_policies.AnyPreservationPolicy(
-                [_policies.LatestN(n=keep), best]
-            ),
-            cleanup_tmp_directories=writing,
+        self.losses = {} if losses is None else losses
+        self._workdir, self._keep, self._writing = workdir, keep, writing
+        self._saving: int | None = None
+        self._checkpointer = self._open()
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(
+            runs.checkpoints_path(self._workdir).absolute(),
+            preservation_policy=_NewestAndBest(self._keep, self.losses),
+            cleanup_tmp_directories=self._writing,
         )
 
-    def save(self, state: TrainState, held_out_loss: float | None) -> None:
-        """Saves in the background; the arrays of `state` may be donated right after."""
-        self._checkpointer.wait()
-        metrics = None if held_out_loss is None else {_METRIC: held_out_loss}
-        self._checkpointer.save_async(
-            int(state.step), _saved(state), metrics=metrics, force=True
-        )
+    def save(self, state: TrainState) -> None:
+        """Saves in the background; the arrays of `state` may be donated right after.
+
+        Raises:
+          RunFailed: if this checkpoint, or the one before, cannot be written.
+        """
+        self.wait()
+        step, parts = int(state.step), parts_of(state)
+        checksums = {name: _checksum(part) for name, part in parts.items()}
+        tree = {"parts": parts, "checksums": checksums}
+        with self._writes(step):
+            self._checkpointer.save_async(step, tree, force=True)
+        self._saving = step
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk.
+
+        Raises:
+          RunFailed: if it cannot be written.
+        """
+        if self._saving is not None:
+            step, self._saving = self._saving, None
+            with self._writes(step):
+                self._checkpointer.wait()
+
+    @contextlib.contextmanager
+    def _writes(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax raises nearly any kind.
+            older = [s for s in self.steps if s != step]
+            left = f"that of step {max(older):,} is whole" if older else "there is no other"
+            raise RunFailed(
+                f"the checkpoint of step {step:,} cannot be written "
+                f"({_reason(error)}); {left}; free some space, or mend the disk, and give "
+                "the same command again"
+            ) from error
 
     @property
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint; None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    def steps(self) -> tuple[int, ...]:
+        """Steps of all checkpoints on disk, rising."""
+        return tuple(sorted(c.step for c in self._checkpointer.checkpoints))
 
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss; None if none has one."""
-        scored = [c for c in self._checkpointer.checkpoints if c.metrics]
-        return min(scored, key=lambda c: c.metrics[_METRIC]).step if scored else None
+        scored = [step for step in self.steps if step in self.losses]
+        return min(scored, key=lambda step: self.losses[step], default=None)
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a step, with the shapes, types and shardings of `like`.
+    def restore(self, like: Mapping[str, Any]) -> Restored | None:
+        """Parts of the newest checkpoint that is whole; None if there are no checkpoints.
 
         Args:
-          step: of a checkpoint that exists.
-          like: a state, or `jax.ShapeDtypeStruct`s with shardings in its place.
+          like: for each part `jax.ShapeDtypeStruct`s with shardings, as of
+            `abstract_parts`.
 
         Raises:
-          RunFailed: if what is on disk is damaged or of another network.
+          RunFailed: if none can be read, or it is of another version and lacks a part.
+            Nothing is changed then.
+          BadRequest: if run.json is not what a run has written.
         """
-        try:
-            return like._replace(**self._checkpointer.load(step, _saved(like)))
-        except Exception as error:  # Orbax raises nearly any kind.
-            reason = str(error).strip().splitlines() or [""]
-            raise RunFailed(
-                f"checkpoint {self._checkpointer.directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {reason[0][:100]}); remove that folder to go on "
-                "from the checkpoint before it"
-            ) from error
+        damaged: dict[int, str] = {}
+        record = runs.read_record(self._workdir)
+        for step in reversed(self.steps):
+            try:
+                return Restored(step, self._load(step, like, record), damaged)
+            except _Damaged as error:
+                damaged[step] = str(error)
+        if not damaged:
+            return None
+        each = "; ".join(f"{self._folder(s)}: {why}" for s, why in damaged.items())
+        raise RunFailed(
+            f"no checkpoint of {self._workdir} can be read ({each}); nothing was changed; "
+            "restore one from a backup, or start anew with --overwrite"
+        )
 
-    def wait(self) -> None:
-        """Returns when what was saved is on disk."""
-        self._checkpointer.wait()
+    def set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Moves checkpoints that cannot be read out of the way, and says so."""
+        for step, why in damaged.items():
+            aside = runs.damaged_path(self._workdir)
+            aside.mkdir(exist_ok=True)
+            target, again = aside / str(step), 1
+            while target.exists():
+                again += 1
+                target = aside / f"{step}_{again}"
+            self._folder(step).rename(target)
+            print(f"warning: checkpoint {step:,} is damaged ({why}); it is now {target}")
+        if damaged:
+            self._checkpointer.close()
+            self._checkpointer = self._open()
+
+    def _folder(self, step: int) -> pathlib.Path:
+        return runs.checkpoints_path(self._workdir) / str(step)
+
+    def _load(
+        self, step: int, like: Mapping[str, Any], record: runs.Record | None
+    ) -> dict[str, Any]:
+        number = jax.ShapeDtypeStruct(
+            (), jnp.uint32, sharding=jax.tree.leaves(dict(like))[0].sharding
+        )
+        wanted = {"parts": dict(like), "checksums": dict.fromkeys(like, number)}
+        context = ocp.Context()
+        # Without this it wants to be told of every part that there is.
+        context.pytree.loading.partial_load = True
+        try:
+            if record is None or record.format != runs.FORMAT:
+                self._check_parts(step, like, record)
+            with context:
+                found = self._checkpointer.load(step, wanted)
+            sums = {name: _checksum(part) for name, part in found["parts"].items()}
+            wrong = [n for n, s in found["checksums"].items() if int(s) != int(sums[n])]
+        except RunFailed:
+            raise
+        except Exception as error:  # Orbax raises nearly any kind.
+            raise _Damaged(_reason(error)) from error
+        if wrong:
+            raise _Damaged(f"wrong checksum of {', '.join(wrong)}")
+        return found["parts"]
+
+    def _check_parts(
+        self, step: int, like: Mapping[str, Any], record: runs.Record | None
+    ) -> None:
+        """Tells a checkpoint of an older version from a damaged one."""
+        there = self._checkpointer.metadata(step).metadata
+        lacking = set(like) - set(there.get("parts", {}))
+        version = record.version if record else "before 0.1.0"
+        if lacking:
+            raise RunFailed(
+                f"{self._folder(step)} was written by another version of diffusion_jax "
+                f"({version}) and has no {', '.join(sorted(lacking))}, but "
+                f"{', '.join(sorted(there))}; train it anew, or use that version"
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Waits until all that was saved is on disk."""
-        self._checkpointer.close()
+    def __exit__(self, kind: Any, *exception: object) -> None:
+        """Waits until all that was saved is on disk, unless something else failed."""
+        if kind is None:
+            self.wait()
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
 
 
-def _saved(state: TrainState) -> dict[str, Any]:
-    """The parts of a state by name, without one that this run has no use for.
-
-    So a run that was saved before there was such a part can still be read.
-    """
-    return {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+class _Damaged(Exception):
+    """A checkpoint that cannot be read; str() says why."""
 
 
-def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
+class _NewestAndBest:
+    """Which checkpoints stay: Orbax asks at each save."""
+
+    def __init__(self, keep: int, losses: Mapping[int, float]):
+        self._keep, self._losses = keep, losses
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        del context
+        steps = [c.step for c in checkpoints]
+        scored = [step for step in steps if step in self._losses]
+        stays = {
+            *sorted(steps)[-self._keep :],
+            min(scored, key=lambda step: self._losses[step], default=None),
+        }
+        return [step in stays for step in steps]
+
+
+def parts_of(state: Any) -> dict[str, Any]:
+    """The parts of a state by name, without one that this run has no use for."""
+    fields = {name: part for name, part in state._asdict().items() if jax.tree.leaves(part)}
+    averages = {f"{_EMA}{name}": tree for name, tree in fields.pop("emas").items()}
+    return fields | averages
+
+
+def with_parts(state: Any, parts: Mapping[str, Any]) -> Any:
+    """The state with these parts in place of its own."""
+    fields = {n: part for n, part in parts.items() if not n.startswith(_EMA)}
+    emas = {n.removeprefix(_EMA): p for n, p in parts.items() if n.startswith(_EMA)}
+    return state._replace(**fields, emas=emas)
+
+
+def part_name(kind: str) -> str:
+    """The part that holds these weights: "raw", or the name of an average."""
+    return "params" if kind == "raw" else f"{_EMA}{kind}"
+
+
+def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Shapes and types of a tree, each array to lie as `sharding` says."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
+
+
+@jax.jit
+def _checksum(tree: Any) -> jax.Array:
+    """uint32: the bits of each array, as 32-bit words, times 1, 3, 5, ..., added up.
+
+    Whole-number arithmetic, so that it is the same on every device. No change of one word
+    goes unnoticed, because the factors are odd; of others one in 2^32 may.
+    """
+    words = [_words(leaf) for leaf in jax.tree.leaves(tree)]
+    joined = jnp.concatenate(words)
+    odd = 2 * jnp.arange(joined.size, dtype=jnp.uint32) + 1
+    return (joined * odd).sum(dtype=jnp.uint32)
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype.itemsize != 4:
+        raise TypeError(f"{leaf.dtype} is not of 32 bits, as all in a state is")
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:150]}" if said else type(error).__name__

@@ -1,4 +1,4 @@
-"""The state of a training run, and the moving average of its weights."""
+"""The state of a training run: all that it needs to go on with the same bits."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,8 +7,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.config import Config, EMAConfig
+from diffusion_jax.config import Config
 from diffusion_jax.timestep_sampling import LossHistory, empty_history
+from diffusion_jax.training.averages import average_names
+
+
+class Tally(NamedTuple):
+    """What is counted from step to step; scalars.
+
+    Attributes:
+      steps: float32, steps since the last log line whose update was made.
+      loss, grad_norm: float32, their sums.
+      skipped: int32, steps of the whole run whose update was skipped, because its loss
+        or gradient was not finite.
+      skipped_in_a_row: int32, how many of the last steps were skipped without a break.
+    """
+
+    steps: jax.Array
+    loss: jax.Array
+    grad_norm: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 class TrainState(NamedTuple):
@@ -17,25 +36,27 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, train steps done.
       params: float32 tree, the weights that the optimiser moves.
-      ema_params: their moving average, which samples are drawn with.
+      emas: their moving averages by name; see `averages.average_names`.
       opt_state: the optimiser's.
       loss_history: what timesteps are drawn by, if they are drawn by their losses; else
         ().
+      tally: what the next log line will say.
       key: typed PRNG key of the run; step n uses fold_in(key, n). Never changes.
     """
 
     step: jax.Array
     params: Any
-    ema_params: Any
+    emas: dict[str, Any]
     opt_state: Any
     loss_history: LossHistory | tuple[()]
+    tally: Tally
     key: jax.Array
 
 
 def init_state(
     init_fn: Callable[[jax.Array], Any], tx: optax.GradientTransformation, config: Config
 ) -> TrainState:
-    """A state at step 0, its average equal to its weights."""
+    """A state at step 0, its averages equal to its weights."""
     by_loss = config.loss.timesteps == "loss_second_moment"
     # Sampling folds in the index of a sample, below 2**31; training stays clear of that.
     key = jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
@@ -44,21 +65,14 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
+        emas=equal_averages(config, params),
         opt_state=tx.init(params),
         loss_history=empty_history(config.process.num_timesteps) if by_loss else (),
+        tally=Tally(*[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2),
         key=k_run,
     )
 
 
-def ema_decay(config: EMAConfig, step: jax.Array) -> jax.Array:
-    """Weight of the old average at this step (0, 1, ...), with the warm-up if wanted."""
-    step = jnp.asarray(step, jnp.float32)
-    if not config.warmup:
-        return jnp.full_like(step, config.decay)
-    return jnp.minimum(config.decay, (1 + step) / (10 + step))
-
-
-def ema_update(ema: Any, params: Any, decay: jax.Array) -> Any:
-    """decay * ema + (1 - decay) * params, as a step towards params: equal stay equal."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+def equal_averages(config: Config, params: Any) -> dict[str, Any]:
+    """Every average of a run as a copy of these weights: each is donated on its own."""
+    return {name: jax.tree.map(jnp.copy, params) for name in average_names(config.ema)}

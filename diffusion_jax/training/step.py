@@ -13,14 +13,22 @@ from diffusion_jax.config import Config
 from diffusion_jax.experiment import LossFn
 from diffusion_jax.losses import monte_carlo_loss
 from diffusion_jax.schedules import Schedule
-from diffusion_jax.training.state import TrainState, ema_decay, ema_update
+from diffusion_jax.training.averages import ema_update, update_weights
+from diffusion_jax.training.state import Tally, TrainState
 
 
 class Metrics(NamedTuple):
-    """Of each step of a dispatch: float32 [K]."""
+    """Of one step, or of each step of a dispatch, [K]; float32."""
 
     loss: jax.Array
     grad_norm: jax.Array
+
+
+class Dispatch(NamedTuple):
+    """What the steps of a dispatch have to say, and the tally after the last of them."""
+
+    metrics: Metrics
+    tally: Tally
 
 
 def make_train_step(
@@ -31,6 +39,9 @@ def make_train_step(
     to_x0: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """train_step(state, examples [B, *shape]) -> (state, Metrics of scalars).
+
+    If the loss or a gradient is not finite, the weights and the optimiser stay as they
+    are, and the step counts as skipped; the next step has its own batch, t and noise.
 
     Args:
       config: for how timesteps are drawn, and the EMA.
@@ -52,23 +63,47 @@ def make_train_step(
         (loss, (t, losses)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             state.params
         )
+        metrics = Metrics(loss, optax.tree.norm(grads))
+        good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history
         if isinstance(history, timestep_sampling.LossHistory):
             history = timestep_sampling.record_losses(history, t, losses)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(config.ema, state.step)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (optax.apply_updates(state.params, updates), opt_state),
+            (state.params, state.opt_state),
+        )
+        weights = update_weights(config.ema, state.step)
+        emas = {
+            name: ema_update(e, params, weights[name]) for name, e in state.emas.items()
+        }
+        new_line = state.step % config.training.log_every == 0
         state = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=ema_update(state.ema_params, params, decay),
+            emas=emas,
             opt_state=opt_state,
             loss_history=history,
+            tally=_tallied(state.tally, metrics, good, new_line),
             key=state.key,
         )
-        return state, Metrics(loss, optax.tree.norm(grads))
+        return state, metrics
 
     return train_step
+
+
+def _tallied(tally: Tally, metrics: Metrics, good: jax.Array, new_line: jax.Array) -> Tally:
+    def added(total: jax.Array, value: jax.Array | float) -> jax.Array:
+        return jnp.where(new_line, 0, total) + jnp.where(good, value, 0)
+
+    return Tally(
+        steps=added(tally.steps, 1.0),
+        loss=added(tally.loss, metrics.loss),
+        grad_norm=added(tally.grad_norm, metrics.grad_norm),
+        skipped=tally.skipped + ~good,
+        skipped_in_a_row=jnp.where(good, 0, tally.skipped_in_a_row + 1),
+    )
 
 
 def _timestep_sampler(
@@ -84,7 +119,7 @@ def _timestep_sampler(
 
 def make_train_steps(
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]],
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Dispatch]]:
     """train_steps(state, batches [K, B, *shape], count) runs the first `count` of them.
 
     `count` is data, so that every number of steps up to K is the same compiled program;
@@ -93,36 +128,14 @@ def make_train_steps(
 
     def train_steps(
         state: TrainState, batches: jax.Array, count: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, Dispatch]:
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]):
             state, all_metrics = carry
             state, metrics = train_step(state, batches[i])
             return state, jax.tree.map(lambda a, m: a.at[i].set(m), all_metrics, metrics)
 
         zeros = Metrics(*[jnp.zeros(batches.shape[0]) for _ in Metrics._fields])
-        return jax.lax.fori_loop(0, count, body, (state, zeros))
+        state, metrics = jax.lax.fori_loop(0, count, body, (state, zeros))
+        return state, Dispatch(metrics, state.tally)
 
     return train_steps
-
-
-def make_held_out_loss(
-    loss_fn: LossFn, schedule: Schedule
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
-
-    Example i always gets the same t and noise, so that the losses of two checkpoints
-    differ by their weights alone. t runs evenly through 0 .. T-1 with i (by the golden
-    ratio, whose multiples stay even for any number of examples).
-    """
-
-    def held_out_loss(params: Any, x0: jax.Array, indices: jax.Array) -> jax.Array:
-        golden = (5**0.5 - 1) / 2
-        position = (indices.astype(jnp.float32) + 0.5) * golden % 1.0
-        t = jnp.floor(position * schedule.num_timesteps).astype(jnp.int32)
-        t = jnp.minimum(t, schedule.num_timesteps - 1)
-        key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
-        return loss_fn(params, x0, t, noise)
-
-    return held_out_loss

@@ -1,40 +1,45 @@
-"""Weights on their own: out of a run, into files that other programs read, and in again."""
+"""The weights of a run: which kinds it holds, out of it into a file, and in again."""
 
-import json
-import os
 import pathlib
-from typing import Any, NamedTuple
+import warnings
+from typing import Any
 
 import jax
-import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
 from diffusion_jax import experiment, runs
-from diffusion_jax.config import Config, to_json
-from diffusion_jax.training.checkpoints import Checkpoints, abstract_state
-from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import init_state
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.config import Config
+from diffusion_jax.training import snapshots, weight_files
+from diffusion_jax.training.averages import STD, average_names
+from diffusion_jax.training.checkpoints import Checkpoints, abstract, part_name
+from diffusion_jax.training.weight_files import SUFFIXES, NotWeights, Weights, named
+from diffusion_jax.validation import MAX_STD, MIN_STD, BadRequest
 
-KINDS = ("ema", "raw")
-SUFFIXES = (".safetensors", ".npz")
-_ABOUT = "about"  # The name of the note in an .npz.
 _MAX_NAMED = 5
 
 
-class Weights(NamedTuple):
-    """A network's parameters, and what is known of them.
+def check_kind(flag: str, text: str) -> str:
+    """ "ema", "raw", or the name of an average, "0.999" or "std:0.08", as they are spelled.
 
-    Attributes:
-      params: float32 tree.
-      kind: "ema" (the moving average) or "raw" (what the optimiser moved).
-      step: train steps that they have seen.
+    Raises:
+      BadRequest: naming the flag, for another text.
     """
-
-    params: Any
-    kind: str
-    step: int
+    if text in ("ema", "raw"):
+        return text
+    known = "ema, raw, the rate of an average such as 0.999, or std: and a length"
+    try:
+        if text.startswith(STD):
+            std = float(text.removeprefix(STD))
+            if not MIN_STD <= std <= MAX_STD:
+                raise BadRequest(
+                    f"{flag} {text}: a std must be in {MIN_STD} .. {MAX_STD}, as std:0.08"
+                )
+            return f"{STD}{std}"
+        rate = float(text)
+    except ValueError as error:
+        raise BadRequest(f"{flag} ({text!r}) is unknown; it can be {known}") from error
+    if not 0 <= rate < 1:
+        raise BadRequest(f"{flag} ({text}): a rate must be at least 0 and below 1")
+    return str(rate)
 
 
 def load_from_run(
@@ -42,34 +47,59 @@ def load_from_run(
     config: Config,
     kind: str,
     sharding: jax.sharding.Sharding | None = None,
+    *,
+    flag: str = "--weights",
 ) -> Weights:
-    """The weights of a run's newest checkpoint.
+    """The weights of a run's newest checkpoint that is whole.
+
+    An average that the run has not tracked is rebuilt from its snapshots.
 
     Args:
       workdir: the run.
       config: its config.
-      kind: "ema" or "raw".
+      kind: of `check_kind`.
       sharding: where the arrays are to lie; the first device unless given.
+      flag: that said which kind.
 
     Raises:
-      BadRequest: if it has no checkpoint yet.
-      RunFailed: if the checkpoint cannot be read.
+      BadRequest: if it has no checkpoint yet, or no such weights, with what it has.
+      RunFailed: if no checkpoint, or a snapshot, can be read.
     """
-    folder = runs.checkpoints_path(workdir)
     nothing = f"the run in {workdir} has no checkpoint yet; train it further with train.py"
-    if not folder.is_dir():
+    if not runs.checkpoints_path(workdir).is_dir():
         raise BadRequest(nothing)
+    names = average_names(config.ema)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     init_fn, _ = experiment.make_network(config)
-    tx = make_optimizer(config.optimizer, config.training.num_steps)
-    shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config))
-    with Checkpoints(folder, writing=False) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise BadRequest(nothing)
-        state = checkpoints.restore(step, abstract_state(shapes, sharding))
-    params = state.ema_params if kind == "ema" else state.params
-    return Weights(params, kind, step)
+    shapes = jax.eval_shape(init_fn, jax.random.key(0))
+    if kind not in ("ema", "raw", *names):
+        moments = snapshots.moments(workdir)
+        if not kind.startswith(STD) or not moments:
+            more = (
+                f", and by its snapshots every std:X with X in {MIN_STD} .. {MAX_STD}"
+                if moments
+                else ""
+            )
+            raise BadRequest(
+                f"{flag} {kind}: the run in {workdir} holds ema (which is {names[0]}), "
+                f"raw, {', '.join(names)}{more}"
+            )
+        arrays, step = snapshots.rebuild(workdir, kind)
+        leaves = [arrays[name] for name in named(shapes)]
+        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return Weights(jax.device_put(params, sharding), kind, step)
+    part = part_name(names[0] if kind == "ema" else kind)
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        found = checkpoints.restore({part: abstract(shapes, sharding)})
+    if found is None:
+        raise BadRequest(nothing)
+    for step, why in found.damaged.items():
+        warnings.warn(
+            f"checkpoint {step:,} of {workdir} is damaged ({why}); taking that of step "
+            f"{found.step:,}",
+            stacklevel=2,
+        )
+    return Weights(found.parts[part], kind, found.step)
 
 
 def save_to_file(
@@ -77,11 +107,8 @@ def save_to_file(
 ) -> None:
     """Writes weights to a .safetensors or .npz, whole or not at all.
 
-    Each array is named by its place in the network, "down0_res0.conv1.kernel";
-    kernels are [height, width, in, out]. A note says kind, step and config.
-
     Args:
-      path: of the file; its suffix decides the format.
+      path: of the file; its suffix decides the format, of `weight_files`.
       weights: what to write.
       config: of the run that they come from.
       overwrite: replace a file that exists.
@@ -95,20 +122,7 @@ def save_to_file(
         raise BadRequest(f"--out {path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise BadRequest(f"--out {path} exists already; name another, or --overwrite")
-    arrays: dict[str, Any] = {n: np.asarray(x) for n, x in _named(weights.params).items()}
-    about = {"kind": weights.kind, "step": str(weights.step), "config": to_json(config)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.suffix == ".npz":
-            with unfinished.open("wb") as file:
-                arrays[_ABOUT] = np.array(json.dumps(about))
-                np.savez(file, **arrays)
-        else:
-            save_file(arrays, unfinished, metadata={"format": "np", **about})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    weight_files.write(path, weights, config)
 
 
 def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
@@ -117,13 +131,13 @@ def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
     Args:
       config: of the run that is to start with them.
       source: a run folder, or a file of `save_to_file`.
-      kind: "ema" or "raw" of a run; a file holds one kind.
+      kind: of `check_kind`, of a run; a file holds one kind.
 
     Raises:
       BadRequest: if there are none, or they do not fit: naming which arrays do not.
     """
     if source.is_dir():
-        found = load_from_run(source, runs.read_config(source), kind)
+        found = load_from_run(source, runs.read_config(source), kind, flag="--init_weights")
     elif source.suffix in SUFFIXES:
         found = _load_from_file(source)
     else:
@@ -133,7 +147,7 @@ def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
         )
     init_fn, _ = experiment.make_network(config)
     wanted = jax.eval_shape(init_fn, jax.random.key(0))
-    theirs, ours = _named(found.params), _named(wanted)
+    theirs, ours = named(found.params), named(wanted)
     problems = [
         f"{name} is {_size(theirs.get(name))} there and {_size(ours.get(name))} here"
         for name in sorted(theirs.keys() | ours.keys())
@@ -154,27 +168,11 @@ def _load_from_file(path: pathlib.Path) -> Weights:
     if not path.is_file():
         raise BadRequest(f"--init_from {path}: there is no such file")
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file}
-            about = json.loads(str(arrays.pop(_ABOUT)))
-        else:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}
-        kind, step = about["kind"], int(about["step"])
-    except Exception as error:  # Whatever the readers make of foreign or damaged bytes.
+        return weight_files.read(path)
+    except NotWeights as error:
         raise BadRequest(
-            f"--init_from {path} is not a file of export.py: {type(error).__name__}: "
-            f"{error}"
+            f"--init_from {path} is not a file of export.py: {error}"
         ) from error
-    return Weights(arrays, kind, step)
-
-
-def _named(params: Any) -> dict[str, Any]:
-    """Each array by its place in the tree; the order is that of the tree's leaves."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
 
 
 def _size(array: Any) -> str:

@@ -1,0 +1,51 @@
+"""How many train steps a dispatch has: as many as take about a second."""
+
+import math
+
+from diffusion_jax.config import DataConfig
+
+_SECONDS = 1.0  # Short enough for SIGTERM, long enough that starting it costs nothing.
+_MEASURED_SECONDS = 0.5  # Of dispatches that are timed before it is chosen.
+_BATCH_BYTES = 2**25  # Of the batches of one dispatch.
+_MOST_STEPS = 100
+
+
+def most_steps(data: DataConfig) -> int:
+    """Steps that one dispatch can have at most: the length of the compiled program's input.
+
+    A function of the config alone, so that every start of a run compiles the same program.
+    """
+    item = 1 if data.image_size else 4  # uint8 or float32
+    batch_bytes = data.batch_size * math.prod(data.shape) * item
+    return max(1, min(_MOST_STEPS, _BATCH_BYTES // batch_bytes))
+
+
+class Pace:
+    """Chooses the number of steps from dispatches that are timed one by one.
+
+    Attributes:
+      chosen: that number; 0 while it is not known yet.
+    """
+
+    def __init__(self, most: int, chosen: int = 0):
+        """`most` is the largest number; `chosen` one that was chosen before."""
+        self._most, self.chosen = most, min(chosen, most)
+        self._asked, self._steps, self._seconds = 1, 0, 0.0
+        self._is_first = True
+
+    def steps(self) -> int:
+        """How many steps to dispatch next."""
+        return self.chosen or self._asked
+
+    def took(self, steps: int, seconds: float) -> None:
+        """A dispatch of so many steps took so long, from its start to its end."""
+        if self.chosen:
+            return
+        if self._is_first:  # It was compiled as well.
+            self._is_first = False
+            return
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        self._asked = min(2 * self._asked, self._most)
+        if self._seconds >= _MEASURED_SECONDS:
+            rate = self._steps / self._seconds
+            self.chosen = max(1, min(self._most, round(rate * _SECONDS)))

@@ -1,0 +1,106 @@
+"""The pictures that a run draws while it trains."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import runs, sampling
+from diffusion_jax.data.transforms import to_examples, to_model_range
+from diffusion_jax.interrupts import Stop
+from diffusion_jax.process import q_trajectory
+from diffusion_jax.reporting import pictures
+from diffusion_jax.samplers.chain import even_frames
+from diffusion_jax.training.averages import average_names
+from diffusion_jax.training.plan import Plan
+from diffusion_jax.training.state import TrainState
+
+_STRIP_FRAMES = 10
+_AGREE = 0.02  # Mean difference of two sets of samples, over the range from -1 to 1.
+
+
+class Previews:
+    """Draws with the weights of a run, a batch over its mesh."""
+
+    def __init__(
+        self, plan: Plan, workdir: pathlib.Path, mesh: jax.sharding.Mesh, stop: Stop
+    ):
+        self._plan, self._config, self._workdir = plan, plan.config, workdir
+        self._mesh, self._stop = mesh, stop
+        self._table = sampling.make_table(plan.schedule, plan.config.process, plan.preview)
+        self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
+        self._sampler = sampling.make_sampler(
+            plan.config,
+            plan.apply_fn,
+            mesh,
+            frames=self._frames,
+            on_progress=self._check_stop,
+            in_segments=True,
+        )
+
+    def path(self, step: int) -> pathlib.Path:
+        """Where the samples at this step are drawn."""
+        return runs.samples_path(self._workdir) / f"step_{step:06d}.png"
+
+    def draw(self, state: TrainState, step: int) -> None:
+        """samples/step_N.png, and reverse.png: noise becoming samples.
+
+        The samples of the main average; as long as those of the raw weights are not the
+        same, these beside them. Nothing is drawn if it was stopped.
+        """
+        try:
+            raw, _ = self._samples(state.params)
+            ema, frames = self._samples(state.emas[average_names(self._config.ema)[0]])
+        except _Stopped:
+            return
+        if not np.isfinite(ema).all():
+            print(f"the samples at step {step:,} are not finite: no picture of them")
+            return
+        if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
+            pictures.save_samples(self.path(step), self._examples(ema))
+        else:
+            both = {"raw weights": raw, "moving average": ema}
+            pictures.save_side_by_side(
+                self.path(step), {k: self._examples(x) for k, x in both.items()}
+            )
+        titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
+        strip = self._examples(frames)
+        pictures.save_strip(self._workdir / "reverse.png", strip, titles)
+
+    def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        wanted = self._config.training.num_samples
+        count = -(-wanted // self._mesh.size) * self._mesh.size
+        key = jax.random.key(self._config.seed)
+        samples, frames = self._sampler(params, self._table, key, np.arange(count))
+        self._check_stop()
+        return np.asarray(samples)[:wanted], np.asarray(frames)[:, :wanted]
+
+    def _check_stop(self, rows_done: int = 0) -> None:
+        del rows_done
+        if self._stop.wanted:
+            raise _Stopped
+
+    def draw_forward(self) -> None:
+        """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
+        schedule, train = self._plan.schedule, self._plan.data.train
+        num = 1 if self._config.data.image_size else min(1000, len(train))
+        x0 = to_model_range(jnp.asarray(train[np.arange(num)]))
+        shown = np.linspace(0, schedule.num_timesteps, _STRIP_FRAMES).round().astype(int)
+
+        @jax.jit
+        def noised(x0: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(0), 2**32 - 3)  # As in `init_state`.
+            return q_trajectory(schedule, key, x0, (shown[1:] - 1).tolist())
+
+        frames = np.concatenate([np.asarray(x0)[None], np.asarray(noised(x0))])
+        titles = [f"t = {t}" for t in shown]
+        pictures.save_strip(self._workdir / "forward.png", self._examples(frames), titles)
+
+    def _examples(self, x: np.ndarray) -> np.ndarray:
+        return to_examples(x, self._config.data.shape)
+
+
+class _Stopped(Exception):
+    """Somebody waits for the run to stop."""

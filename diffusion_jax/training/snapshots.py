@@ -1,0 +1,95 @@
+"""Snapshots of the power-function averages at about 50 moments of a run.
+
+From them an average of nearly any length is rebuilt when the training is over. Each is a
+file of weights in ema_snapshots/, step_00000500_std0.05.safetensors.
+"""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+
+from diffusion_jax import runs
+from diffusion_jax.config import Config
+from diffusion_jax.runs import RunFailed
+from diffusion_jax.training import weight_files
+from diffusion_jax.training.averages import STD, Moment, rebuilding_weights
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.weight_files import NotWeights, Weights
+
+_FILE = re.compile(r"step_(\d+)_std([\d.e-]+)\.safetensors")
+
+
+def interval(config: Config) -> int:
+    """Steps between snapshots of a run that is started with this config; 0: none."""
+    wanted = config.ema.snapshots
+    if not wanted or not config.ema.stds:
+        return 0
+    return max(1, round(config.training.num_steps / wanted))
+
+
+def num_bytes(config: Config, every: int, num_parameters: int) -> int:
+    """Of all snapshots of a run, at the end."""
+    moments = -(-config.training.num_steps // every) if every else 0
+    return moments * len(config.ema.stds) * num_parameters * 4
+
+
+def save(workdir: pathlib.Path, state: TrainState, config: Config) -> None:
+    """Writes those of this state's step."""
+    step = int(state.step)
+    for std in map(float, config.ema.stds):
+        params = jax.device_get(state.emas[f"{STD}{std}"])
+        path = runs.snapshots_path(workdir) / f"step_{step:08d}_std{std}.safetensors"
+        weight_files.write(path, Weights(params, f"{STD}{std}", step), config)
+
+
+def moments(workdir: pathlib.Path) -> dict[Moment, pathlib.Path]:
+    """The snapshots of a run, in the order of their steps."""
+    found = {}
+    for path in sorted(runs.snapshots_path(workdir).glob("*")):
+        match = _FILE.fullmatch(path.name)
+        if match:
+            found[Moment(int(match[1]), float(match[2]))] = path
+    return found
+
+
+def delete_after(workdir: pathlib.Path, step: int) -> None:
+    """Deletes the snapshots of later steps, which are to be done again."""
+    for moment, path in moments(workdir).items():
+        if moment.step > step:
+            path.unlink()
+
+
+def rebuild(workdir: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], int]:
+    """An average that was not tracked, at the time of the newest snapshot.
+
+    Args:
+      workdir: a run with snapshots.
+      name: of it, "std:0.08".
+
+    Returns:
+      Its arrays by name, float32, and its step.
+
+    Raises:
+      RunFailed: naming a snapshot that cannot be read.
+    """
+    paths = moments(workdir)
+    wanted = Moment(max(m.step for m in paths), float(name.removeprefix(STD)))
+    weights, misfit = rebuilding_weights(list(paths), wanted)
+    total: dict[str, np.ndarray] = {}
+    for weight, path in zip(weights, paths.values(), strict=True):
+        try:
+            arrays = weight_files.read(path).params
+        except NotWeights as error:
+            raise RunFailed(
+                f"snapshot {path} cannot be read ({error}); remove it to rebuild {name} "
+                "from the others"
+            ) from error
+        for key, array in arrays.items():
+            total[key] = total.get(key, 0) + weight * array.astype(np.float64)
+    print(
+        f"{name} at step {wanted.step:,}, rebuilt from {len(paths)} snapshots: its density "
+        f"is met but for {100 * misfit:.2g} %"
+    )
+    return {key: array.astype(np.float32) for key, array in total.items()}, wanted.step

@@ -1,0 +1,321 @@
+"""The training loop: where data, step, checkpoints and reports meet."""
+
+import functools
+import pathlib
+import time
+
+import jax
+
+from diffusion_jax import parallel, runs
+from diffusion_jax.data.images import Unreadable
+from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
+from diffusion_jax.data.transforms import training_examples
+from diffusion_jax.interrupts import Stop
+from diffusion_jax.reporting import pictures
+from diffusion_jax.reporting.metrics import MetricLog, read_metrics
+from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runs import RunFailed
+from diffusion_jax.training import snapshots
+from diffusion_jax.training.averages import average_names
+from diffusion_jax.training.checkpoints import (
+    Checkpoints,
+    abstract,
+    parts_of,
+    with_parts,
+)
+from diffusion_jax.training.held_out import HeldOut
+from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.pace import Pace, most_steps
+from diffusion_jax.training.plan import Plan
+from diffusion_jax.training.previews import Previews
+from diffusion_jax.training.record import new_record
+from diffusion_jax.training.reports import Reports
+from diffusion_jax.training.state import TrainState, equal_averages, init_state
+from diffusion_jax.training.step import make_train_step, make_train_steps
+from diffusion_jax.training.weight_files import Weights
+
+
+class Trainer:
+    """The compiled programs of a run and its folder; `run` is the loop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        losses: dict[int, float],
+        stop: Stop,
+    ):
+        """`losses` are held-out losses by step, which `checkpoints` look at as well."""
+        self.plan, self.workdir = plan, workdir
+        self.checkpoints, self.losses, self.stop = checkpoints, losses, stop
+        config = plan.config
+        self.config = config
+        self.mesh = parallel.make_mesh()
+        self.whole = parallel.replicated(self.mesh)
+        self.tx = make_optimizer(config.optimizer, config.training.num_steps)
+        self.rate = learning_rate_schedule(config.optimizer, config.training.num_steps)
+        to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
+        step = make_train_step(config, plan.loss_fn, plan.schedule, self.tx, to_x0)
+        self.train_steps = jax.jit(
+            make_train_steps(step),
+            donate_argnums=0,
+            in_shardings=(self.whole, parallel.split_batch(self.mesh, 1), self.whole),
+            out_shardings=self.whole,
+        )
+        self.most_steps = config.training.steps_per_dispatch or most_steps(config.data)
+        self.held_out = HeldOut(
+            config, plan.data.held_out, plan.loss_fn, plan.schedule, self.mesh
+        )
+        self.previews = Previews(plan, workdir, self.mesh, stop)
+
+    def run_or_say_what_is_left(self, initial: Weights | None = None) -> TrainState:
+        """`run`, whose failures also say which checkpoint there is to go on from."""
+        try:
+            return self.run(initial)
+        except WorkerDied as error:
+            raise RunFailed(f"{error}; {self.left()}, to go on from") from error
+        except Unreadable as error:
+            raise RunFailed(
+                f"{error}; {self.left()}; repair the image, or leave such images out with "
+                "--config.data.unreadable=skip"
+            ) from error
+        except OSError as error:
+            if not runs.is_disk_failure(error):
+                raise
+            raise RunFailed(
+                f"the run cannot be written ({error.strerror}); {self.left()}; free some "
+                "space, or mend the disk, and give the same command again"
+            ) from error
+
+    def run(self, initial: Weights | None = None) -> TrainState:
+        """Trains to the end, or until `stop.wanted`; the last state is saved.
+
+        Args:
+          initial: weights to start with, if there is no checkpoint to go on from.
+        """
+        training = self.config.training
+        state, start = self._first_state(initial)
+        to_make_up = self._to_make_up(start)
+        runs.write_config(self.workdir, self.config)
+        if start >= training.num_steps and not any(to_make_up):
+            print(
+                f"{self.workdir} is finished: it has {start:,} steps of "
+                f"{training.num_steps:,}; for more: --config.training.num_steps"
+            )
+            return state
+        snapshots.delete_after(self.workdir, start)
+        if not start:
+            self.previews.draw_forward()
+        log = MetricLog(self.workdir, start)
+        bar = ProgressBar("training", training.num_steps, "steps", start)
+        reports = Reports(
+            self.config,
+            self.rate,
+            log,
+            bar,
+            self.left,
+            int(state.tally.skipped_in_a_row),
+        )
+        step = start
+        try:
+            self._evaluate_and_draw(state, step, log, bar, *to_make_up)
+            if step < training.num_steps and not self.stop.wanted:
+                bar.say("compiling the train step")
+                state, step = self._dispatch(state, step, log, bar, reports)
+        finally:
+            bar.close()
+            log.close()
+        self.checkpoints.wait()
+        if step == training.num_steps:
+            self.stop.wanted = False  # Too late: there is nothing to go on with.
+            self._finish(state)
+        elif step > start:
+            print(f"saved at step {step:,} in {self.workdir}")
+        return state
+
+    def _dispatch(
+        self,
+        state: TrainState,
+        step: int,
+        log: MetricLog,
+        bar: ProgressBar,
+        reports: Reports,
+    ) -> tuple[TrainState, int]:
+        """The loop itself: dispatch after dispatch, to the end or until it is stopped."""
+        num_steps = self.config.training.num_steps
+        pace = Pace(self.most_steps, self.record.steps_per_dispatch)
+        with self._loader(step) as loader:
+            count = self._count(step, pace.steps())
+            batches = self._load(loader, step, count)
+            while True:
+                began = time.monotonic()
+                state, said = self.train_steps(state, batches, count)
+                first, step, done = step, step + count, count
+                last = step == num_steps
+                if not last:  # While the device works: the next batches, the last metrics.
+                    count = self._count(step, pace.steps())
+                    try:
+                        batches = self._load(loader, step, count)
+                    except WorkerDied:
+                        # A signal to stop may have reached the workers as well.
+                        if not self.stop.wanted:
+                            raise
+                reports.add(first, done, said)
+                if not pace.chosen:
+                    jax.block_until_ready(said)
+                    pace.took(done, time.monotonic() - began)
+                    if pace.chosen:
+                        self.record.steps_per_dispatch = pace.chosen
+                        runs.write_record(self.workdir, self.record)
+                stopping = self.stop.wanted and not last
+                self._visit(state, step, log, bar, reports, stopping)
+                if last or stopping:
+                    return state, step
+
+    def _first_state(self, given: Weights | None) -> tuple[TrainState, int]:
+        def initial() -> TrainState:
+            return init_state(self.plan.init_fn, self.tx, self.config)
+
+        shapes = jax.eval_shape(initial)
+        count = sum(x.size for x in jax.tree.leaves(shapes.params))
+        data = self.plan.data
+        classes = f", of {len(data.class_names):,} classes" if data.class_names else ""
+        print(
+            f"network: {count:,} parameters; data: {len(data.train):,} examples to train "
+            f"on, {len(data.held_out):,} held out{classes}"
+        )
+        found = self.checkpoints.restore(parts_of(abstract(shapes, self.whole)))
+        old = runs.read_record(self.workdir) if found else None
+        self.record = new_record(self.plan, self.workdir, old, count)
+        self._wall_time, self._began = self.record.wall_time_s, time.monotonic()
+        if found is not None:
+            self.checkpoints.set_aside(found.damaged)
+            print(f"resuming {self.workdir} at step {found.step:,}")
+            return with_parts(shapes, found.parts), found.step
+        if runs.config_path(self.workdir).exists():
+            print(f"{self.workdir} has no checkpoint yet: starting at step 0")
+        state = jax.jit(initial, out_shardings=self.whole)()
+        if given is not None:
+            print(f"starting from the {given.kind} weights of step {given.step:,} there")
+            put = jax.device_put(given.params, self.whole)
+            state = state._replace(params=put, emas=equal_averages(self.config, put))
+        return state, 0
+
+    def _count(self, step: int, wanted: int) -> int:
+        """Steps of the next dispatch: it ends where something else is to be done."""
+        training = self.config.training
+        ends = [step + wanted, training.num_steps]
+        for every in (
+            training.log_every,
+            training.eval_every,
+            training.checkpoint_every,
+            training.sample_every,
+            self.record.snapshot_every,
+        ):
+            if every:
+                ends.append((step // every + 1) * every)
+        return min(ends) - step
+
+    def _loader(self, start: int) -> Loader:
+        data = self.config.data
+        rows = parallel.local_rows(data.batch_size)
+        batches = StepBatches(self.plan.data.train, data.batch_size, self.config.seed, rows)
+        return Loader(batches, start, self.most_steps, data.num_workers)
+
+    def _load(self, loader: Loader, step: int, count: int) -> jax.Array:
+        batches = loader.load(step, count)
+        return parallel.put_local(parallel.split_batch(self.mesh, 1), batches)
+
+    def _due(self, every: int, step: int) -> bool:
+        """Whether something is to be done after this step that is done every so many."""
+        return bool(every) and (step % every == 0 or step == self.config.training.num_steps)
+
+    def _visit(
+        self,
+        state: TrainState,
+        step: int,
+        log: MetricLog,
+        bar: ProgressBar,
+        reports: Reports,
+        stopping: bool,
+    ) -> None:
+        """What is due after this step; no more than saving if somebody waits for it."""
+        training = self.config.training
+        last = step == training.num_steps
+        snapshot = self._due(self.record.snapshot_every, step)
+        save = last or stopping or self._due(training.checkpoint_every, step)
+        evaluate = self._due(training.eval_every, step)
+        draw = self._due(training.sample_every, step)
+        if not (snapshot or save or evaluate or draw):
+            return
+        reports.flush()
+        if snapshot:
+            snapshots.save(self.workdir, state, self.config)
+        if save and reports.skipped_in_a_row and not (last or stopping):
+            bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
+        elif save:
+            log.sync()  # No checkpoint before the lines that lead up to it.
+            self.checkpoints.save(state)
+            self.record.step = step
+            elapsed = time.monotonic() - self._began
+            self.record.wall_time_s = round(self._wall_time + elapsed, 1)
+            runs.write_record(self.workdir, self.record)
+        if not stopping:
+            self._evaluate_and_draw(state, step, log, bar, evaluate, draw)
+
+    def _to_make_up(self, step: int) -> tuple[bool, bool]:
+        """Whether the held-out loss, and the samples, of the first step are still due.
+
+        They come after the checkpoint, and a run may have been stopped in between.
+        """
+        for line in read_metrics(self.workdir / "metrics.jsonl"):
+            if "held_out_loss" in line and line["step"] <= step:
+                self.losses[line["step"]] = line["held_out_loss"]
+        training = self.config.training
+        evaluate = self._due(training.eval_every, step) and step not in self.losses
+        is_drawn = self.previews.path(step).exists()
+        draw = self._due(training.sample_every, step) and not is_drawn
+        return step > 0 and evaluate, step > 0 and draw
+
+    def _evaluate_and_draw(
+        self,
+        state: TrainState,
+        step: int,
+        log: MetricLog,
+        bar: ProgressBar,
+        evaluate: bool,
+        draw: bool,
+    ) -> None:
+        training = self.config.training
+        if evaluate and not self.stop.wanted:
+            main = average_names(self.config.ema)[0]
+            loss = self.held_out.loss(state.emas[main], self.stop)
+            if loss is not None:
+                self.losses[step] = loss
+                log.write(step, {"held_out_loss": loss})
+        if draw and not self.stop.wanted:
+            if step in (training.sample_every, training.num_steps):  # It may take long.
+                bar.say(f"drawing {training.num_samples} samples")
+            self.previews.draw(state, step)
+
+    def left(self, before: int | None = None) -> str:
+        """The newest checkpoint, or the newest of a step before that one, in words."""
+        steps = [s for s in self.checkpoints.steps if before is None or s < before]
+        if not steps:
+            return "there is no checkpoint" + (" before it" if before else "")
+        return f"the newest checkpoint is that of step {max(steps):,}" + (
+            "" if before is None else ", of weights that gave a finite loss"
+        )
+
+    def _finish(self, state: TrainState) -> None:
+        lines = read_metrics(self.workdir / "metrics.jsonl")
+        pictures.save_loss_curve(self.workdir / "loss.png", lines, self.config.name)
+        step, best = int(state.step), self.checkpoints.best_step
+        held_out = f", held-out loss {self.losses[step]:.4f}" if step in self.losses else ""
+        best_at = f", best checkpoint at step {best:,}" if best is not None else ""
+        print(
+            f"finished {step:,} steps{held_out}{best_at}\n"
+            f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/\n"
+            f"sample with: python sample.py --workdir {self.workdir} --num 64"
+        )

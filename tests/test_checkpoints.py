@@ -1,0 +1,268 @@
+"""Checkpoints: which are kept, what damage does, and what other versions have written."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from diffusion_jax import runs
+from diffusion_jax.config import Config
+from diffusion_jax.runs import RunFailed
+from diffusion_jax.training.checkpoints import (
+    Checkpoints,
+    abstract,
+    part_name,
+    parts_of,
+    with_parts,
+)
+from diffusion_jax.training.state import init_state
+
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def state():
+    def init_fn(key):
+        return {"w": jax.random.normal(key, (40, 7)), "b": jnp.ones(7)}
+
+    return init_state(init_fn, optax.adam(0.1), Config())
+
+
+def at(state, step):
+    """The state at a step, its weights those of this step alone."""
+    params = jax.tree.map(lambda x: x + step, state.params)
+    return state._replace(step=jnp.int32(step), params=params)
+
+
+def like(state):
+    return parts_of(abstract(state, HERE))
+
+
+def kept(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def record(workdir, **changed):
+    """A run.json, as the trainer writes one before it saves."""
+    values = {
+        "format": runs.FORMAT,
+        "version": "0.1.0",
+        "versions": {},
+        "devices": "1 x cpu",
+        "data": {},
+        "parameters": 287,
+        "started": runs.now(),
+    }
+    runs.write_record(workdir, runs.Record(**values | changed))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, state):
+    """A run with checkpoints 1, 2, 3."""
+    workdir = tmp_path_factory.mktemp("run")
+    record(workdir)
+    with Checkpoints(workdir, 3, writing=True) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(at(state, step))
+    return workdir
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path, state):
+    """The loss of a step is known only after it is saved."""
+    losses = {}
+    with Checkpoints(tmp_path, 2, losses, writing=True) as checkpoints:
+        for step, loss in {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}.items():
+            checkpoints.save(at(state, step))
+            if loss is not None:
+                losses[step] = loss
+    assert kept(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path, 2, losses, writing=False) as checkpoints:
+        assert checkpoints.steps == (2, 5, 6) and checkpoints.best_step == 2
+
+
+def test_without_held_out_losses_the_newest_are_kept_alone(tmp_path, state):
+    with Checkpoints(tmp_path, 2, writing=True) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(at(state, step))
+    assert kept(tmp_path) == [4, 5]
+
+
+def test_all_of_a_state_comes_back(saved, state):
+    with Checkpoints(saved, writing=False) as checkpoints:
+        found = checkpoints.restore(like(state))
+    assert (found.step, found.damaged) == (3, {})
+    assert_same(with_parts(state, found.parts), at(state, 3))
+
+
+def test_one_part_can_be_read_alone(saved, state):
+    name = part_name("std:0.05")
+    with Checkpoints(saved, writing=False) as checkpoints:
+        found = checkpoints.restore({name: abstract(state.params, HERE)})
+    assert list(found.parts) == [name]
+    assert_same(found.parts[name], state.emas["std:0.05"])
+
+
+def test_no_checkpoint_is_none(tmp_path, state):
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(tmp_path, writing=False) as checkpoints:
+        assert checkpoints.restore(like(state)) is None
+
+
+def flipped(path, rng):
+    """One random bit of a file, changed."""
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(content))
+
+
+def files_of(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def test_a_flipped_bit_changes_no_weight_unnoticed(saved, state, tmp_path):
+    """In every file of the newest checkpoint: it is read whole, or not at all."""
+    names = [p.relative_to(saved) for p in files_of(saved / "checkpoints/3")]
+    refused = 0
+    for i, name in enumerate(names * 2):
+        workdir = tmp_path / str(i)
+        shutil.copytree(saved, workdir)
+        flipped(workdir / name, RNG)
+        with Checkpoints(workdir, writing=False) as checkpoints:
+            found = checkpoints.restore(like(state))
+        assert_same(with_parts(state, found.parts), at(state, found.step))
+        assert found.step == (2 if found.damaged else 3)
+        refused += bool(found.damaged)
+    assert refused > len(names) / 2
+
+
+@pytest.mark.slow
+def test_three_hundred_flipped_bits(saved, state, tmp_path):
+    names = [p.relative_to(saved) for p in files_of(saved / "checkpoints/3")]
+    # Mostly in what holds the numbers.
+    large = max(names, key=lambda name: (saved / name).stat().st_size)
+    for i in range(300):
+        workdir = tmp_path / "run"
+        shutil.copytree(saved, workdir)
+        flipped(workdir / (large if i % 2 else names[i % len(names)]), RNG)
+        with Checkpoints(workdir, writing=False) as checkpoints:
+            found = checkpoints.restore(like(state))
+        assert_same(with_parts(state, found.parts), at(state, found.step))
+        shutil.rmtree(workdir)
+
+
+@pytest.mark.parametrize("part", ["params", "opt_state", "tally"])
+def test_a_number_that_changed_in_the_file_is_noticed(state, tmp_path, part):
+    """Written by Orbax itself, as a valid checkpoint whose numbers are not those."""
+    record(tmp_path)
+    with Checkpoints(tmp_path, writing=True) as checkpoints:
+        checkpoints.save(at(state, 1))
+        checkpoints.save(at(state, 2))
+    path = tmp_path / "checkpoints/2"
+    tree = ocp.load(path)
+    leaves, treedef = jax.tree.flatten(tree["parts"][part])
+    words = np.array(leaves[0]).reshape(-1).view(np.uint32)
+    words[-1] ^= 1  # The last bit of a number.
+    leaves[0] = jnp.asarray(words.view(leaves[0].dtype).reshape(leaves[0].shape))
+    tree["parts"][part] = jax.tree.unflatten(treedef, leaves)
+    shutil.rmtree(path / "state")
+    shutil.rmtree(path)
+    with ocp.training.Checkpointer((tmp_path / "checkpoints").absolute()) as writer:
+        writer.save(2, tree)
+    with Checkpoints(tmp_path, writing=False) as checkpoints:
+        found = checkpoints.restore(like(state))
+    assert found.step == 1 and f"wrong checksum of {part}" in found.damaged[2]
+
+
+@pytest.mark.parametrize("how", ["emptied", "halved", "missing"])
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_used(
+    saved, state, tmp_path, how, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    for path in files_of(workdir / "checkpoints/3/state"):
+        content = path.read_bytes()
+        if how == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2] if how == "halved" else b"")
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        found = checkpoints.restore(like(state))
+        assert found.step == 2 and list(found.damaged) == [3]
+        checkpoints.set_aside(found.damaged)
+        assert checkpoints.steps == (1, 2)
+        checkpoints.save(at(state, 3))
+    assert kept(workdir) == [2, 3]
+    assert "checkpoint 3 is damaged" in capsys.readouterr().out
+    assert (workdir / "damaged_checkpoints/3").is_dir()
+
+
+def test_with_none_left_nothing_is_touched(saved, state, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    for path in files_of(workdir / "checkpoints"):
+        path.write_bytes(b"")
+    before = sorted(workdir.rglob("*"))
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        with pytest.raises(RunFailed) as error:
+            checkpoints.restore(like(state))
+    said = str(error.value)
+    assert all(f"checkpoints/{step}:" in said for step in (1, 2, 3))
+    assert "nothing was changed" in said and "\n" not in said
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_version_says_what_it_lacks(tmp_path, state):
+    """As the first version wrote it: one average, no checksums, no run.json."""
+    old = {"params": state.params, "ema_params": state.params, "step": state.step}
+    folder = (tmp_path / "checkpoints").absolute()
+    with ocp.training.Checkpointer(folder) as writer:
+        writer.save(5, old)
+    wanted = {part_name("std:0.1"): abstract(state.params, HERE)}
+    with Checkpoints(tmp_path, writing=False) as checkpoints:
+        with pytest.raises(RunFailed) as error:
+            checkpoints.restore(wanted)
+    said = str(error.value)
+    assert "has no ema std:0.1, but ema_params, params, step" in said
+    assert "before 0.1.0" in said
+
+
+def test_the_checksum_notices_every_single_bit(state):
+    """Of all bits of a small tree, by the arithmetic that the docstring claims."""
+    from diffusion_jax.training.checkpoints import _checksum
+
+    words = RNG.integers(0, 2**32, 5, np.uint32)
+    whole = int(_checksum({"a": words}))
+    odd = 2 * np.arange(5, dtype=np.uint64) + 1
+    assert whole == int((words * odd).sum() % 2**32)
+    for i in range(5):
+        for bit in range(32):
+            changed = words.copy()
+            changed[i] ^= np.uint32(1 << bit)
+            assert int(_checksum({"a": changed})) != whole
+
+
+def test_run_json_is_read_as_it_was_written_or_refused(tmp_path):
+    record(tmp_path, step=7, wall_time_s=1.5)
+    found = runs.read_record(tmp_path)
+    assert (found.step, found.wall_time_s, found.format) == (7, 1.5, runs.FORMAT)
+    tree = json.loads((tmp_path / "run.json").read_text())
+    # A later version may say more.
+    (tmp_path / "run.json").write_text(json.dumps(tree | {"more": 1}))
+    assert runs.read_record(tmp_path) == found
+    for broken in ("{", "[]", "{}", json.dumps(tree | {"step": "7"})):
+        (tmp_path / "run.json").write_text(broken)
+        with pytest.raises(runs.BadRequest, match="run.json is not what"):
+            runs.read_record(tmp_path)

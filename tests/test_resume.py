@@ -1,0 +1,267 @@
+"""A run that is stopped, killed or moved ends as one that was not."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from processes import assert_same_run, lines_of
+from test_training import assert_same_bits, points, points_config  # noqa: F401
+
+from diffusion_jax import parallel, runs
+from diffusion_jax.data import sources
+from diffusion_jax.data.pipeline import batch_indices
+from diffusion_jax.interrupts import Stop
+from diffusion_jax.training import loop, trainer
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.plan import make_plan
+
+
+def config_of(**training):
+    """Intervals that are no multiples of one another, so that stops fall in all of them."""
+    options = {"log_every": 7, "eval_every": 8, "sample_every": 12, "num_samples": 4}
+    config = points_config(**options, **training)
+    config.loss.timesteps = "loss_second_moment"
+    config.ema.more_decays = (0.5,)
+    config.ema.snapshots = 5
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, points):  # noqa: F811
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, loop.train(config_of(), workdir, points)
+
+
+def stopped_at(workdir, data, at, by_system=False):
+    """Goes on with a run, and stops it as a signal does after step `at`."""
+    stop, losses = Stop(), {}
+    with Checkpoints(workdir, losses=losses, writing=True) as checkpoints:
+        it = trainer.Trainer(
+            make_plan(config_of(), data), workdir, checkpoints, losses, stop
+        )
+        add = trainer.Reports.add
+
+        def watched(self, first, count, dispatch):
+            stop.wanted = first + count >= at
+            stop.by_system = by_system
+            return add(self, first, count, dispatch)
+
+        trainer.Reports.add = watched
+        try:
+            return it.run()
+        finally:
+            trainer.Reports.add = add
+
+
+def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
+    whole,
+    points,  # noqa: F811
+    tmp_path,
+):
+    """Between its intervals, and at steps where a loss or samples are due: 8, 12, 24."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for at in (3, 8, 12, 17, 24, 27):
+        state = stopped_at(workdir, points, at)
+        assert at <= int(state.step) < 30
+    state = loop.train(config_of(), workdir, points)
+    assert_same_bits(state, whole[1])
+    assert_same_run(workdir, whole[0])
+    steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
+    assert steps == [7, 14, 21, 28, 30]
+    assert [x["step"] for x in lines_of(workdir) if "held_out_loss" in x] == [8, 16, 24, 30]
+
+
+def test_what_a_kill_left_behind_the_checkpoint_is_done_again(
+    whole,
+    points,  # noqa: F811
+    tmp_path,
+):
+    """Lines, snapshots and pictures of later steps, and a torn line, go."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    stopped_at(workdir, points, 13)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "loss": 99.0}\n{"step": 24, "held_out_l')
+    (workdir / "ema_snapshots/step_00000099_std0.05.safetensors").write_text("later")
+    (workdir / "samples").mkdir(exist_ok=True)
+    (workdir / "samples/step_000024.png").write_text("later")
+    state = loop.train(config_of(), workdir, points)
+    assert_same_bits(state, whole[1])
+    assert_same_run(workdir, whole[0])
+
+
+def test_a_kill_after_the_last_checkpoint_leaves_nothing_undone(
+    whole,
+    points,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    """The state of step 30 is saved, but its loss, its samples and loss.png are not."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "loss.png").unlink()
+    (workdir / "samples/step_000030.png").unlink()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "held_out_loss" in lines[-1]
+    (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+    loop.train(config_of(), workdir, points)
+    assert "finished 30 steps" in capsys.readouterr().out
+    assert_same_run(workdir, whole[0])
+    loop.train(config_of(), workdir, points)
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_on_another_number_of_devices_it_goes_on_with_the_same_losses(
+    whole,
+    points,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    num_devices,
+):
+    """Stopped at step 13 on four devices; losses to 1e-5."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    stopped_at(workdir, points, 13)
+    mesh = jax.make_mesh(
+        (num_devices, 1),
+        ("data", "model"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:num_devices],
+    )
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    state = loop.train(config_of(), workdir, points)
+    assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == num_devices
+    for a, b in zip(lines_of(workdir), lines_of(whole[0]), strict=True):
+        for name in ("loss", "held_out_loss"):
+            if name in b:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_the_run_says_what_it_is(whole):
+    workdir, state = whole
+    record = runs.read_record(workdir)
+    assert record.step == 30 and record.wall_time_s > 0 and record.format == runs.FORMAT
+    assert record.parameters == sum(x.size for x in jax.tree.leaves(state.params))
+    assert record.data["train"] == 20_000 and record.data["shape"] == [2]
+    assert set(record.versions) >= {"python", "jax", "flax", "optax", "orbax-checkpoint"}
+    assert (record.steps_per_dispatch, record.snapshot_every) == (4, 6)
+
+
+def test_the_wall_time_goes_on(tmp_path, points):  # noqa: F811
+    loop.train(points_config(num_steps=10), tmp_path, points)
+    record = runs.read_record(tmp_path)
+    runs.write_record(tmp_path, dataclasses.replace(record, wall_time_s=1000.0))
+    loop.train(points_config(num_steps=20), tmp_path, points)
+    after = runs.read_record(tmp_path)
+    assert 1000 < after.wall_time_s < 1100 and after.started == record.started
+
+
+def test_other_examples_are_refused(tmp_path, points):  # noqa: F811
+    """One number of one example among those looked at, or their order, is another."""
+    config = points_config(num_steps=5)
+    loop.train(config, tmp_path, points)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    train = points.train.copy()
+    train[-1, 0] += 1e-6
+    for other in (train, points.train[::-1], points.train[:-1]):
+        with pytest.raises(runs.BadRequest, match="examples are not those") as error:
+            loop.train(config, tmp_path, points._replace(train=other))
+        assert "fingerprint" in str(error.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+# Updates that are not finite
+
+
+def data_with_bad_example(config, step):
+    """Examples of which one, too large for float32 squares, is in the batch of a step."""
+    size, seed = config.data.batch_size, config.seed
+    train = np.full((40 * size, 2), 0.5, np.float32)
+    bad = batch_indices(len(train), size, seed, step)[3]
+    train[bad] = 1e30
+    batches = [batch_indices(len(train), size, seed, n) for n in range(80)]
+    held_out = np.zeros((8, 2), np.float32)
+    return sources.arrays(train, held_out), [n for n, b in enumerate(batches) if bad in b]
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
+    """The steps whose batches hold the bad example, and no others."""
+    config = points_config(num_steps=80, log_every=1, eval_every=0, checkpoint_every=40)
+    data, bad = data_with_bad_example(config, 12)
+    assert bad[0] == 12 and len(bad) == 2 and bad[1] >= 40
+    state = loop.train(config, tmp_path, data)
+    assert int(state.tally.skipped) == 2 and int(state.step) == 80
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    lines = {line["step"]: line for line in lines_of(tmp_path)}
+    assert [n - 1 for n, line in lines.items() if "loss" not in line] == bad
+    assert lines[12]["skipped_steps"] == 0 and lines[13]["skipped_steps"] == 1
+    assert "update skipped at step 12:" in capsys.readouterr().out
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_are(tmp_path):
+    config = points_config(num_steps=13, eval_every=0, checkpoint_every=0)
+    data, _ = data_with_bad_example(config, 12)
+    skipped = loop.train(config, tmp_path / "a", data)
+    config.training.num_steps = 12
+    before = loop.train(config, tmp_path / "b", data)
+    for part in ("params", "opt_state"):
+        for x, y in zip(
+            jax.tree.leaves(getattr(skipped, part)),
+            jax.tree.leaves(getattr(before, part)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(x, y)
+    assert (int(skipped.step), int(before.step)) == (13, 12)
+
+
+def data_bad_from(config, step):
+    """Examples of which every batch from a step on holds some that are too large."""
+    size, seed = config.data.batch_size, config.seed
+    train = np.full((40 * size, 2), 0.5, np.float32)
+    for n in range(step, 40):
+        train[batch_indices(len(train), size, seed, n)[3]] = 1e30
+    return sources.arrays(train, np.zeros((8, 2), np.float32))
+
+
+def test_too_many_in_a_row_stop_the_run_and_name_the_newest_good_checkpoint(tmp_path):
+    """None is saved while updates are skipped, or it would push out the good ones."""
+    config = points_config(num_steps=80, eval_every=0, max_skipped_in_a_row=20)
+    config.training.checkpoint_every = 6
+    with pytest.raises(runs.RunFailed) as error:
+        loop.train(config, tmp_path, data_bad_from(config, 13))
+    said = str(error.value)
+    assert said.startswith("loss is nan at step 32, and 20 updates in a row were skipped")
+    assert "from step 13 on" in said
+    assert "the newest checkpoint is that of step 12, of weights" in said
+    assert sorted(int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*")) == [6, 12]
+
+
+def test_a_streak_goes_on_over_a_stop(tmp_path):
+    """Ten steps in a row skipped, four of them before the stop."""
+    config = points_config(num_steps=17, eval_every=0, checkpoint_every=0)
+    data = data_bad_from(config, 13)
+    loop.train(config, tmp_path, data)
+    config.training.num_steps = 40
+    with pytest.raises(runs.RunFailed, match="step 22, and 10 updates .* step 13 on"):
+        loop.train(config, tmp_path, data)
+
+
+def test_the_learning_rate_changes_only_if_one_says_so(tmp_path, points):  # noqa: F811
+    config = points_config(num_steps=5)
+    loop.train(config, tmp_path, points)
+    config.optimizer.learning_rate = 1e-2
+    config.training.num_steps = 10
+    with pytest.raises(runs.BadRequest, match="or --change_learning_rate to go on"):
+        loop.train(config, tmp_path, points)
+    loop.train(config, tmp_path, points, change_learning_rate=True)
+    rates = [x["learning_rate"] for x in lines_of(tmp_path) if "learning_rate" in x]
+    assert rates == pytest.approx([0.003 * 4 / 5, 1e-2])
+    assert runs.read_config(tmp_path).optimizer.learning_rate == 1e-2
+    config.model.width = 32
+    with pytest.raises(runs.BadRequest) as error:
+        loop.train(config, tmp_path, points, change_learning_rate=True)
+    assert "change_learning_rate" not in str(error.value)
