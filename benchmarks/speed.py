@@ -4,7 +4,6 @@ What is compared is timed in turns in one process, so that what else the machine
 falls on both sides; each figure is a median. record.py says where they go.
 """
 
-import pathlib
 import resource
 import statistics
 import subprocess
@@ -20,13 +19,9 @@ from record import ROOT, Figure, record
 
 from diffusion_jax import experiment, losses, parallel
 from diffusion_jax.command_line import load_config
-from diffusion_jax.interrupts import Stop
 from diffusion_jax.samplers.steps import trailing_timesteps
 from diffusion_jax.samplers.tables import ddim_table
 from diffusion_jax.sampling import make_sampler
-from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.loop import Trainer
-from diffusion_jax.training.plan import make_plan
 
 CONFIG = str(ROOT / "configs" / "digits.py")
 
@@ -42,50 +37,6 @@ def in_turns(functions: list[Callable], rounds: int) -> list[float]:
             row.append(time.perf_counter() - start)
         rows.append(row)
     return [statistics.median(column) for column in zip(*rows[1:], strict=True)]
-
-
-def training() -> Iterator[Figure]:
-    """Digits, batch 64, 10 steps a dispatch: the real loop in turns with the bare program.
-
-    The loop loads batches, logs and reports as in any run; evaluation, samples and
-    checkpoints, which have their own intervals, are switched off.
-    """
-    config = load_config(CONFIG)
-    turn = 20  # Dispatches in a row on each side.
-    config.training.num_steps = 9 * turn * config.training.steps_per_dispatch
-    config.training.eval_every = config.training.sample_every = 0
-    config.training.checkpoint_every = 0
-    bare, whole = [], []
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        with Checkpoints(folder / "checkpoints", writing=True) as checkpoints:
-            trainer = Trainer(make_plan(config), folder, checkpoints, Stop())
-            program, calls, since = trainer.train_steps, 0, 0.0
-
-            def timed(state, batches, count):
-                nonlocal calls, since
-                if calls % turn == 0:
-                    jax.block_until_ready(state)
-                    if calls > turn:  # The first turn compiles.
-                        whole.append(time.perf_counter() - since)
-                    copy = jax.tree.map(jnp.copy, state)
-                    copy, _ = jax.block_until_ready(program(copy, batches, count))
-                    since = time.perf_counter()
-                    for _ in range(turn):
-                        copy, _ = program(copy, batches, count)
-                    jax.block_until_ready(copy)
-                    if calls:
-                        bare.append(time.perf_counter() - since)
-                    since = time.perf_counter()
-                calls += 1
-                return program(state, batches, count)
-
-            trainer.train_steps = timed
-            trainer.run()
-    steps = turn * config.training.steps_per_dispatch
-    ratios = [b / w for b, w in zip(bare, whole, strict=False)]
-    yield "train: digits steps/s, batch 64", steps / statistics.median(bare), ">= 16"
-    yield "train: loop over bare step, images/s", statistics.median(ratios), ">= 0.95"
 
 
 def loss() -> Iterator[Figure]:
@@ -167,4 +118,4 @@ def memory() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    record(memory, importing, sampling, loss, training)
+    record(memory, importing, sampling, loss)

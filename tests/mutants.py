@@ -37,6 +37,7 @@ MODULES = {
     "samplers/steps": "steps",
     "samplers/tables": "tables",
     "samplers/thresholding": "thresholding",
+    "training/averages": "averages",
 }
 
 

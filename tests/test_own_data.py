@@ -135,17 +135,36 @@ def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
 
 
 @needs_proc
-def test_ctrl_c_with_workers_saves_and_leaves_no_process(pictures, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_to_all_saves_and_leaves_no_process(pictures, tmp_path, number, status):
+    """As a terminal sends Ctrl-C, and a scheduler SIGTERM: to the workers as well."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:
         process = start(workdir, pictures, file, 100_000)
         wait_for(lambda: (workdir / "checkpoints/5").is_dir())
-        os.killpg(process.pid, signal.SIGINT)  # As a terminal does: all of them.
-        assert process.wait(60) == 130
+        os.killpg(process.pid, number)
+        assert process.wait(60) == status
     wait_for(lambda: not group(process), 20)
     said = log.read_text()
     assert "saved at step" in said and "goes on from step" in said
     assert "Traceback" not in said and "leaked" not in said and "rror" not in said
+
+
+@pytest.mark.parametrize("how", ["vanishes", "is overwritten"])
+def test_an_image_that_goes_bad_while_it_trains_is_named(pictures, tmp_path, how):
+    folder, log = tmp_path / "pictures", tmp_path / "log"
+    subprocess.run(["cp", "-r", pictures, folder], check=True)
+    with log.open("w") as file:
+        process = start(tmp_path / "run", folder, file, 100_000)
+        wait_for(lambda: (tmp_path / "run/checkpoints/5").is_dir())
+        if how == "vanishes":
+            (folder / "07.png").unlink()
+        else:
+            (folder / "07.png").write_bytes(b"something else")
+        assert process.wait(60) == 1
+    (error,) = [x for x in log.read_text().splitlines() if x.startswith("error: ")]
+    assert "07.png" in error and "the newest checkpoint is that of step" in error
+    assert "Traceback" not in log.read_text()
 
 
 def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(

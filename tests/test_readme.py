@@ -16,6 +16,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.partition("#")[0].strip()
 ]
+DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
 FEWER_STEPS = (
     "--config.training.num_steps=20 --config.training.sample_every=20 "
     "--config.training.checkpoint_every=10"
@@ -57,10 +58,19 @@ def test_every_command_of_the_readme_is_accounted_for():
         assert line.split()[1] in targets
 
 
-def test_files_that_the_readme_links_to_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", *map(str, DOCS)])
+def test_files_that_a_page_links_to_exist(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        there = (ROOT / page).parent / link
+        assert link.startswith("https://") or there.exists(), link
+
+
+@pytest.mark.parametrize("page", map(str, DOCS))
+def test_tests_that_a_page_names_exist(page):
+    """`test_what_it_shows`, or `test_what_...` for the beginning of one."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for name, more in re.findall(r"`(test_\w+?)_?(\.\.\.)?`", (ROOT / page).read_text()):
+        assert re.search(rf"def {name}{'' if more else '[(]'}", tests), name
 
 
 @pytest.fixture(scope="module")

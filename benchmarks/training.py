@@ -1,0 +1,139 @@
+"""What the training loop adds to the bare compiled step, and a resume to a start.
+
+The loop of a real run of the digits, logging and checkpointing, in turns with its own
+program called without it; and the whole command, from the start to its first step, new
+and resumed in turns. Medians; record.py says where they go.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from record import ROOT, Figure, record
+
+from diffusion_jax.command_line import load_config
+from diffusion_jax.interrupts import Stop
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.plan import make_plan
+from diffusion_jax.training.trainer import Trainer
+
+CONFIG = str(ROOT / "configs" / "digits.py")
+DISPATCH = 25  # Steps: about a second.
+TURN = 20  # Dispatches in a row on each side: one checkpoint, of every second turn.
+ROUNDS = 8
+DEFAULT_INTERVAL = 5000  # Of training.checkpoint_every.
+
+
+def loop() -> Iterator[Figure]:
+    """Digits, batch 64: turns of 500 steps, with and without a checkpoint in the middle.
+
+    Logging and snapshots go on in both; the held-out loss and samples, which have their
+    own intervals, are off.
+    """
+    config = load_config(CONFIG)
+    steps = TURN * DISPATCH
+    config.training.num_steps = (ROUNDS + 1) * steps + steps // 2
+    config.training.steps_per_dispatch = DISPATCH
+    config.training.eval_every = config.training.sample_every = 0
+    config.training.checkpoint_every = 2 * steps
+    bare, whole, loading = [], [], []
+    calls, since, load_seconds = 0, 0.0, 0.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with Checkpoints(folder, writing=True) as checkpoints:
+            trainer = Trainer(make_plan(config), folder, checkpoints, {}, Stop())
+            program, load = trainer.train_steps, trainer._load
+
+            def timed_load(*arguments):
+                nonlocal load_seconds
+                start = time.perf_counter()
+                batches = load(*arguments)
+                load_seconds += time.perf_counter() - start
+                return batches
+
+            def timed(state, batches, count):
+                nonlocal calls, since, load_seconds
+                if calls % TURN == TURN // 2:  # Checkpoints fall into the middle.
+                    jax.block_until_ready(state)
+                    if calls > TURN:
+                        whole.append(time.perf_counter() - since)
+                        loading.append(load_seconds)
+                    copy = jax.tree.map(jnp.copy, state)
+                    copy, _ = jax.block_until_ready(program(copy, batches, count))
+                    since = time.perf_counter()
+                    for _ in range(TURN):
+                        copy, _ = program(copy, batches, count)
+                    jax.block_until_ready(copy)
+                    bare.append(time.perf_counter() - since)
+                    since, load_seconds = time.perf_counter(), 0.0
+                calls += 1
+                return program(state, batches, count)
+
+            trainer.train_steps, trainer._load = timed, timed_load
+            trainer.run()
+    # The first turn has no checkpoint in it, the second one has, and so on.
+    neighbours = [(b + c) / 2 for b, c in zip(bare, bare[1:], strict=False)]
+    ratios = [b / w for b, w in zip(neighbours, whole, strict=True)]
+    saving, not_saving = whole[1::2], whole[0::2]
+    cost = statistics.median(saving) - statistics.median(not_saving)
+    yield "train: digits steps/s, batch 64", steps / statistics.median(bare), ">= 16"
+    yield "train: loop over bare step, images/s", statistics.median(ratios[1::2]), ">= 0.97"
+    without = statistics.median(ratios[0::2])
+    yield "train: the same without a checkpoint", without, ">= 0.97"
+    share = statistics.median(t / w for t, w in zip(loading, whole, strict=True))
+    yield "train: data wait, share of the loop", share, "<= 0.01"
+    interval = statistics.median(not_saving) * DEFAULT_INTERVAL / steps
+    yield "train: seconds that a checkpoint costs", cost, "not promised"
+    yield "train: a checkpoint, share of the default interval", cost / interval, "<= 0.02"
+
+
+def first_step(*flags: str) -> float:
+    """Seconds from the start of the command to its first line of metrics."""
+    workdir = pathlib.Path(flags[0].partition("=")[2])
+    lines = workdir / "metrics.jsonl"
+    before = len(lines.read_text().splitlines()) if lines.exists() else 0
+    command = [sys.executable, "train.py", f"--config={CONFIG}", *flags]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not lines.exists() or len(lines.read_text().splitlines()) <= before:
+        assert process.poll() is None
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    process.terminate()
+    assert process.wait() == 0
+    assert json.loads(lines.read_text().splitlines()[before])["loss"]
+    return seconds
+
+
+def resume() -> Iterator[Figure]:
+    """The demo's command with a warm compilation cache; a line of metrics each step."""
+    often = ("--config.training.log_every=1", "--config.training.eval_every=0")
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/cache"
+        run = (f"--workdir={name}/run", *often)
+        first_step(f"--workdir={name}/warm", *often)
+        first_step(*run)
+        pairs = []
+        for i in range(7):
+            fresh = first_step(f"--workdir={name}/{i}", *often)
+            pairs.append((fresh, first_step(*run)))
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    ratio = statistics.median(b / a for a, b in pairs)
+    yield (
+        "start: seconds to the first step",
+        statistics.median(a for a, _ in pairs),
+        "<= 10",
+    )
+    yield "start: resumed over new, to the first step", ratio, "<= 1.3"
+
+
+if __name__ == "__main__":
+    record(loop, resume)
