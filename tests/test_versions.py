@@ -1,14 +1,15 @@
 """Runs of earlier versions: read as long as they can be.
 
-fixtures/run_0.1.0 is a run of this command, by the version of its name, without what a later
-version needs not:
+fixtures/run_0.1.0 is a run of this command, by the version of its name, without what a
+later version needs not:
 
     python train.py --config configs/swiss_roll.py --workdir run_0.1.0 \
         --config.model.width=8 --config.model.num_blocks=1 \
         --config.ema.more_decays=0.9, --config.ema.snapshots=2 \
         --config.training.num_steps=20 --config.training.keep_checkpoints=1 \
         --config.training.eval_every=0 --config.training.sample_every=0
-    python export.py --workdir run_0.1.0 --weights WEIGHTS --out run_0.1.0/WEIGHTS.safetensors
+    python export.py --workdir run_0.1.0 --weights WEIGHTS \
+        --out run_0.1.0/WEIGHTS.safetensors
 
 with WEIGHTS raw, ema, 0.9 and std:0.1.
 """
