@@ -35,6 +35,7 @@ format: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/averages.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/convergence.py
