@@ -39,6 +39,11 @@ EQUIVALENT = {
     "schedules.alphas_cumprod_at: 0.5 -> 0.505": "stands where nothing is read",
     "oracle._between: 1e-300 -> 1.01e-300": "no float32, and a square root of 0 in float64",
     "oracle._between: jnp.nan -> jnp.nan * 1.01": "not a number either way",
+    "training/averages._products: n[:, None] * n[None] / both * np.exp(shared) -> "
+    "n[:, None] * n[None] / both * np.exp(shared) * 1.01": "only ratios are used",
+    "training/averages.rebuilding_weights: 1e-14 -> 1.0100000000000001e-14": (
+        "what counts as zero, at the edge of float64"
+    ),
     # Where a warning begins is a choice.
     "samplers/tables.module: 0.1 -> 0.101": "so much noise is warned of",
     # Clamps and tolerances that no valid input reaches.
