@@ -7,6 +7,13 @@ The name of the file ends in .safetensors or .npz; diffusion_jax/training/weight
 says what lies in it.
 """
 
+import os
+import signal
+
+# Until there is something to save: importing and loading take seconds, and Python's own
+# exception may get lost, or end in a traceback, inside a library.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import pathlib
 
 from absl import flags
@@ -29,10 +36,11 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 def main() -> None:
     kind = weights.check_kind("--weights", _WEIGHTS.value)
     workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
+    workdir = workdir.expanduser()
     config = runs.read_config(workdir)
     found = weights.load_from_run(workdir, config, kind)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
-    out = pathlib.Path(_OUT.value or workdir / name)
+    out = pathlib.Path(_OUT.value or workdir / name).expanduser()
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     print(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 

@@ -7,6 +7,13 @@ The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field
 config can be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
 """
 
+import os
+import signal
+
+# Until there is something to save: importing and loading take seconds, and Python's own
+# exception may get lost, or end in a traceback, inside a library.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import pathlib
 
 from absl import flags
@@ -39,7 +46,7 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main(config: Config) -> None:
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}").expanduser()
     print(parallel.describe_devices())
     if _DRY_RUN.value:
         plan = load_data(make_plan(config, prepare=False))
@@ -52,7 +59,7 @@ def main(config: Config) -> None:
         config,
         workdir,
         overwrite=_OVERWRITE.value,
-        init_from=pathlib.Path(_INIT_FROM.value) if _INIT_FROM.value else None,
+        init_from=pathlib.Path(_INIT_FROM.value).expanduser() if _INIT_FROM.value else None,
         init_weights=init_weights,
         change_learning_rate=_CHANGE_RATE.value,
     )

@@ -37,16 +37,18 @@ def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[
     stop = Stop()
 
     def watch() -> None:
+        was_interrupted = False
         while signals := os.read(told, 1):
             is_interrupt = signals[0] == signal.SIGINT
-            if is_interrupt and stop.wanted:
+            if is_interrupt and was_interrupted:
                 leave()
-            if signals[0] not in numbers:
-                continue
-            if not stop.wanted:
+            if signals[0] in numbers and not (stop.wanted and not is_interrupt):
                 again = "; Ctrl-C again leaves at once" if is_interrupt else ""
                 say(f"stopping at the next point where all can be saved{again}")
-            stop.wanted, stop.by_system = True, not is_interrupt
+                was_interrupted |= is_interrupt
+                # What it was told first is what its exit status says.
+                stop.by_system = stop.by_system if stop.wanted else not is_interrupt
+                stop.wanted = True
         os.close(told)
 
     if threading.current_thread() is not threading.main_thread():

@@ -8,12 +8,19 @@ index t = 0 is the papers' t = 1, so `variational_terms` at t = 0 is L_0.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion_jax.predictions import p_mean_log_variance
-from diffusion_jax.process import q_posterior
+from diffusion_jax.predictions import (
+    p_mean_log_variance,
+    split_output,
+    x0_from_prediction,
+)
+from diffusion_jax.process import q_posterior, q_sample
 from diffusion_jax.schedules import Schedule
 
 # Half the distance of two levels of 8-bit images in [-1, 1], and the smallest probability
@@ -95,3 +102,74 @@ def variational_terms(
     at_first = (t == 0).reshape(t.shape + (1,) * (x0.ndim - 1))
     nats = jnp.where(at_first, first, divergence)
     return nats.reshape(x0.shape[0], -1).mean(axis=1) / math.log(2)
+
+
+def prior_term(schedule: Schedule, x0: jax.Array) -> jax.Array:
+    """L_T = KL(q(x_T | x_0) || N(0, I)) of each image (DDPM eq. 5), in bits per dimension.
+
+    Nothing is learned of it: it is what noising leaves of the signal.
+
+    Args:
+      schedule: the noise process.
+      x0: [B, ...].
+
+    Returns:
+      float32 [B], the mean over the dimensions of an image.
+    """
+    share = schedule.alphas_cumprod[-1]
+    # KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2, with m^2 = share x_0^2 and
+    # s^2 = 1 - share; what is left of the rest is of the order of share^2.
+    rest = -share - np.log1p(-share)
+    nats = 0.5 * (np.float32(share) * jnp.square(x0) + np.float32(rest))
+    return nats.reshape(x0.shape[0], -1).mean(axis=1) / math.log(2)
+
+
+class BoundTerm(NamedTuple):
+    """One term of the bound, of each image; float32 [B].
+
+    Attributes:
+      bits: L_{t-1}, or L_0 at t = 0, in bits per dimension.
+      squared_error: of the predicted x_0, the mean over the dimensions.
+    """
+
+    bits: jax.Array
+    squared_error: jax.Array
+
+
+def bound_term(
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    schedule: Schedule,
+    x0: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    *,
+    prediction_type: str,
+    variance_type: str,
+    clip: bool = True,
+    cond: Any = None,
+) -> BoundTerm:
+    """What the reverse step at t costs a network, at one draw of x_t (DDPM eq. 5).
+
+    Args:
+      apply_fn, params: the network.
+      schedule: the noise process.
+      x0: [B, ...] 8-bit images as float32 k / 127.5 - 1.
+      t: int32 [B], 0 .. T-1.
+      noise: [B, ...], standard normal.
+      prediction_type: what the network predicts.
+      variance_type: of the reverse step, see `predictions.p_mean_log_variance`.
+      clip: whether the predicted x_0 is clipped to [-1, 1], as when it is sampled.
+      cond: handed through to the network.
+    """
+    x_t = q_sample(schedule, x0, t, noise)
+    output = apply_fn(params, x_t, t, cond, train=False, key=None)
+    if variance_type != "learned" and output.shape[-1] == 2 * x_t.shape[-1]:
+        output = split_output(output, x_t, "learned")[0]  # Of a network that learned one.
+    prediction, between = split_output(output, x_t, variance_type)
+    predicted = x0_from_prediction(schedule, prediction_type, x_t, t, prediction)
+    if clip:
+        predicted = jnp.clip(predicted, -1, 1)
+    error = jnp.square(predicted - x0).reshape(x0.shape[0], -1).mean(axis=1)
+    bits = variational_terms(schedule, variance_type, x0, x_t, t, predicted, between)
+    return BoundTerm(bits, error)

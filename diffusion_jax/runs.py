@@ -16,6 +16,7 @@ import pathlib
 import platform
 import reprlib
 import shutil
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,8 @@ _PARTS = (
     "loss.png",
 )
 _LOCK = ".lock"
+# A kill may leave these behind.
+_UNFINISHED = ("config.tmp", "run.tmp", "metrics.tmp", ".forward.png", ".reverse.png")
 # What a resumed run may change: when to stop, report and save, how to sample, and where
 # the data lies and how it is loaded. The batches stay the same.
 _CHANGEABLE = (
@@ -94,8 +97,11 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -110,7 +116,7 @@ class Record:
       data: what it is trained on: source, numbers of examples, shape, fingerprint.
       parameters: of the network.
       started: date and time, UTC.
-      step: of the newest checkpoint.
+      step: of the newest checkpoint that is whole.
       wall_time_s: seconds that train.py took up to there, stops left out.
       steps_per_dispatch: chosen when the run was started; 0 before that.
       snapshot_every: steps between snapshots of averages; 0: none.
@@ -149,10 +155,10 @@ def read_record(workdir: pathlib.Path) -> Record | None:
         known = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{k: v for k, v in tree.items() if k in known})
         for field in dataclasses.fields(Record):
-            value, kind = getattr(record, field.name), field.type
+            value, kind = getattr(record, field.name), typing.cast(Any, field.type)
             if kind is float and type(value) is int:
                 continue
-            if isinstance(kind, type) and type(value) is not kind:
+            if not isinstance(value, typing.get_origin(kind) or kind):
                 raise TypeError(f"{field.name} is {value!r}")
             if kind in (int, float) and value < 0:
                 raise ValueError(f"{field.name} is {value!r}")
@@ -160,6 +166,11 @@ def read_record(workdir: pathlib.Path) -> Record | None:
         raise BadRequest(
             f"{path} is not what a run has written ({error}); restore it, or remove it"
         ) from error
+    if record.format > FORMAT:
+        raise BadRequest(
+            f"{path} is of format {record.format}, by diffusion_jax {record.version}; this "
+            f"version knows formats up to {FORMAT}"
+        )
     return record
 
 
@@ -277,11 +288,17 @@ def check_resumable(
                 f"--workdir {workdir}: a run folder lies in a file system; mount the "
                 "bucket, or name another folder"
             )
-        foreign = [p.name for p in workdir.glob("*") if p.name not in (*_PARTS, _LOCK)]
+        own = (*_PARTS, _LOCK, *_UNFINISHED)
+        foreign = [p.name for p in workdir.glob("*") if p.name not in own]
         if foreign:
             raise BadRequest(
                 f"--workdir {workdir} holds {foreign[0]} and is not the folder of a run; "
                 "name another, or an empty one"
+            )
+        if has_checkpoint(workdir):
+            raise BadRequest(
+                f"--workdir {workdir} holds checkpoints, but no config.json that says of "
+                "what; restore it, or name another folder"
             )
         return []
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
@@ -293,7 +310,8 @@ def check_resumable(
     changeable = (*_CHANGEABLE, LEARNING_RATE) if change_learning_rate else _CHANGEABLE
     fixed = {path: t for path, t in changed.items() if not path.startswith(changeable)}
     if fixed:
-        hint = ", or --change_learning_rate to go on with it" * (LEARNING_RATE in fixed)
+        only_rate = list(fixed) == [LEARNING_RATE]
+        hint = ", or --change_learning_rate to go on with it" if only_rate else ""
         raise BadRequest(
             f"the run in {workdir} was started with another config: "
             f"{', '.join(fixed.values())}; "

@@ -13,6 +13,8 @@ from orbax.checkpoint import v1 as ocp
 from diffusion_jax import runs
 from diffusion_jax.config import Config
 from diffusion_jax.runs import RunFailed
+from diffusion_jax.training import snapshots
+from diffusion_jax.training.averages import Moment
 from diffusion_jax.training.checkpoints import (
     Checkpoints,
     abstract,
@@ -262,7 +264,38 @@ def test_run_json_is_read_as_it_was_written_or_refused(tmp_path):
     # A later version may say more.
     (tmp_path / "run.json").write_text(json.dumps(tree | {"more": 1}))
     assert runs.read_record(tmp_path) == found
-    for broken in ("{", "[]", "{}", json.dumps(tree | {"step": "7"})):
+    wrong = [{"step": "7"}, {"step": -1}, {"data": "abc"}, {"versions": None}]
+    for broken in ("{", "[]", "{}", *(json.dumps(tree | change) for change in wrong)):
         (tmp_path / "run.json").write_text(broken)
         with pytest.raises(runs.BadRequest, match="run.json is not what"):
             runs.read_record(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(tree | {"format": runs.FORMAT + 1}))
+    with pytest.raises(runs.BadRequest, match="this version knows formats up to"):
+        runs.read_record(tmp_path)
+
+
+def test_a_checkpoint_under_another_name_is_not_believed(saved, state, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    shutil.rmtree(workdir / "checkpoints/3")
+    (workdir / "checkpoints/2").rename(workdir / "checkpoints/280")
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        found = checkpoints.restore({"params": abstract(state.params, HERE)})
+    assert found.step == 1 and "that of step 2" in found.damaged[280]
+
+
+def test_what_are_no_snapshots_is_left_out(tmp_path):
+    folder = runs.snapshots_path(tmp_path)
+    folder.mkdir()
+    for name in (
+        "step_00000500_std0.05.safetensors",
+        "step_00000500_std0.05-1.safetensors",
+        "step_00000500_std0.5.safetensors",
+        "step_00000000_std0.05.safetensors",
+        "notes.txt",
+        ".step_00000500_std0.1.safetensors.123",
+    ):
+        (folder / name).touch()
+    assert list(snapshots.moments(tmp_path)) == [Moment(500, 0.05)]
+    snapshots.delete_after(tmp_path, 499)
+    assert len(list(folder.iterdir())) == 4  # Neither that one nor what a kill left.

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -154,6 +155,50 @@ def test_signals_before_the_first_step_leave_cleanly_and_at_once_if_repeated(tmp
         said = log.read_text()
         assert "Traceback" not in said
         assert ("the same command goes on" in said) == (len(numbers) == 1)
+
+
+def test_ctrl_c_in_the_first_seconds_leaves_without_a_word(tmp_path):
+    """While Python imports, and while the config is checked."""
+    log = tmp_path / "log"
+    for delay in (0.15, 0.8, 1.6, 2.4):
+        process = start_training(tmp_path / "run", log, *ENDLESS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.send_signal(signal.SIGINT)
+        # Before its first line of code Python has only the system's way to end.
+        assert process.wait(60) in (130, -signal.SIGINT)
+        assert "Traceback" not in log.read_text() or process.returncode < 0
+        assert "Exception" not in log.read_text()
+
+
+def test_what_it_was_told_first_is_its_exit_status(tmp_path):
+    """Ctrl-C and then SIGTERM, and the other way round."""
+    for numbers, status in (
+        ((signal.SIGINT, signal.SIGTERM), 130),
+        ((signal.SIGTERM, signal.SIGINT), 0),
+    ):
+        log = tmp_path / "log"
+        process = start_training(tmp_path / "run", log, *ENDLESS)
+        wait_for(lambda: "compiling the train step" in log.read_text())  # noqa: B023
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.wait(60) == status
+        assert "goes on from step" in log.read_text()
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_in_the_way(small_disk, tmp_path):
+    workdir, log = small_disk / "run", tmp_path / "log"
+    few = (*INTERVALS, "--config.training.num_steps=3")
+    with (small_disk / "filler").open("wb", buffering=0) as filler:
+        with contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+    os.truncate(small_disk / "filler", os.path.getsize(small_disk / "filler") - 4096)
+    assert start_training(workdir, log, *few).wait(60) == 1
+    assert_says_in_one_line(log, "No space left")
+    (small_disk / "filler").unlink()
+    assert start_training(workdir, log, *few).wait(120) == 0
 
 
 def test_a_second_trainer_is_refused_and_told_of_the_first(tmp_path, command):

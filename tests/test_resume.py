@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from processes import assert_same_run, lines_of
+from processes import assert_same_run, files_of, lines_of
 from test_training import assert_same_bits, points, points_config  # noqa: F401
 
 from diffusion_jax import parallel, runs
@@ -74,6 +74,49 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
     assert [x["step"] for x in lines_of(workdir) if "held_out_loss" in x] == [8, 16, 24, 30]
 
 
+@pytest.mark.parametrize(
+    ("what", "at"), [("evaluate", 8), ("draw", 12), ("evaluate", 30), ("draw", 30)]
+)
+def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
+    whole,
+    points,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+    what,
+    at,
+):
+    """Steps 8 and 12 have no checkpoint of their own; 30 is the last."""
+    workdir, stop, losses = tmp_path / "run", Stop(), {}
+    workdir.mkdir()
+    with Checkpoints(workdir, losses=losses, writing=True) as checkpoints:
+        it = trainer.Trainer(
+            make_plan(config_of(), points), workdir, checkpoints, losses, stop
+        )
+        program = it.held_out._loss if what == "evaluate" else it.previews._sampler
+
+        def interrupted(*arguments):
+            stop.wanted |= it.log is not None and it_is_at[0] == at
+            return program(*arguments)
+
+        it_is_at = [0]
+        evaluate_and_draw = it._evaluate_and_draw
+
+        def noted(state, step, *due):
+            it_is_at[0] = step
+            return evaluate_and_draw(state, step, *due)
+
+        it._evaluate_and_draw = noted
+        if what == "evaluate":
+            it.held_out._loss = interrupted
+        else:
+            it.previews._sampler = interrupted
+        assert int(it.run().step) == at and stop.wanted
+    assert f"saved at step {at}" in capsys.readouterr().out
+    loop.train(config_of(), workdir, points)
+    assert_same_run(workdir, whole[0])
+
+
 def test_what_a_kill_left_behind_the_checkpoint_is_done_again(
     whole,
     points,  # noqa: F811
@@ -103,6 +146,7 @@ def test_a_kill_after_the_last_checkpoint_leaves_nothing_undone(
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     (workdir / "loss.png").unlink()
+    (workdir / "reverse.png").write_text("of step 24")
     (workdir / "samples/step_000030.png").unlink()
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert "held_out_loss" in lines[-1]
@@ -112,6 +156,57 @@ def test_a_kill_after_the_last_checkpoint_leaves_nothing_undone(
     assert_same_run(workdir, whole[0])
     loop.train(config_of(), workdir, points)
     assert "is finished" in capsys.readouterr().out
+    (workdir / "loss.png").unlink()  # The very last thing that is written.
+    loop.train(config_of(), workdir, points)
+    assert_same_run(workdir, whole[0])
+
+
+def test_less_steps_than_there_are_change_nothing(whole, points, tmp_path, capsys):  # noqa: F811
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    loop.train(config_of(num_steps=20), workdir, points)
+    assert "is finished: it has 30 steps of 20" in capsys.readouterr().out
+    assert runs.read_config(workdir) == config_of()
+    assert_same_run(workdir, whole[0])
+
+
+def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):  # noqa: F811
+    """No checkpoints though run.json knows of one; no config.json; neither is a new run."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "checkpoints").rename(tmp_path / "elsewhere")
+    before = files_of(workdir), lines_of(workdir)
+    with pytest.raises(runs.RunFailed, match="run.json says .* checkpoint of step 30"):
+        loop.train(config_of(), workdir, points)
+    assert (files_of(workdir), lines_of(workdir)) == before
+    shutil.rmtree(workdir / "checkpoints")
+    (tmp_path / "elsewhere").rename(workdir / "checkpoints")
+    (workdir / "config.json").unlink()
+    for overwrite in (False, True):
+        with pytest.raises(runs.BadRequest, match="no config.json"):
+            loop.train(config_of(), workdir, points, overwrite=overwrite)
+    assert (files_of(workdir), lines_of(workdir)) == before
+
+
+def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_path, capsys):  # noqa: F811
+    """A run stopped before its first checkpoint goes on without being told again."""
+    config = points_config(num_steps=8, eval_every=0)
+    expected = loop.train(config, tmp_path / "a", points, init_from=whole[0])
+    workdir = tmp_path / "b"
+    with pytest.raises(KeyboardInterrupt):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer.Trainer, "_dispatch", _interrupt)
+            loop.train(config, workdir, points, init_from=whole[0])
+    capsys.readouterr()
+    state = loop.train(config, workdir, points)
+    assert "resuming" in capsys.readouterr().out
+    assert_same_bits(state, expected)
+    loop.train(config, workdir, points, init_from=whole[0])
+    assert "--init_from is not used" in capsys.readouterr().out
+
+
+def _interrupt(self, state, step):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])
@@ -171,6 +266,10 @@ def test_other_examples_are_refused(tmp_path, points):  # noqa: F811
         with pytest.raises(runs.BadRequest, match="examples are not those") as error:
             loop.train(config, tmp_path, points._replace(train=other))
         assert "fingerprint" in str(error.value)
+    hidden = points.train.copy()
+    hidden[1] += 1  # Not one of the 256 that are looked at when images are streamed.
+    with pytest.raises(runs.BadRequest, match="whole_fingerprint"):
+        loop.train(config, tmp_path, points._replace(train=hidden))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 

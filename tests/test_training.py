@@ -507,9 +507,9 @@ def test_the_last_step_does_what_is_wanted_of_it(
 
     state = init_state(it.plan.init_fn, it.tx, it.config)
     it.record = new_record(it.plan, tmp_path, None, 1)
-    it._wall_time, it._began = 0.0, 0.0
-    last = config.training.num_steps
-    it._visit(state, last, Quiet(), Quiet(), Quiet(), stopping)
+    it._wall_time, it._began, it._saved = 0.0, 0.0, None
+    it.log = it.bar = it.reports = Quiet()
+    it._visit(state, 8 if stopping else config.training.num_steps)
     assert set(called) == done
 
 

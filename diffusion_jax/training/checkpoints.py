@@ -103,9 +103,14 @@ class Checkpoints:
             left = f"that of step {max(older):,} is whole" if older else "there is no other"
             raise RunFailed(
                 f"the checkpoint of step {step:,} cannot be written "
-                f"({_reason(error)}); {left}; free some space, or mend the disk, and give "
-                "the same command again"
+                f"({_reason(error)}); {left}; when that is mended, give the same command "
+                "again"
             ) from error
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether what was saved may not be on disk yet."""
+        return self._checkpointer.is_saving_in_progress()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -169,7 +174,9 @@ class Checkpoints:
         number = jax.ShapeDtypeStruct(
             (), jnp.uint32, sharding=jax.tree.leaves(dict(like))[0].sharding
         )
-        wanted = {"parts": dict(like), "checksums": dict.fromkeys(like, number)}
+        step_of = jax.ShapeDtypeStruct((), jnp.int32, sharding=number.sharding)
+        parts = {"step": step_of, **like}
+        wanted = {"parts": parts, "checksums": dict.fromkeys(parts, number)}
         context = ocp.Context()
         # Without this it wants to be told of every part that there is.
         context.pytree.loading.partial_load = True
@@ -186,7 +193,9 @@ class Checkpoints:
             raise _Damaged(_reason(error)) from error
         if wrong:
             raise _Damaged(f"wrong checksum of {', '.join(wrong)}")
-        return found["parts"]
+        if int(found["parts"]["step"]) != step:
+            raise _Damaged(f"it is that of step {int(found['parts']['step']):,}")
+        return {name: found["parts"][name] for name in like}
 
     def _check_parts(
         self, step: int, like: Mapping[str, Any], record: runs.Record | None

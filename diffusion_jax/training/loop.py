@@ -46,16 +46,13 @@ def train(
     plan = make_plan(config, data)
     config = plan.config
     anew = overwrite and runs.config_path(workdir).exists()
+    changed: list[str] = []
     if not anew:
         changed = runs.check_resumable(
             workdir, config, change_learning_rate=change_learning_rate
         )
-        if changed:
-            print(f"changed since the run was started: {', '.join(changed)}")
-        if config.optimizer.decay == "cosine" and "num_steps" in "".join(changed):
-            print("the cosine decay follows the new training.num_steps from here on")
     initial = None
-    if init_from is not None and (anew or not runs.has_checkpoint(workdir)):
+    if init_from is not None:
         if anew and init_from.resolve() == workdir.resolve():
             raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
         initial = load_for(config, init_from, init_weights)
@@ -67,6 +64,13 @@ def train(
     ):
         if anew:
             runs.delete_run(workdir)
+        if changed:
+            print(f"changed since the run was started: {', '.join(changed)}")
+        record = runs.read_record(workdir) if changed else None
+        goes_on = record is not None and record.step < config.training.num_steps
+        of_length = "training.num_steps" in "".join(changed)
+        if goes_on and of_length and config.optimizer.decay == "cosine":
+            print("the cosine decay follows the new training.num_steps from here on")
         losses: dict[int, float] = {}
         keep = config.training.keep_checkpoints
         with Checkpoints(workdir, keep, losses, writing=True) as checkpoints:

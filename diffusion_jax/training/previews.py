@@ -58,6 +58,10 @@ class Previews:
         if not np.isfinite(ema).all():
             print(f"the samples at step {step:,} are not finite: no picture of them")
             return
+        titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
+        strip = self._examples(frames)
+        pictures.save_strip(self._workdir / "reverse.png", strip, titles)
+        # This one last: where it exists, all is drawn.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
             pictures.save_samples(self.path(step), self._examples(ema))
         else:
@@ -65,9 +69,6 @@ class Previews:
             pictures.save_side_by_side(
                 self.path(step), {k: self._examples(x) for k, x in both.items()}
             )
-        titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
-        strip = self._examples(frames)
-        pictures.save_strip(self._workdir / "reverse.png", strip, titles)
 
     def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         wanted = self._config.training.num_samples

@@ -37,13 +37,15 @@ def new_record(
         "held_out": len(data.held_out),
         "shape": list(data.shape),
         "fingerprint": sources.fingerprint(data),
+        "whole_fingerprint": sources.whole_fingerprint(data),
     }
-    if old is not None and old.data != about:
-        differ = [
-            f"{key} {old.data.get(key)} -> {value}"
-            for key, value in about.items()
-            if old.data.get(key) != value
-        ]
+    known = {} if old is None else {k: v for k, v in old.data.items() if v != ""}
+    differ = [
+        f"{key} {value} -> {about[key]}"
+        for key, value in known.items()
+        if key in about and about[key] not in ("", value)
+    ]
+    if differ:
         raise BadRequest(
             f"the examples are not those that the run in {workdir} was started with "
             f"({', '.join(differ)}); give it those back, or another --workdir"
@@ -60,6 +62,9 @@ def new_record(
         snapshot_every=snapshots.interval(config),
     )
     if old is not None:
+        about["whole_fingerprint"] = about["whole_fingerprint"] or old.data.get(
+            "whole_fingerprint", ""
+        )
         for name in ("started", "step", "wall_time_s", "steps_per_dispatch"):
             setattr(record, name, getattr(old, name))
         if record.snapshot_every and old.snapshot_every:

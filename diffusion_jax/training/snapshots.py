@@ -18,7 +18,7 @@ from diffusion_jax.training.averages import STD, Moment, rebuilding_weights
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.weight_files import NotWeights, Weights
 
-_FILE = re.compile(r"step_(\d+)_std([\d.e-]+)\.safetensors")
+_FILE = re.compile(r"step_(\d+)_std(0\.\d+)\.safetensors")
 
 
 def interval(config: Config) -> int:
@@ -49,13 +49,18 @@ def moments(workdir: pathlib.Path) -> dict[Moment, pathlib.Path]:
     found = {}
     for path in sorted(runs.snapshots_path(workdir).glob("*")):
         match = _FILE.fullmatch(path.name)
-        if match:
+        if match and int(match[1]) and 0 < float(match[2]) < 12**-0.5:
             found[Moment(int(match[1]), float(match[2]))] = path
     return found
 
 
 def delete_after(workdir: pathlib.Path, step: int) -> None:
-    """Deletes the snapshots of later steps, which are to be done again."""
+    """Deletes the snapshots of later steps, which are to be done again.
+
+    And what a kill has left half written.
+    """
+    for path in runs.snapshots_path(workdir).glob(".step_*"):
+        path.unlink()
     for moment, path in moments(workdir).items():
         if moment.step > step:
             path.unlink()

@@ -1,6 +1,7 @@
 """The training loop: where data, step, checkpoints and reports meet."""
 
 import functools
+import math
 import pathlib
 import time
 
@@ -84,8 +85,8 @@ class Trainer:
             if not runs.is_disk_failure(error):
                 raise
             raise RunFailed(
-                f"the run cannot be written ({error.strerror}); {self.left()}; free some "
-                "space, or mend the disk, and give the same command again"
+                f"the run cannot be written ({error.strerror}); {self.left()}; when "
+                "that is mended, give the same command again"
             ) from error
 
     def run(self, initial: Weights | None = None) -> TrainState:
@@ -94,54 +95,50 @@ class Trainer:
         Args:
           initial: weights to start with, if there is no checkpoint to go on from.
         """
-        training = self.config.training
+        num_steps = self.config.training.num_steps
         state, start = self._first_state(initial)
-        to_make_up = self._to_make_up(start)
-        runs.write_config(self.workdir, self.config)
-        if start >= training.num_steps and not any(to_make_up):
+        evaluate, draw = self._to_make_up(start)
+        is_drawn = start < num_steps or self._loss_curve.exists()
+        if start > num_steps or (start == num_steps and is_drawn and not evaluate | draw):
             print(
                 f"{self.workdir} is finished: it has {start:,} steps of "
-                f"{training.num_steps:,}; for more: --config.training.num_steps"
+                f"{num_steps:,}; for more: --config.training.num_steps"
             )
+            if start == num_steps:  # What else may change is kept.
+                runs.write_config(self.workdir, self.config)
             return state
+        runs.write_config(self.workdir, self.config)
         snapshots.delete_after(self.workdir, start)
+        self._loss_curve.unlink(missing_ok=True)
         if not start:
             self.previews.draw_forward()
-        log = MetricLog(self.workdir, start)
-        bar = ProgressBar("training", training.num_steps, "steps", start)
-        reports = Reports(
-            self.config,
-            self.rate,
-            log,
-            bar,
-            self.left,
-            int(state.tally.skipped_in_a_row),
+        self.log = MetricLog(self.workdir, start)
+        self.bar = ProgressBar("training", num_steps, "steps", start)
+        skipped = int(state.tally.skipped_in_a_row)
+        self.reports = Reports(
+            self.config, self.rate, self.log, self.bar, self.left, skipped
         )
         step = start
         try:
-            self._evaluate_and_draw(state, step, log, bar, *to_make_up)
-            if step < training.num_steps and not self.stop.wanted:
-                bar.say("compiling the train step")
-                state, step = self._dispatch(state, step, log, bar, reports)
+            if initial is not None and not self.checkpoints.steps:
+                self._save(state, 0)  # A later start need not be told of them again.
+            self._evaluate_and_draw(state, step, evaluate, draw)
+            if step < num_steps and not self.stop.wanted:
+                self.bar.say("compiling the train step")
+                state, step = self._dispatch(state, step)
         finally:
-            bar.close()
-            log.close()
+            self.bar.close()
+            self.log.close()
         self.checkpoints.wait()
-        if step == training.num_steps:
+        self._note_saved()
+        if step == num_steps and not (self.stop.wanted and any(self._to_make_up(step))):
             self.stop.wanted = False  # Too late: there is nothing to go on with.
             self._finish(state)
         elif step > start:
             print(f"saved at step {step:,} in {self.workdir}")
         return state
 
-    def _dispatch(
-        self,
-        state: TrainState,
-        step: int,
-        log: MetricLog,
-        bar: ProgressBar,
-        reports: Reports,
-    ) -> tuple[TrainState, int]:
+    def _dispatch(self, state: TrainState, step: int) -> tuple[TrainState, int]:
         """The loop itself: dispatch after dispatch, to the end or until it is stopped."""
         num_steps = self.config.training.num_steps
         pace = Pace(self.most_steps, self.record.steps_per_dispatch)
@@ -152,8 +149,8 @@ class Trainer:
                 began = time.monotonic()
                 state, said = self.train_steps(state, batches, count)
                 first, step, done = step, step + count, count
-                last = step == num_steps
-                if not last:  # While the device works: the next batches, the last metrics.
+                if step < num_steps:
+                    # While the device works: the next batches, the last metrics.
                     count = self._count(step, pace.steps())
                     try:
                         batches = self._load(loader, step, count)
@@ -161,16 +158,16 @@ class Trainer:
                         # A signal to stop may have reached the workers as well.
                         if not self.stop.wanted:
                             raise
-                reports.add(first, done, said)
+                self.reports.add(first, done, said)
                 if not pace.chosen:
                     jax.block_until_ready(said)
                     pace.took(done, time.monotonic() - began)
                     if pace.chosen:
                         self.record.steps_per_dispatch = pace.chosen
                         runs.write_record(self.workdir, self.record)
-                stopping = self.stop.wanted and not last
-                self._visit(state, step, log, bar, reports, stopping)
-                if last or stopping:
+                if not self.checkpoints.is_saving:
+                    self._note_saved()
+                if self._visit(state, step):
                     return state, step
 
     def _first_state(self, given: Weights | None) -> tuple[TrainState, int]:
@@ -186,12 +183,23 @@ class Trainer:
             f"on, {len(data.held_out):,} held out{classes}"
         )
         found = self.checkpoints.restore(parts_of(abstract(shapes, self.whole)))
-        old = runs.read_record(self.workdir) if found else None
+        old = runs.read_record(self.workdir)
+        if found is None and old is not None and old.step:
+            raise RunFailed(
+                f"{runs.checkpoints_path(self.workdir)} is empty, but run.json says that "
+                f"the run has a checkpoint of step {old.step:,}; put it back, or start "
+                "anew with --overwrite"
+            )
+        if found is None:
+            old = None
         self.record = new_record(self.plan, self.workdir, old, count)
         self._wall_time, self._began = self.record.wall_time_s, time.monotonic()
+        self._saved: tuple[int, float] | None = None
         if found is not None:
             self.checkpoints.set_aside(found.damaged)
             print(f"resuming {self.workdir} at step {found.step:,}")
+            if given is not None:
+                print("--init_from is not used: the run has weights of its own")
             return with_parts(shapes, found.parts), found.step
         if runs.config_path(self.workdir).exists():
             print(f"{self.workdir} has no checkpoint yet: starting at step 0")
@@ -231,38 +239,46 @@ class Trainer:
         """Whether something is to be done after this step that is done every so many."""
         return bool(every) and (step % every == 0 or step == self.config.training.num_steps)
 
-    def _visit(
-        self,
-        state: TrainState,
-        step: int,
-        log: MetricLog,
-        bar: ProgressBar,
-        reports: Reports,
-        stopping: bool,
-    ) -> None:
-        """What is due after this step; no more than saving if somebody waits for it."""
+    def _visit(self, state: TrainState, step: int) -> bool:
+        """What is due after this step; no more than saving if somebody waits for it.
+
+        Returns:
+          Whether this was the last step, or somebody waits: then it is saved.
+        """
         training = self.config.training
         last = step == training.num_steps
+        stopping = self.stop.wanted and not last
         snapshot = self._due(self.record.snapshot_every, step)
         save = last or stopping or self._due(training.checkpoint_every, step)
         evaluate = self._due(training.eval_every, step)
         draw = self._due(training.sample_every, step)
         if not (snapshot or save or evaluate or draw):
-            return
-        reports.flush()
+            return False
+        self.reports.flush()
         if snapshot:
             snapshots.save(self.workdir, state, self.config)
-        if save and reports.skipped_in_a_row and not (last or stopping):
-            bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
-        elif save:
-            log.sync()  # No checkpoint before the lines that lead up to it.
-            self.checkpoints.save(state)
-            self.record.step = step
-            elapsed = time.monotonic() - self._began
-            self.record.wall_time_s = round(self._wall_time + elapsed, 1)
-            runs.write_record(self.workdir, self.record)
+        if save and self.reports.skipped_in_a_row and not (last or stopping):
+            self.bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
+            save = False
+        if save:
+            self._save(state, step)
         if not stopping:
-            self._evaluate_and_draw(state, step, log, bar, evaluate, draw)
+            self._evaluate_and_draw(state, step, evaluate, draw)
+            if self.stop.wanted and not save:  # What was cut short is made up from here.
+                self._save(state, step)
+        return last or self.stop.wanted
+
+    def _save(self, state: TrainState, step: int) -> None:
+        self.log.sync()  # No checkpoint before the lines that lead up to it.
+        self.checkpoints.save(state)
+        self._note_saved()  # Of the one before, which is on disk now.
+        self._saved = step, round(self._wall_time + time.monotonic() - self._began, 1)
+
+    def _note_saved(self) -> None:
+        """Puts what was saved into run.json, now that it is on disk."""
+        if self._saved is not None:
+            (self.record.step, self.record.wall_time_s), self._saved = self._saved, None
+            runs.write_record(self.workdir, self.record)
 
     def _to_make_up(self, step: int) -> tuple[bool, bool]:
         """Whether the held-out loss, and the samples, of the first step are still due.
@@ -279,25 +295,26 @@ class Trainer:
         return step > 0 and evaluate, step > 0 and draw
 
     def _evaluate_and_draw(
-        self,
-        state: TrainState,
-        step: int,
-        log: MetricLog,
-        bar: ProgressBar,
-        evaluate: bool,
-        draw: bool,
+        self, state: TrainState, step: int, evaluate: bool, draw: bool
     ) -> None:
         training = self.config.training
         if evaluate and not self.stop.wanted:
             main = average_names(self.config.ema)[0]
             loss = self.held_out.loss(state.emas[main], self.stop)
-            if loss is not None:
+            if loss is not None and math.isfinite(loss):
                 self.losses[step] = loss
-                log.write(step, {"held_out_loss": loss})
+                self.log.write(step, {"held_out_loss": loss})
+            elif loss is not None:
+                self.bar.say(f"warning: the held-out loss at step {step:,} is {loss}")
         if draw and not self.stop.wanted:
             if step in (training.sample_every, training.num_steps):  # It may take long.
-                bar.say(f"drawing {training.num_samples} samples")
+                self.bar.say(f"drawing {training.num_samples} samples")
             self.previews.draw(state, step)
+
+    @property
+    def _loss_curve(self) -> pathlib.Path:
+        """It is drawn when all else is done."""
+        return self.workdir / "loss.png"
 
     def left(self, before: int | None = None) -> str:
         """The newest checkpoint, or the newest of a step before that one, in words."""
@@ -310,7 +327,7 @@ class Trainer:
 
     def _finish(self, state: TrainState) -> None:
         lines = read_metrics(self.workdir / "metrics.jsonl")
-        pictures.save_loss_curve(self.workdir / "loss.png", lines, self.config.name)
+        pictures.save_loss_curve(self._loss_curve, lines, self.config.name)
         step, best = int(state.step), self.checkpoints.best_step
         held_out = f", held-out loss {self.losses[step]:.4f}" if step in self.losses else ""
         best_at = f", best checkpoint at step {best:,}" if best is not None else ""

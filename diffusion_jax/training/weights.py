@@ -34,7 +34,7 @@ def check_kind(flag: str, text: str) -> str:
                     f"{flag} {text}: a std must be in {MIN_STD} .. {MAX_STD}, as std:0.08"
                 )
             return f"{STD}{std}"
-        rate = float(text)
+        rate = float(text) + 0.0  # Not -0.0.
     except ValueError as error:
         raise BadRequest(f"{flag} ({text!r}) is unknown; it can be {known}") from error
     if not 0 <= rate < 1:
