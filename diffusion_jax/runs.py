@@ -30,6 +30,7 @@ _PARTS = (
     "ema_snapshots",
     "tensorboard",
     "samples",
+    "evaluations",
     "metrics.jsonl",
     "forward.png",
     "reverse.png",
@@ -83,9 +84,14 @@ def snapshots_path(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "ema_snapshots"
 
 
+def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps what its evaluation found."""
+    return workdir / "evaluations"
+
+
 def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
     """Whether `path` is one of what the run itself needs, or lies in its folders."""
-    names = {*_PARTS, "config.json", _LOCK} - {samples_path(workdir).name}
+    names = {*_PARTS, "config.json", _LOCK} - {"samples", "evaluations"}
     own = {(workdir / name).resolve() for name in names}
     return bool(own & {path.resolve(), *path.resolve().parents})
 

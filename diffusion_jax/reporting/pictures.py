@@ -91,6 +91,30 @@ def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: st
     _save_image(path, _render(figure))
 
 
+def save_rate_distortion(
+    path: pathlib.Path, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray
+) -> None:
+    """A PNG: bits spent and error left over the reverse steps, and one over the other.
+
+    Args:
+      path: of the PNG.
+      t: timesteps, falling.
+      rate: bits per dimension spent before each.
+      rmse: error of the x_0 predicted there, in levels of 0 .. 255.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    steps, error, both = (figure.add_subplot(1, 3, i) for i in (1, 2, 3))
+    steps.plot(t, rate)
+    steps.set(xlabel="t", ylabel="rate (bits/dim)", xlim=(t.max(), 0))
+    error.plot(t, rmse)
+    error.set(xlabel="t", ylabel="RMSE of x_0 (0 to 255)", xlim=(t.max(), 0))
+    both.plot(rate, rmse)
+    both.set(xlabel="rate (bits/dim)", ylabel="RMSE of x_0 (0 to 255)")
+    for axes in (steps, error, both):
+        axes.grid(alpha=0.3)
+    _save_image(path, _render(figure))
+
+
 def _tile(images: np.ndarray, columns: int) -> Image.Image:
     n, h, w, c = images.shape
     if c not in (1, 3):

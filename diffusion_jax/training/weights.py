@@ -1,10 +1,12 @@
 """The weights of a run: which kinds it holds, out of it into a file, and in again."""
 
+import hashlib
 import pathlib
 import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffusion_jax import experiment, runs
 from diffusion_jax.config import Config
@@ -173,6 +175,14 @@ def _load_from_file(path: pathlib.Path) -> Weights:
         raise BadRequest(
             f"--init_from {path} is not a file of export.py: {error}"
         ) from error
+
+
+def fingerprint(params: Any) -> str:
+    """Of the numbers themselves: a run can be trained anew under the same config."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _size(array: Any) -> str:

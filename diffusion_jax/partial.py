@@ -1,0 +1,115 @@
+"""A long job's results in parts, so that an interrupted one continues.
+
+While it runs, everything lies in a folder P.partial: what was asked for, and one file for
+each part that is finished. The same request continues where it stopped; another one is
+refused, and nothing of somebody else is touched.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import runs
+from diffusion_jax.validation import BadRequest
+
+_FINISHING = "finishing"  # A mark in the folder: results are being written.
+
+
+def result_path(out: pathlib.Path, suffix: str) -> pathlib.Path:
+    """P and the suffix, which is no suffix of its own: P may hold dots."""
+    return out.with_name(out.name + suffix)
+
+
+class Partial:
+    """The folder P.partial of a request that is being worked on."""
+
+    def __init__(self, out: pathlib.Path, request: dict[str, Any]):
+        """`out` is P; `request` holds all that decides the results, as JSON can."""
+        self.out = out
+        self.request = json.loads(json.dumps(request))  # As it is read back.
+        self.folder = result_path(out, ".partial")
+
+    def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
+        """Makes the folder, or goes on with it if it is of the same request.
+
+        Args:
+          results: the files that will be written.
+          overwrite: replace them, and the beginning of another request.
+          others: which flags give results another name, for the error.
+
+        Raises:
+          BadRequest: if a result exists, or the folder is of another request.
+        """
+        note = self.folder / "request.json"
+        try:
+            old = json.loads(note.read_text())
+        except (OSError, ValueError):
+            old = None
+        finishing = (self.folder / _FINISHING).exists()
+        if old == self.request and not overwrite and finishing:
+            return  # Some results exist: it was stopped while they were written.
+        existing = [path for path in results if path.exists()]
+        if existing and not overwrite:
+            raise BadRequest(
+                f"--out {self.out}: {existing[0]} exists already; give another {others}, "
+                "or --overwrite to replace it"
+            )
+        if old == self.request and not overwrite:
+            return
+        # A kill can leave the folder without anything in it.
+        if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
+            if old is None or not overwrite:
+                what = (
+                    "something else" if old is None else "the beginning of another request"
+                )
+                hint = "" if old is None else ", or --overwrite to delete it"
+                raise BadRequest(
+                    f"--out {self.out}: {self.folder} holds {what}; "
+                    f"give another --out{hint}"
+                )
+            with runs.locked(self.folder, "writing to"):
+                shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = note.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(self.request, indent=2) + "\n")
+        unfinished.replace(note)
+
+    def first_missing(self) -> int:
+        """The first numbered part that is not on disk, whole."""
+        i = 0
+        while self._is_whole(self.path(f"{i:06d}")):
+            i += 1
+        return i
+
+    def _is_whole(self, path: pathlib.Path) -> bool:
+        try:
+            np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return False
+        return True
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Whole or not at all: a kill leaves no half-written file under this name."""
+        unfinished = self.folder / "unfinished.npy"
+        np.save(unfinished, array)
+        unfinished.replace(self.path(name))
+
+    def load(self, name: str) -> np.ndarray:
+        """What was saved under this name."""
+        return np.load(self.path(name))
+
+    def path(self, name: str) -> pathlib.Path:
+        """Where a part lies; numbered ones are called 000000, 000001, ..."""
+        return self.folder / f"{name}.npy"
+
+    def mark_finishing(self) -> None:
+        """From here on results exist, though the request is not done."""
+        (self.folder / _FINISHING).touch()
+
+    def remove(self) -> None:
+        """All results are written."""
+        shutil.rmtree(self.folder)

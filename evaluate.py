@@ -1,0 +1,107 @@
+"""Evaluate a trained run: the variational bound on its likelihood, in bits per dimension.
+
+    python evaluate.py --likelihood
+    python evaluate.py --workdir runs/digits --likelihood --num_timesteps_sampled 50
+
+Takes the newest run under runs/ and the images that were held out of its training. Writes
+P.json, P.csv and P.png; P is --out, or lies in the run's evaluations/.
+"""
+
+import os
+import signal
+
+# Until there is something to save: importing and loading take seconds, and Python's own
+# exception may get lost, or end in a traceback, inside a library.
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import pathlib
+
+from absl import flags
+
+from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
+from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.training.weights import check_kind
+from diffusion_jax.validation import BadRequest, check_choice
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
+_LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The bound, in bits per dimension.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights",
+    "ema",
+    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
+)
+_SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
+_MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
+_SAMPLED = flags.DEFINE_integer(
+    "num_timesteps_sampled", None, "Timesteps of each image, for an estimate; 1 .. T."
+)
+_VARIANCE = flags.DEFINE_string(
+    "variance", None, f"Of the reverse steps, if not the run's: {', '.join(VARIANCES)}."
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of timesteps and noise.", lower_bound=0, upper_bound=2**31 - 1
+)
+_OUT = flags.DEFINE_string("out", None, "Prefix P of the files.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
+_CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
+
+
+def main() -> None:
+    if not _LIKELIHOOD.value:
+        raise BadRequest("nothing to evaluate; give --likelihood")
+    request = assessment.Request(
+        split=_SPLIT.value,
+        max_examples=_at_least_one("max_examples", _MAX_EXAMPLES.value),
+        num_timesteps_sampled=_at_least_one("num_timesteps_sampled", _SAMPLED.value),
+        weights=check_kind("--weights", _WEIGHTS.value),
+        seed=_SEED.value,
+    )
+    check_choice("--split", request.split, assessment.SPLITS)
+    for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
+        if flag.value == "":
+            raise BadRequest(f"--{name} is empty")
+    workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
+    workdir = workdir.expanduser()
+    config = runs.read_config(workdir)
+    learned = config.process.variance == "learned"
+    if _VARIANCE.value is not None:
+        check_choice("--variance", _VARIANCE.value, VARIANCES)
+        if (_VARIANCE.value == "learned") != learned:
+            raise BadRequest(
+                f"--variance {_VARIANCE.value}: the network of {workdir} "
+                f"{'has learned' if learned else 'has not learned'} its variances"
+            )
+        config.process.variance = _VARIANCE.value
+    print(parallel.describe_devices())
+    compilation_cache.use(_CACHE.value)
+    print(f"run: {workdir}")
+    assessment.assess(
+        workdir, config, request, out=_prefix(workdir, request), overwrite=_OVERWRITE.value
+    )
+
+
+def _at_least_one(name: str, value: int | None) -> int:
+    if value is not None and value < 1:
+        raise BadRequest(f"--{name} {value} must be at least 1")
+    return value or 0
+
+
+def _prefix(workdir: pathlib.Path, request: assessment.Request) -> pathlib.Path:
+    if _OUT.value is not None:
+        return pathlib.Path(_OUT.value).expanduser()
+    parts = ["likelihood", request.split]
+    if request.weights != "ema":
+        parts.append(request.weights.replace(":", ""))
+    if request.num_timesteps_sampled:
+        parts.append(f"t{request.num_timesteps_sampled}")
+    if request.max_examples:
+        parts.append(f"num{request.max_examples}")
+    if _VARIANCE.value is not None:
+        parts.append(_VARIANCE.value)
+    if request.seed:
+        parts.append(f"seed{request.seed}")
+    return runs.evaluations_path(workdir) / "_".join(parts)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

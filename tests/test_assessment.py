@@ -1,0 +1,167 @@
+"""evaluate.py as a user runs it: real runs, real files, real interruptions."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from processes import train_arguments, wait_for
+
+from diffusion_jax import experiment, runs
+from diffusion_jax.data import sources
+from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.likelihood import prior_term
+from diffusion_jax.losses import variational_loss
+from diffusion_jax.training.weights import load_from_run
+
+NUM = 48  # Images: three batches of 16.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, command):
+    """A run of forty steps: it knows next to nothing, but its bound is one."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    command(*train_arguments(workdir, "--config.training.num_steps=40"), check=0)
+    return workdir
+
+
+def evaluate(command, run, out, *more, check=0):
+    arguments = (f"--workdir={run}", "--likelihood", f"--out={out}", *more)
+    return command("evaluate.py", *arguments, check=check)
+
+
+@pytest.fixture(scope="module")
+def whole(run, command, tmp_path_factory):
+    """The evaluation of NUM held-out images with every timestep: (P, what it printed)."""
+    out = tmp_path_factory.mktemp("evaluation") / "whole"
+    result = evaluate(command, run, out, f"--max_examples={NUM}")
+    return out, result.stdout
+
+
+def figures(out):
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+@pytest.mark.statistical
+def test_the_figure_is_that_of_the_training_loss(run, whole):
+    """L_vlb of losses.py, drawn otherwise: its mean over t, and L_T, of all 200 images."""
+    found = figures(whole[0])
+    config = runs.read_config(run)
+    schedule = experiment.make_schedule(config.process)
+    apply_fn = experiment.make_network(config)[1]
+    params = load_from_run(run, config, "ema").params
+    images = sources.open_data_set(config.data).held_out
+    x0 = to_model_range(jax.numpy.asarray(images))
+    total = config.process.num_timesteps
+    terms = []
+    for t in range(total):
+        noise = jax.random.normal(jax.random.key(t), x0.shape)
+        loss = variational_loss(
+            apply_fn,
+            params,
+            schedule,
+            x0,
+            jax.numpy.full(len(x0), t),
+            noise,
+            variance_type=config.process.variance,
+        )
+        terms.append(np.asarray(loss) / total)
+    bits = np.sum(terms, axis=0) + np.asarray(prior_term(schedule, x0))
+    # That one does not clip x_0, which costs a network that knows little some more.
+    slack = 5 * found["standard_error"] + 5 * bits.std() / np.sqrt(len(bits))
+    assert abs(bits.mean() - found["bits_per_dim"]) < slack
+    assert found["bits_per_dim"] <= bits.mean() + slack
+
+
+def test_what_is_printed_and_written_says_the_same(whole):
+    out, said = whole
+    found = figures(out)
+    assert f"bits/dim {found['bits_per_dim']:.4f}" in said
+    assert found["num_examples"] == NUM and found["checkpoint_step"] == 40
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert [int(row["t_first"]) for row in rows] == list(range(49, -1, -1))
+    terms = [float(row["bits_per_dim"]) for row in rows]
+    assert sum(terms) + found["prior_L_T"] == pytest.approx(found["bits_per_dim"], rel=1e-5)
+    assert terms[-1] == pytest.approx(found["distortion_L_0"])
+    rates = [float(row["rate_before"]) for row in rows]
+    assert rates == sorted(rates) and rates[0] == pytest.approx(found["prior_L_T"])
+    width, height = Image.open(out.with_suffix(".png")).size
+    assert width > 800 and height > 200
+    again = sorted(p.name for p in out.parent.iterdir())
+    assert again == ["whole.csv", "whole.json", "whole.png"]
+
+
+def test_a_part_of_the_timesteps_agrees_within_its_standard_error(
+    run, whole, command, tmp_path
+):
+    evaluate(command, run, tmp_path / "part", "--num_timesteps_sampled=12")
+    part, all_of_them = figures(tmp_path / "part"), figures(whole[0])
+    assert part["num_examples"] == 200 and part["num_timesteps_sampled"] == 12
+    error = part["standard_error"] + all_of_them["standard_error"]
+    assert abs(part["bits_per_dim"] - all_of_them["bits_per_dim"]) < 4 * error
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
+    run, whole, command, tmp_path
+):
+    """kill -9 after the first of three batches, then Ctrl-C, then to the end."""
+    out, log = tmp_path / "cut", tmp_path / "log"
+    arguments = [
+        *(sys.executable, str(ROOT / "evaluate.py"), f"--workdir={run}", "--likelihood"),
+        *(f"--out={out}", f"--max_examples={NUM}"),
+    ]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        before = len(list((tmp_path / "cut.partial").glob("0*.npy")))
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        if number == signal.SIGKILL:
+            wait_for(
+                lambda: len(list((tmp_path / "cut.partial").glob("0*.npy"))) > before  # noqa: B023
+            )
+        else:
+            wait_for(lambda: "compiling" in log.read_text())
+        process.send_signal(number)
+        assert process.wait(60) in (-signal.SIGKILL, 130)
+    assert "goes on from there" in log.read_text() and "Traceback" not in log.read_text()
+    evaluate(command, run, out, f"--max_examples={NUM}")
+    for suffix in (".json", ".csv", ".png"):
+        expected = whole[0].with_suffix(suffix).read_bytes()
+        assert out.with_suffix(suffix).read_bytes() == expected
+    assert not (tmp_path / "cut.partial").exists()
+    result = evaluate(command, run, out, f"--max_examples={NUM}", check=2)
+    assert "exists already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--max_examples=0",), "--max_examples 0 must be at least 1"),
+        (("--num_timesteps_sampled=0",), "--num_timesteps_sampled 0 must be at least 1"),
+        (("--num_timesteps_sampled=51",), "--num_timesteps_sampled 51 must be in 1 .. 50"),
+        (("--split=test",), "--split ('test') is unknown"),
+        (("--weights=0.3",), "holds ema"),
+        (("--variance=learned",), "has not learned"),
+        (("--nolikelihood",), "give --likelihood"),
+        (("--out=RUN/checkpoints/x",), "is taken"),
+    ],
+)
+def test_bad_input_gets_one_line(run, command, tmp_path, flags, said):
+    flags = [flag.replace("RUN", str(run)) for flag in flags]
+    result = evaluate(command, run, tmp_path / "out", *flags, check=2)
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_points_have_no_such_likelihood(command, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(ROOT / "tests/fixtures/run_0.1.0", workdir)
+    result = evaluate(command, workdir, tmp_path / "out", check=2)
+    assert "is of points" in result.stderr and result.stderr.count("\n") == 1
