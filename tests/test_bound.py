@@ -29,7 +29,7 @@ def gaussian(std, spread=3.2):
     return levels, shares[levels] / shares.sum()
 
 
-LEVELS, SHARES = gaussian(0.12)
+LEVELS, SHARES = gaussian(0.06)
 DATA = oracle.discrete(LEVELS[:, None], SHARES)
 ENTROPY = oracle.entropy(DATA) / math.log(2)  # Of one dimension, in bits.
 

@@ -30,7 +30,7 @@ def draws(t, num=200_000):
 
 
 def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
-    """||x_0 - eps - eps_theta||^2 is least for E[x_0 - eps | x_t], which is not the noise."""
+    """||x_0 - eps - eps_theta||^2 is least for E[x_0 - eps | x_t], not for the noise."""
     t = 500
     x0, noise, x_t = draws(t)
     best = np.asarray(
