@@ -55,7 +55,10 @@ def train(
     if init_from is not None:
         if anew and init_from.resolve() == workdir.resolve():
             raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
-        initial = load_for(config, init_from, init_weights)
+        if anew or not runs.has_checkpoint(workdir):
+            initial = load_for(config, init_from, init_weights)
+        else:
+            print("--init_from is not used: the run has weights of its own")
     plan = load_data(plan)
     workdir.mkdir(parents=True, exist_ok=True)
     with (

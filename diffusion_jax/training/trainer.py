@@ -198,8 +198,6 @@ class Trainer:
         if found is not None:
             self.checkpoints.set_aside(found.damaged)
             print(f"resuming {self.workdir} at step {found.step:,}")
-            if given is not None:
-                print("--init_from is not used: the run has weights of its own")
             return with_parts(shapes, found.parts), found.step
         if runs.config_path(self.workdir).exists():
             print(f"{self.workdir} has no checkpoint yet: starting at step 0")
