@@ -218,6 +218,44 @@ def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_pa
     assert "--init_from is not used" in capsys.readouterr().out
 
 
+def pointers(tree):
+    return {
+        shard.data.unsafe_buffer_pointer()
+        for x in jax.tree.leaves(tree)
+        if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+        for shard in x.addressable_shards
+    }
+
+
+def test_what_comes_from_files_is_not_trained_in_their_memory(whole, points, tmp_path):
+    """It may be NumPy's, and free again once the state is donated: it was, now and then."""
+    seen, states = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        restore = Checkpoints.restore
+
+        def spied(self, like):
+            found = restore(self, like)
+            seen.append(found)
+            return found
+
+        def note(self, state, step):
+            states.append(pointers(state))
+            raise KeyboardInterrupt
+
+        patch.setattr(Checkpoints, "restore", spied)
+        patch.setattr(trainer.Trainer, "_dispatch", note)
+        workdir = tmp_path / "run"
+        shutil.copytree(whole[0], workdir)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config_of(num_steps=40), workdir, points)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(points_config(), tmp_path / "new", points, init_from=whole[0])
+    read = [found for found in seen if found is not None]
+    assert len(states) == 2 and len(read) == 2
+    for found, used in zip(read, states, strict=True):
+        assert not pointers(found.parts) & used
+
+
 def _interrupt(self, state, step):
     raise KeyboardInterrupt
 

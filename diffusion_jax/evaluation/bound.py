@@ -152,7 +152,7 @@ class Bound:
         batch = jax.device_put(np.asarray(x0, np.float32)[filled], rows)
         where = jax.device_put(np.asarray(indices, np.int32)[filled], rows)
         alive = jax.device_put(live, rows)
-        totals = jax.device_put(np.zeros(size, np.float32), rows)
+        totals = jax.device_put(jnp.zeros(size), rows)  # Donated: not NumPy's memory.
         segments = []
         for first in range(0, self.num_strata, self._segment):
             totals, sums = self._advance(params, batch, where, alive, totals, first)

@@ -6,6 +6,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 
 from diffusion_jax import parallel, runs
 from diffusion_jax.data.images import Unreadable
@@ -198,7 +199,7 @@ class Trainer:
         if found is not None:
             self.checkpoints.set_aside(found.damaged)
             print(f"resuming {self.workdir} at step {found.step:,}")
-            return with_parts(shapes, found.parts), found.step
+            return _owned(with_parts(shapes, found.parts)), found.step
         if runs.config_path(self.workdir).exists():
             print(f"{self.workdir} has no checkpoint yet: starting at step 0")
         state = jax.jit(initial, out_shardings=self.whole)()
@@ -206,6 +207,7 @@ class Trainer:
             print(f"starting from the {given.kind} weights of step {given.step:,} there")
             put = jax.device_put(given.params, self.whole)
             state = state._replace(params=put, emas=equal_averages(self.config, put))
+            state = _owned(state)
         return state, 0
 
     def _count(self, step: int, wanted: int) -> int:
@@ -334,3 +336,13 @@ class Trainer:
             f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/\n"
             f"sample with: python sample.py --workdir {self.workdir} --num 64"
         )
+
+
+@jax.jit
+def _owned(state: TrainState) -> TrainState:
+    """A copy in memory of the device's own.
+
+    On a CPU what comes from a file may lie in NumPy's memory, which is given back when
+    the state is donated to the first step, while its results lie there.
+    """
+    return jax.tree.map(jnp.copy, state)
