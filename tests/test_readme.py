@@ -77,7 +77,14 @@ def test_tests_that_a_page_names_exist(page):
 def folder(tmp_path_factory):
     """An empty folder with the project's commands and configs, so that runs/ is new."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("train.py", "sample.py", "export.py", "configs", "diffusion_jax"):
+    for name in (
+        "train.py",
+        "sample.py",
+        "export.py",
+        "evaluate.py",
+        "configs",
+        "diffusion_jax",
+    ):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_pictures").mkdir()
     for i in range(40):
