@@ -175,7 +175,7 @@ def test_the_terms_add_up_to_the_bound_and_the_curve_begins_with_the_prior():
     assert curve.rate[-1] == pytest.approx(found.bits.mean() - found.terms[0], rel=1e-5)
     # From noise alone the best guess is the mean, and its error the spread of the data.
     assert curve.rmse[0] == pytest.approx(127.5 * x0.std(), rel=0.1)
-    assert curve.rmse[-1] < 0.1 * curve.rmse[0]
+    assert curve.rmse[-1] < 0.2 * curve.rmse[0]
 
 
 def test_progress_is_told_between_segments():
