@@ -20,16 +20,13 @@ from absl import flags
 
 from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
 from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
 from diffusion_jax.validation import BadRequest, check_choice
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The bound, in bits per dimension.")
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "ema",
-    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
-)
+_WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
 _SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
 _MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
 _SAMPLED = flags.DEFINE_integer(
@@ -57,11 +54,8 @@ def main() -> None:
         seed=_SEED.value,
     )
     check_choice("--split", request.split, assessment.SPLITS)
-    for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
-        if flag.value == "":
-            raise BadRequest(f"--{name} is empty")
-    workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
-    workdir = workdir.expanduser()
+    command_line.check_not_empty(_WORKDIR, _OUT)
+    workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     learned = config.process.variance == "learned"
     if _VARIANCE.value is not None:

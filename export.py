@@ -25,18 +25,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/
 _OUT = flags.DEFINE_string(
     "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
 )
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "ema",
-    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
-)
+_WEIGHTS = flags.DEFINE_string("weights", "ema", weights.HELP)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
 def main() -> None:
     kind = weights.check_kind("--weights", _WEIGHTS.value)
-    workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
-    workdir = workdir.expanduser()
+    workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     found = weights.load_from_run(workdir, config, kind)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"

@@ -25,6 +25,7 @@ from diffusion_jax.predictions import VARIANCES
 from diffusion_jax.samplers.steps import SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
+from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
 from diffusion_jax.validation import BadRequest
 
@@ -34,11 +35,7 @@ _SEED = flags.DEFINE_integer(
     "seed", 0, "Decides every sample, with its index.", lower_bound=0, upper_bound=2**31 - 1
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    "ema",
-    "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08.",
-)
+_WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
@@ -71,11 +68,8 @@ def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
-    for name, flag in (("workdir", _WORKDIR), ("out", _OUT)):
-        if flag.value == "":
-            raise BadRequest(f"--{name} is empty")
-    workdir = pathlib.Path(_WORKDIR.value or runs.newest_run(pathlib.Path("runs")))
-    workdir = workdir.expanduser()
+    command_line.check_not_empty(_WORKDIR, _OUT)
+    workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)

@@ -49,7 +49,7 @@ def loop() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         with Checkpoints(folder, writing=True) as checkpoints:
-            trainer = Trainer(make_plan(config), folder, checkpoints, {}, Stop())
+            trainer = Trainer(make_plan(config), folder, checkpoints, Stop())
             program, load = trainer.train_steps, trainer._load
 
             def timed_load(*arguments):

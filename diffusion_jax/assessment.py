@@ -16,6 +16,7 @@ import numpy as np
 
 from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.config import Config, to_json
+from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.evaluation.bound import (
     BatchTerms,
@@ -25,7 +26,7 @@ from diffusion_jax.evaluation.bound import (
     standard_error,
     strata,
 )
-from diffusion_jax.interrupts import stop_on_interrupt
+from diffusion_jax.interrupts import Stopped, stop_on_interrupt
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
@@ -103,12 +104,8 @@ def assess(
     )
     data = load_data(plan).data
     images = data.held_out if request.split == "held_out" else data.train
-    chosen = np.arange(len(images))
-    if 0 < request.max_examples < len(chosen):
-        # Not the first ones: they may all be of one class.
-        chosen = np.sort(
-            np.random.default_rng(0).permutation(chosen)[: request.max_examples]
-        )
+    most = request.max_examples or len(images)
+    chosen = np.sort(fixed_choice(len(images), most))
     num_batches = -(-len(chosen) // config.data.batch_size)
     size = -(-len(chosen) // num_batches)
     size = -(-size // mesh.size) * mesh.size
@@ -145,8 +142,7 @@ def assess(
         def progress(i: int):
             def report(done: int) -> None:
                 bar.report(i * num_strata + done)
-                if stop.wanted:
-                    raise _Stopped
+                stop.check()
 
             return report
 
@@ -156,7 +152,7 @@ def assess(
                 x0 = np.asarray(to_model_range(jnp.asarray(images[here])))
                 terms = bound.terms(params, x0, here, size, progress(i))
                 partial.save(f"{i:06d}", _packed(terms))
-        except _Stopped:
+        except Stopped:
             bar.say(
                 f"{i} of {num_batches} batches are in {partial.folder}; the same command, "
                 "without --overwrite, goes on from there"
@@ -168,10 +164,6 @@ def assess(
             _unpacked(partial.load(f"{i:06d}"), num_strata) for i in range(num_batches)
         ]
         return _finish(partial, combined(parts), total)
-
-
-class _Stopped(Exception):
-    """Somebody has pressed Ctrl-C."""
 
 
 def _packed(terms: BatchTerms) -> np.ndarray:

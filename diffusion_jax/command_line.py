@@ -61,6 +61,13 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         leave()
 
 
+def check_not_empty(*given: flags.FlagHolder) -> None:
+    """Raises BadRequest for a flag that is given, with nothing in it."""
+    for flag in given:
+        if flag.value == "":
+            raise BadRequest(f"--{flag.name} is empty")
+
+
 def load_config(path: str) -> Config:
     """What `get_config()` of a config file returns.
 

@@ -21,6 +21,15 @@ class Stop:
     wanted: bool = False
     by_system: bool = False
 
+    def check(self) -> None:
+        """Raises Stopped if it is to stop."""
+        if self.wanted:
+            raise Stopped
+
+
+class Stopped(Exception):
+    """Somebody waits for the job to stop."""
+
 
 @contextlib.contextmanager
 def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[Stop]:

@@ -74,9 +74,7 @@ class Partial:
             with runs.locked(self.folder, "writing to"):
                 shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = note.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self.request, indent=2) + "\n")
-        unfinished.replace(note)
+        runs.write_whole(note, json.dumps(self.request, indent=2) + "\n")
 
     def first_missing(self) -> int:
         """The first numbered part that is not on disk, whole."""

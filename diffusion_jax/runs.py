@@ -98,10 +98,11 @@ def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Puts the config into the run folder, whole or not at all."""
-    _write_whole(config_path(workdir), to_json(config))
+    write_whole(config_path(workdir), to_json(config))
 
 
-def _write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that a kill leaves as it was, or whole."""
     unfinished = path.with_suffix(".tmp")
     try:
         unfinished.write_text(text)
@@ -144,7 +145,7 @@ class Record:
 def write_record(workdir: pathlib.Path, record: Record) -> None:
     """Puts run.json into the run folder, whole or not at all."""
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-    _write_whole(workdir / "run.json", text)
+    write_whole(workdir / "run.json", text)
 
 
 def read_record(workdir: pathlib.Path) -> Record | None:
@@ -227,6 +228,11 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
             "python train.py --config configs/digits.py, or name one with --workdir"
         )
     return max(saved, key=lambda folder: folder.stat().st_mtime).parent
+
+
+def named_or_newest(name: str | None) -> pathlib.Path:
+    """The run folder of a --workdir; without one the newest under runs/."""
+    return pathlib.Path(name or newest_run(pathlib.Path("runs"))).expanduser()
 
 
 @contextlib.contextmanager

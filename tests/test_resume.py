@@ -43,11 +43,9 @@ def whole(tmp_path_factory, points):
 
 def stopped_at(workdir, data, at, by_system=False):
     """Goes on with a run, and stops it as a signal does after step `at`."""
-    stop, losses = Stop(), {}
-    with Checkpoints(workdir, losses=losses, writing=True) as checkpoints:
-        it = trainer.Trainer(
-            make_plan(config_of(), data), workdir, checkpoints, losses, stop
-        )
+    stop = Stop()
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        it = trainer.Trainer(make_plan(config_of(), data), workdir, checkpoints, stop)
         add = trainer.Reports.add
 
         def watched(self, first, count, dispatch):
@@ -100,12 +98,10 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
     at,
 ):
     """Steps 8 and 12 have no checkpoint of their own; 30 is the last."""
-    workdir, stop, losses = tmp_path / "run", Stop(), {}
+    workdir, stop = tmp_path / "run", Stop()
     workdir.mkdir()
-    with Checkpoints(workdir, losses=losses, writing=True) as checkpoints:
-        it = trainer.Trainer(
-            make_plan(config_of(), points), workdir, checkpoints, losses, stop
-        )
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        it = trainer.Trainer(make_plan(config_of(), points), workdir, checkpoints, stop)
         program = it.held_out._loss if what == "evaluate" else it.previews._sampler
 
         def interrupted(*arguments):

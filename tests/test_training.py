@@ -465,7 +465,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
 
 def trainer(tmp_path, config, data, wanted=False):
     checkpoints = Checkpoints(tmp_path, writing=True)
-    return Trainer(make_plan(config, data), tmp_path, checkpoints, {}, Stop(wanted))
+    return Trainer(make_plan(config, data), tmp_path, checkpoints, Stop(wanted))
 
 
 def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):

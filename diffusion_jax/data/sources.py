@@ -299,6 +299,17 @@ def into_memory(
     return data._replace(**decoded)
 
 
+def fixed_choice(total: int, most: int) -> np.ndarray:
+    """At most so many of `total` examples, always the same ones; int [N].
+
+    Not the first ones: they may all be of one class.
+    """
+    chosen = np.arange(total)
+    if total > most:
+        chosen = np.random.default_rng(0).permutation(chosen)[:most]
+    return chosen
+
+
 def fingerprint(data: DataSet) -> str:
     """16 hexadecimal digits that other examples, or another order of them, change.
 

@@ -66,7 +66,6 @@ class Bound:
         mesh: jax.sharding.Mesh,
         num_strata: int,
         *,
-        variance_type: str = "",
         seed: int = 0,
     ):
         """Prepares; the first batch compiles.
@@ -77,7 +76,6 @@ class Bound:
           schedule: its noise process.
           mesh: the devices that a batch is divided over.
           num_strata: M, 1 .. T.
-          variance_type: of the reverse step, if it is not that of the config.
           seed: of t and noise.
         """
         self.num_strata, self._mesh = num_strata, mesh
@@ -112,7 +110,7 @@ class Bound:
                     t,
                     noise,
                     prediction_type=config.process.prediction,
-                    variance_type=variance_type or config.process.variance,
+                    variance_type=config.process.variance,
                 )
                 here = jnp.where(j < num_strata, live, 0)  # The last segment is filled up.
                 bits = jnp.where(here > 0, width * term.bits, 0)

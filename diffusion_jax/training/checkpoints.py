@@ -42,7 +42,7 @@ class Checkpoints:
         self,
         workdir: pathlib.Path,
         keep: int = 2,
-        losses: Mapping[int, float] | None = None,
+        losses: dict[int, float] | None = None,
         *,
         writing: bool,
     ):
@@ -120,15 +120,14 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss; None if none has one."""
-        scored = [step for step in self.steps if step in self.losses]
-        return min(scored, key=lambda step: self.losses[step], default=None)
+        return _best(self.steps, self.losses)
 
     def restore(self, like: Mapping[str, Any]) -> Restored | None:
         """Parts of the newest checkpoint that is whole; None if there are no checkpoints.
 
         Args:
           like: for each part `jax.ShapeDtypeStruct`s with shardings, as of
-            `abstract_parts`.
+            `abstract`.
 
         Raises:
           RunFailed: if none can be read, or it is of another version and lacks a part.
@@ -237,12 +236,13 @@ class _NewestAndBest:
     ) -> Sequence[bool]:
         del context
         steps = [c.step for c in checkpoints]
-        scored = [step for step in steps if step in self._losses]
-        stays = {
-            *sorted(steps)[-self._keep :],
-            min(scored, key=lambda step: self._losses[step], default=None),
-        }
+        stays = {*sorted(steps)[-self._keep :], _best(steps, self._losses)}
         return [step in stays for step in steps]
+
+
+def _best(steps: Sequence[int], losses: Mapping[int, float]) -> int | None:
+    scored = [step for step in steps if step in losses]
+    return min(scored, key=lambda step: losses[step], default=None)
 
 
 def parts_of(state: Any) -> dict[str, Any]:

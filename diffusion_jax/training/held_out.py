@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax import parallel
 from diffusion_jax.config import Config
-from diffusion_jax.data.sources import Source
+from diffusion_jax.data.sources import Source, fixed_choice
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.experiment import LossFn
 from diffusion_jax.interrupts import Stop
@@ -59,11 +59,8 @@ class HeldOut:
     def examples(self) -> np.ndarray:
         """Those that the loss is taken of, always the same ones."""
         if self._examples is None:
-            chosen = np.arange(len(self._source))
-            if len(chosen) > self._wanted:
-                # Not the first ones: they may all be of one class.
-                chosen = np.random.default_rng(0).permutation(chosen)
-            self._examples = self._source[chosen[: self._wanted]]
+            chosen = fixed_choice(len(self._source), self._wanted)
+            self._examples = self._source[chosen]
         return self._examples
 
     def loss(self, params: Any, stop: Stop) -> float | None:

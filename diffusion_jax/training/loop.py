@@ -74,10 +74,9 @@ def train(
         of_length = "training.num_steps" in "".join(changed)
         if goes_on and of_length and config.optimizer.decay == "cosine":
             print("the cosine decay follows the new training.num_steps from here on")
-        losses: dict[int, float] = {}
         keep = config.training.keep_checkpoints
-        with Checkpoints(workdir, keep, losses, writing=True) as checkpoints:
-            trainer = Trainer(plan, workdir, checkpoints, losses, stop)
+        with Checkpoints(workdir, keep, writing=True) as checkpoints:
+            trainer = Trainer(plan, workdir, checkpoints, stop)
             state = trainer.run_or_say_what_is_left(initial)
     if stop.wanted:
         hint = ", without --overwrite" if overwrite else ""

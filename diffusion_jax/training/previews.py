@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax import runs, sampling
 from diffusion_jax.data.transforms import to_examples, to_model_range
-from diffusion_jax.interrupts import Stop
+from diffusion_jax.interrupts import Stop, Stopped
 from diffusion_jax.process import q_trajectory
 from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.chain import even_frames
@@ -36,7 +36,7 @@ class Previews:
             plan.apply_fn,
             mesh,
             frames=self._frames,
-            on_progress=self._check_stop,
+            on_progress=lambda rows_done: stop.check(),
             in_segments=True,
         )
 
@@ -53,7 +53,7 @@ class Previews:
         try:
             raw, _ = self._samples(state.params)
             ema, frames = self._samples(state.emas[average_names(self._config.ema)[0]])
-        except _Stopped:
+        except Stopped:
             return
         if not np.isfinite(ema).all():
             print(f"the samples at step {step:,} are not finite: no picture of them")
@@ -75,13 +75,8 @@ class Previews:
         count = -(-wanted // self._mesh.size) * self._mesh.size
         key = jax.random.key(self._config.seed)
         samples, frames = self._sampler(params, self._table, key, np.arange(count))
-        self._check_stop()
+        self._stop.check()
         return np.asarray(samples)[:wanted], np.asarray(frames)[:, :wanted]
-
-    def _check_stop(self, rows_done: int = 0) -> None:
-        del rows_done
-        if self._stop.wanted:
-            raise _Stopped
 
     def draw_forward(self) -> None:
         """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
@@ -101,7 +96,3 @@ class Previews:
 
     def _examples(self, x: np.ndarray) -> np.ndarray:
         return to_examples(x, self._config.data.shape)
-
-
-class _Stopped(Exception):
-    """Somebody waits for the run to stop."""

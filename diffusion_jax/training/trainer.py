@@ -45,12 +45,11 @@ class Trainer:
         plan: Plan,
         workdir: pathlib.Path,
         checkpoints: Checkpoints,
-        losses: dict[int, float],
         stop: Stop,
     ):
-        """`losses` are held-out losses by step, which `checkpoints` look at as well."""
         self.plan, self.workdir = plan, workdir
-        self.checkpoints, self.losses, self.stop = checkpoints, losses, stop
+        self.checkpoints, self.stop = checkpoints, stop
+        self.losses = checkpoints.losses
         config = plan.config
         self.config = config
         self.mesh = parallel.make_mesh()

@@ -46,6 +46,12 @@ def named(params: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in leaves}
 
 
+def unnamed(arrays: dict[str, Any], like: Any) -> Any:
+    """The inverse of `named`, with the structure of `like`."""
+    leaves = [arrays[name] for name in named(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
 def write(path: pathlib.Path, weights: Weights, config: Config) -> None:
     """Writes a .safetensors or .npz, by the suffix of `path`, whole or not at all."""
     arrays: dict[str, Any] = {n: np.asarray(x) for n, x in named(weights.params).items()}

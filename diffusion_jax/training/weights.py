@@ -13,9 +13,16 @@ from diffusion_jax.config import Config
 from diffusion_jax.training import snapshots, weight_files
 from diffusion_jax.training.averages import STD, average_names
 from diffusion_jax.training.checkpoints import Checkpoints, abstract, part_name
-from diffusion_jax.training.weight_files import SUFFIXES, NotWeights, Weights, named
+from diffusion_jax.training.weight_files import (
+    SUFFIXES,
+    NotWeights,
+    Weights,
+    named,
+    unnamed,
+)
 from diffusion_jax.validation import MAX_STD, MIN_STD, BadRequest
 
+HELP = "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08."
 _MAX_NAMED = 5
 
 
@@ -87,9 +94,8 @@ def load_from_run(
                 f"raw, {', '.join(names)}{more}"
             )
         arrays, step = snapshots.rebuild(workdir, kind)
-        leaves = [arrays[name] for name in named(shapes)]
-        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        return Weights(jax.device_put(params, sharding), kind, step)
+        params = jax.device_put(unnamed(arrays, shapes), sharding)
+        return Weights(params, kind, step)
     part = part_name(names[0] if kind == "ema" else kind)
     with Checkpoints(workdir, writing=False) as checkpoints:
         found = checkpoints.restore({part: abstract(shapes, sharding)})
@@ -161,9 +167,7 @@ def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
             f"--init_from {source} is of another network: "
             f"{'; '.join(problems[:_MAX_NAMED])}{more}"
         )
-    leaves = [theirs[name] for name in ours]
-    params = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-    return found._replace(params=params)
+    return found._replace(params=unnamed(theirs, wanted))
 
 
 def _load_from_file(path: pathlib.Path) -> Weights:
