@@ -1,10 +1,12 @@
-"""Evaluate a trained run: the variational bound on its likelihood, in bits per dimension.
+"""Evaluate a trained run: its likelihood, in bits per dimension.
 
     python evaluate.py --likelihood
     python evaluate.py --workdir runs/digits --likelihood --num_timesteps_sampled 50
+    python evaluate.py --likelihood --steps 20 --spacing auto
+    python evaluate.py --likelihood --ode
 
 Takes the newest run under runs/ and the images that were held out of its training. Writes
-P.json, P.csv and P.png; P is --out, or lies in the run's evaluations/.
+P.json, and of the bound P.csv and P.png; P is --out, or lies in the run's evaluations/.
 """
 
 import os
@@ -20,17 +22,26 @@ from absl import flags
 
 from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
 from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
 from diffusion_jax.validation import BadRequest, check_choice
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
-_LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The bound, in bits per dimension.")
+_LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The variational bound.")
+_ODE = flags.DEFINE_bool("ode", False, "The likelihood under the probability-flow ODE.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
 _SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
 _MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
 _SAMPLED = flags.DEFINE_integer(
     "num_timesteps_sampled", None, "Timesteps of each image, for an estimate; 1 .. T."
+)
+_STEPS = flags.DEFINE_integer("steps", None, "The bound over so few timesteps, 2 .. T.")
+_SPACING = flags.DEFINE_string(
+    "spacing", None, f"With --steps: {', '.join((*SPACINGS, AUTO))}."
+)
+_ODE_STEPS = flags.DEFINE_integer(
+    "ode_steps", 50, "Of the ODE, each with four calls of the network.", lower_bound=1
 )
 _VARIANCE = flags.DEFINE_string(
     "variance", None, f"Of the reverse steps, if not the run's: {', '.join(VARIANCES)}."
@@ -44,16 +55,24 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main() -> None:
-    if not _LIKELIHOOD.value:
-        raise BadRequest("nothing to evaluate; give --likelihood")
+    if not (_LIKELIHOOD.value or _ODE.value):
+        raise BadRequest("nothing to evaluate; give --likelihood, or --ode, or both")
+    if _LIKELIHOOD.value and _ODE.value and _OUT.value is not None:
+        raise BadRequest("--out: give it with one of --likelihood and --ode at a time")
+    if _SPACING.value is not None and _STEPS.value is None:
+        raise BadRequest(f"--spacing {_SPACING.value} needs --steps")
     request = assessment.Request(
         split=_SPLIT.value,
         max_examples=_at_least_one("max_examples", _MAX_EXAMPLES.value),
         num_timesteps_sampled=_at_least_one("num_timesteps_sampled", _SAMPLED.value),
+        steps=_at_least_one("steps", _STEPS.value),
+        spacing=_SPACING.value or "trailing",
+        ode_steps=_ODE_STEPS.value,
         weights=check_kind("--weights", _WEIGHTS.value),
         seed=_SEED.value,
     )
     check_choice("--split", request.split, assessment.SPLITS)
+    check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
     command_line.check_not_empty(_WORKDIR, _OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
@@ -69,9 +88,13 @@ def main() -> None:
     print(parallel.describe_devices())
     compilation_cache.use(_CACHE.value)
     print(f"run: {workdir}")
-    assessment.assess(
-        workdir, config, request, out=_prefix(workdir, request), overwrite=_OVERWRITE.value
-    )
+    for wanted, name, assess in (
+        (_LIKELIHOOD.value, "likelihood", assessment.assess_bound),
+        (_ODE.value, "ode", assessment.assess_flow),
+    ):
+        if wanted:
+            out = _prefix(workdir, name, request)
+            assess(workdir, config, request, out=out, overwrite=_OVERWRITE.value)
 
 
 def _at_least_one(name: str, value: int | None) -> int:
@@ -80,13 +103,17 @@ def _at_least_one(name: str, value: int | None) -> int:
     return value or 0
 
 
-def _prefix(workdir: pathlib.Path, request: assessment.Request) -> pathlib.Path:
+def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pathlib.Path:
     if _OUT.value is not None:
         return pathlib.Path(_OUT.value).expanduser()
-    parts = ["likelihood", request.split]
+    parts = [name, request.split]
     if request.weights != "ema":
         parts.append(request.weights.replace(":", ""))
-    if request.num_timesteps_sampled:
+    if name == "ode" and request.ode_steps != assessment.Request.ode_steps:
+        parts.append(f"steps{request.ode_steps}")
+    if name == "likelihood" and request.steps:
+        parts += [f"steps{request.steps}", request.spacing]
+    if name == "likelihood" and request.num_timesteps_sampled:
         parts.append(f"t{request.num_timesteps_sampled}")
     if request.max_examples:
         parts.append(f"num{request.max_examples}")

@@ -22,7 +22,7 @@ from diffusion_jax import command_line, compilation_cache, generation, parallel,
 from diffusion_jax import sampling as samplings
 from diffusion_jax.config import Config
 from diffusion_jax.predictions import VARIANCES
-from diffusion_jax.samplers.steps import SPACINGS
+from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
@@ -49,7 +49,7 @@ def _one_of(choices) -> str:
 _SAMPLING = {
     "sampler": flags.DEFINE_string("sampler", None, _one_of(METHODS)),
     "steps": flags.DEFINE_integer("steps", None, "Timesteps of a chain, 1 .. T."),
-    "spacing": flags.DEFINE_string("spacing", None, _one_of(SPACINGS)),
+    "spacing": flags.DEFINE_string("spacing", None, _one_of((*SPACINGS, AUTO))),
     "timesteps": flags.DEFINE_list("timesteps", None, "A falling list, as 999,500,20.5."),
     "eta": flags.DEFINE_float("eta", None, "0 (deterministic) .. 1 (as noisy as ddpm)."),
     "churn": flags.DEFINE_float("churn", None, "euler, heun: S_churn of EDM."),

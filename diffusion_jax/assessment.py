@@ -1,35 +1,38 @@
-"""The bound on the likelihood of a trained run over a data set, in files.
+"""The likelihood of a trained run over a data set, in files.
 
 The t and the noise of an image depend on the seed and its number alone, so an interrupted
-evaluation continues (partial.py), batch by batch; at the end the parts become P.json,
-P.csv and P.png.
+evaluation continues (measurement.py), batch by batch; at the end the parts become P.json,
+and of the bound also P.csv and P.png.
 """
 
 import dataclasses
 import hashlib
 import json
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import experiment, parallel, runs
+from diffusion_jax import experiment, parallel, runs, sampling, step_choice
 from diffusion_jax.config import Config, to_json
-from diffusion_jax.data.sources import fixed_choice
-from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.data.sources import Source, fixed_choice
 from diffusion_jax.evaluation.bound import (
     BatchTerms,
     Bound,
     combined,
     rate_distortion,
     standard_error,
-    strata,
 )
-from diffusion_jax.interrupts import Stopped, stop_on_interrupt
+from diffusion_jax.evaluation.flow import CALLS_PER_STEP, Flow
+from diffusion_jax.evaluation.timestep_scan import strata
+from diffusion_jax.measurement import batch_size, over_images
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
-from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.samplers.steps import AUTO
+from diffusion_jax.schedules import Schedule, respaced
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.weights import fingerprint, load_from_run
 from diffusion_jax.validation import BadRequest
@@ -45,19 +48,38 @@ class Request:
     Attributes:
       split: "held_out" or "train".
       max_examples: of it; 0 is all. A fixed choice.
-      num_timesteps_sampled: M of `evaluation.bound`; 0 is every timestep.
       weights: of `training.weights.check_kind`.
       seed: of t and noise.
+      num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
+      steps, spacing: of the bound: of a chain over fewer timesteps; 0 is all T.
+      ode_steps: of the flow.
     """
 
     split: str = "held_out"
     max_examples: int = 0
-    num_timesteps_sampled: int = 0
     weights: str = "ema"
     seed: int = 0
+    num_timesteps_sampled: int = 0
+    steps: int = 0
+    spacing: str = "trailing"
+    ode_steps: int = 50
 
 
-def assess(
+class _Subject(NamedTuple):
+    """What is evaluated, and on what."""
+
+    config: Config
+    schedule: Schedule
+    apply_fn: Callable[..., jax.Array]
+    params: Any
+    mesh: jax.sharding.Mesh
+    images: Source
+    chosen: np.ndarray
+    size: int
+    about: dict[str, Any]
+
+
+def assess_bound(
     workdir: pathlib.Path,
     config: Config,
     request: Request,
@@ -65,7 +87,7 @@ def assess(
     out: pathlib.Path,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Bits per dimension of a run's newest checkpoint, with all terms.
+    """The variational bound of a run's newest checkpoint, with all its terms.
 
     Args:
       workdir: the run.
@@ -81,22 +103,152 @@ def assess(
     Raises:
       BadRequest: before anything is compiled or written.
     """
-    total = config.process.num_timesteps
-    num_strata = request.num_timesteps_sampled or total
     if not config.data.image_size:
         raise BadRequest(
             f"--likelihood: the run in {workdir} is of points; the bound has L_0 of images "
-            "on 256 levels"
+            "on 256 levels (--ode has the density of points)"
         )
+    chain = _chain(config, request)
+    total = len(chain)
+    num_strata = request.num_timesteps_sampled or total
     if not 1 <= num_strata <= total:
+        name = "--steps" if request.steps else "process.num_timesteps"
         raise BadRequest(
-            f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, which is "
+            f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, which is {name}"
+        )
+    results = _results(workdir, out, (".png", ".csv", ".json"))
+    subject = _subject(workdir, config, request)
+    about = {
+        **subject.about,
+        "num_timesteps_sampled": num_strata,
+        "steps": total,
+        "spacing": request.spacing if request.steps else "all",
+    }
+    partial = Partial(out, about)
+    partial.claim(results, overwrite, "--out")
+    with runs.locked(partial.folder, "writing to"):
+        if request.steps and request.spacing == AUTO:
+            chain = step_choice.choose(
+                workdir,
+                config,
+                subject.params,
+                {k: about[k] for k in ("checkpoint_step", "weights", "weights_sha256")},
+                request.steps,
+                variance_type=config.process.variance,
+            )
+        chain = chain[::-1].astype(np.int32)
+        apply_fn, schedule = subject.apply_fn, subject.schedule
+        if request.steps:
+            schedule = respaced(schedule, chain[::-1])
+
+            def apply_fn(params, x_t, i, *arguments, **options):
+                t = jnp.asarray(chain)[i]
+                return subject.apply_fn(params, x_t, t, *arguments, **options)
+
+        bound = Bound(
+            config, apply_fn, schedule, subject.mesh, num_strata, seed=request.seed
+        )
+
+        def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+            return _packed(
+                bound.terms(subject.params, x0, indices, subject.size, on_progress)
+            )
+
+        rows = over_images(
+            partial,
+            "likelihood",
+            subject.images,
+            subject.chosen,
+            subject.size,
+            num_strata,
+            measure,
+        )
+        terms = combined([_unpacked(row, num_strata) for row in rows])
+        return _finish(partial, terms, chain)
+
+
+def assess_flow(
+    workdir: pathlib.Path,
+    config: Config,
+    request: Request,
+    *,
+    out: pathlib.Path,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The likelihood under the probability-flow ODE; arguments as above, P.json alone."""
+    results = _results(workdir, out, (".json",))
+    subject = _subject(workdir, config, request)
+    about = {**subject.about, "ode_steps": request.ode_steps}
+    partial = Partial(out, about)
+    partial.claim(results, overwrite, "--out")
+    flow = Flow(
+        config,
+        subject.apply_fn,
+        subject.schedule,
+        subject.mesh,
+        request.ode_steps,
+        seed=request.seed,
+    )
+
+    def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        return flow.bits(subject.params, x0, indices, subject.size, on_progress)
+
+    with runs.locked(partial.folder, "writing to"):
+        bits = np.concatenate(
+            over_images(
+                partial,
+                "ode",
+                subject.images,
+                subject.chosen,
+                subject.size,
+                CALLS_PER_STEP * request.ode_steps,
+                measure,
+            )
+        )
+        of = "x_0, by way of x at t = 0" if config.data.image_size else "x at t = 0"
+        figures = {**_mean(bits), "likelihood_of": of, **partial.request}
+        partial.mark_finishing()
+        _write_json(partial, figures)
+        partial.remove()
+    print(f"probability-flow ODE: {_in_words(figures)}, of {of}")
+    print("wrote", result_path(out, ".json"))
+    return figures
+
+
+def _chain(config: Config, request: Request) -> np.ndarray:
+    """The timesteps of the chain, as far as they are known before they are chosen."""
+    total = config.process.num_timesteps
+    if not request.steps:
+        return np.arange(total - 1, -1, -1.0)
+    if not 2 <= request.steps <= total:
+        raise BadRequest(
+            f"--steps {request.steps} must be in 2 .. {total}, which is "
             "process.num_timesteps"
         )
-    results = [result_path(out, s) for s in (".png", ".csv", ".json")]
+    wanted = dataclasses.replace(
+        config.sampling, timesteps=(), steps=request.steps, spacing=request.spacing
+    )
+    schedule = experiment.make_schedule(config.process)
+    chain = sampling.make_timesteps(schedule, sampling.before_choice(wanted))
+    if (chain % 1).any():
+        raise BadRequest(
+            f"--spacing {request.spacing} has times between the timesteps, where the bound "
+            "has no terms; take another one"
+        )
+    return np.unique(chain)[::-1]  # ddim_quadratic repeats some.
+
+
+def _results(
+    workdir: pathlib.Path, out: pathlib.Path, suffixes: tuple[str, ...]
+) -> list[pathlib.Path]:
+    results = [result_path(out, suffix) for suffix in suffixes]
     for path in results:
         if runs.is_part(workdir, path) or path.is_dir():
             raise BadRequest(f"--out {out}: {path} is taken; give another --out")
+    return results
+
+
+def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
     plan = make_plan(config)
     mesh = parallel.make_mesh()
     params, _, step = load_from_run(
@@ -106,64 +258,23 @@ def assess(
     images = data.held_out if request.split == "held_out" else data.train
     most = request.max_examples or len(images)
     chosen = np.sort(fixed_choice(len(images), most))
-    num_batches = -(-len(chosen) // config.data.batch_size)
-    size = -(-len(chosen) // num_batches)
-    size = -(-size // mesh.size) * mesh.size
-    num_batches = -(-len(chosen) // size)
+    size = batch_size(len(chosen), config.data.batch_size, mesh)
     about = {
         "run": str(workdir),
         "checkpoint_step": step,
         "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
-        **dataclasses.asdict(request),
+        "split": request.split,
+        "weights": request.weights,
         "weights_sha256": fingerprint(params),
-        "num_timesteps_sampled": num_strata,
         "num_examples": len(chosen),
         "batch_size": size,
         "variance": config.process.variance,
+        "seed": request.seed,
         "devices": parallel.describe_devices(),
     }
-    partial = Partial(out, about)
-    partial.claim(results, overwrite, "--out")
-    _, apply_fn = experiment.make_network(config)
-    bound = Bound(config, apply_fn, plan.schedule, mesh, num_strata, seed=request.seed)
-    with (
-        runs.locked(partial.folder, "writing to"),
-        stop_on_interrupt(print, sigterm=False) as stop,
-    ):
-        first = partial.first_missing()
-        bar = ProgressBar(
-            "likelihood", num_batches * num_strata, "calls", first * num_strata
-        )
-        bar.say(
-            f"{len(chosen):,} images of split {request.split}, {num_strata:,} network "
-            f"calls each, {size} at a time; compiling"
-        )
-
-        def progress(i: int):
-            def report(done: int) -> None:
-                bar.report(i * num_strata + done)
-                stop.check()
-
-            return report
-
-        try:
-            for i in range(first, num_batches):
-                here = chosen[i * size : (i + 1) * size]
-                x0 = np.asarray(to_model_range(jnp.asarray(images[here])))
-                terms = bound.terms(params, x0, here, size, progress(i))
-                partial.save(f"{i:06d}", _packed(terms))
-        except Stopped:
-            bar.say(
-                f"{i} of {num_batches} batches are in {partial.folder}; the same command, "
-                "without --overwrite, goes on from there"
-            )
-            raise KeyboardInterrupt from None
-        finally:
-            bar.close()
-        parts = [
-            _unpacked(partial.load(f"{i:06d}"), num_strata) for i in range(num_batches)
-        ]
-        return _finish(partial, combined(parts), total)
+    return _Subject(
+        config, plan.schedule, plan.apply_fn, params, mesh, images, chosen, size, about
+    )
 
 
 def _packed(terms: BatchTerms) -> np.ndarray:
@@ -175,30 +286,55 @@ def _unpacked(row: np.ndarray, num_strata: int) -> BatchTerms:
     return BatchTerms(rest[1:], float(rest[0]), terms, errors)
 
 
-def _finish(partial: Partial, terms: BatchTerms, total: int) -> dict[str, Any]:
-    curve = rate_distortion(terms, total)
-    mean, error = float(terms.bits.mean()), standard_error(terms.bits)
-    figures = {
-        "bits_per_dim": mean,
+def _mean(bits: np.ndarray) -> dict[str, Any]:
+    error = standard_error(bits)
+    return {
+        "bits_per_dim": float(bits.mean()),
         "standard_error": error if np.isfinite(error) else None,
+    }
+
+
+def _in_words(figures: dict[str, Any]) -> str:
+    error = figures["standard_error"]
+    more = "" if error is None else f" +- {error:.4f} (standard error)"
+    return f"bits/dim {figures['bits_per_dim']:.4f}{more}"
+
+
+def _write_json(partial: Partial, figures: dict[str, Any]) -> None:
+    note = json.dumps(figures, indent=2) + "\n"
+    result_path(partial.out, ".json").write_text(note)
+
+
+def _finish(partial: Partial, terms: BatchTerms, chain: np.ndarray) -> dict[str, Any]:
+    """Writes the files; `chain` are the timesteps, rising."""
+    curve = rate_distortion(terms, len(chain))
+    figures = {
+        **_mean(terms.bits),
         "prior_L_T": terms.prior,
         "rate": float(terms.prior + terms.terms[1:].sum()),
         "distortion_L_0": float(terms.terms[0]),
         "rmse_of_the_last_step": float(curve.rmse[-1]),
         **partial.request,
+        "timesteps": [] if partial.request["spacing"] == "all" else chain[::-1].tolist(),
     }
-    edges = strata(total, len(terms.terms))
+    edges = strata(len(chain), len(terms.terms))
     header = "t_first,t_last,bits_per_dim,rate_before,rmse"
     rows = [
-        (edges[j], edges[j + 1] - 1, terms.terms[j], curve.rate[-1 - j], curve.rmse[-1 - j])
+        (
+            chain[edges[j]],
+            chain[edges[j + 1] - 1],
+            terms.terms[j],
+            curve.rate[-1 - j],
+            curve.rmse[-1 - j],
+        )
         for j in reversed(range(len(terms.terms)))
     ]
     lines = [f"{a},{b},{c:.9g},{d:.9g},{e:.6g}" for a, b, c, d, e in rows]
     partial.mark_finishing()
-    pictures.save_rate_distortion(result_path(partial.out, ".png"), *curve)
+    picture = result_path(partial.out, ".png")
+    pictures.save_rate_distortion(picture, chain[curve.t], curve.rate, curve.rmse)
     result_path(partial.out, ".csv").write_text("\n".join([header, *lines]) + "\n")
-    note = json.dumps(figures, indent=2) + "\n"
-    result_path(partial.out, ".json").write_text(note)
+    _write_json(partial, figures)
     partial.remove()
     _print_table(rows, figures)
     print("wrote", *(result_path(partial.out, s) for s in (".json", ".csv", ".png")))
@@ -211,10 +347,7 @@ def _print_table(rows: list[tuple], figures: dict[str, Any]) -> None:
     for i in shown:
         first, _, _, rate, rmse = rows[i]
         print(f"{first:5,} {rate:17.5f} {rmse:14.2f}")
-    error = figures["standard_error"]
-    more = "" if error is None else f" +- {error:.4f}"
     print(
-        f"bits/dim {figures['bits_per_dim']:.4f}{more} (standard error): rate "
-        f"{figures['rate']:.4f}, of which L_T {figures['prior_L_T']:.2g}, and distortion "
-        f"L_0 {figures['distortion_L_0']:.4f}"
+        f"{_in_words(figures)}: rate {figures['rate']:.4f}, of which L_T "
+        f"{figures['prior_L_T']:.2g}, and distortion L_0 {figures['distortion_L_0']:.4f}"
     )

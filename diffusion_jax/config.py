@@ -137,6 +137,9 @@ class TrainingConfig:
     steps_per_dispatch: int = 0
     log_every: int = 100
     eval_every: int = 1000  # Held-out loss.
+    # The bound on the likelihood of as many images, and of each image so many timesteps.
+    likelihood_every: int = 0
+    likelihood_timesteps: int = 50
     checkpoint_every: int = 5000
     sample_every: int = 5000
     # Examples of the held-out loss, each at one t: good to three digits for a prediction
@@ -144,7 +147,8 @@ class TrainingConfig:
     num_held_out: int = 2048
     num_samples: int = 64  # In each sample grid.
     sample_steps: int = 50  # DDIM steps of the sample grids while training.
-    keep_checkpoints: int = 2  # The newest ones; the best by held-out loss stays too.
+    keep_checkpoints: int = 2  # The newest ones; the best stays too,
+    best_by: str = "held_out_loss"  # by this, or by bits_per_dim.
     # Updates that are not finite are skipped; after so many in a row training stops.
     max_skipped_in_a_row: int = 10
 
@@ -156,8 +160,8 @@ class SamplingConfig:
     # ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, euler, heun, langevin
     sampler: str = "ddpm"
     steps: int = 1000  # S, the number of timesteps, 1 .. process.num_timesteps.
-    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic; "" is karras for euler
-    # and heun, and trailing for the others.
+    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic, auto (the best for the
+    # checkpoint); "" is karras for euler and heun, and trailing for the others.
     spacing: str = ""
     timesteps: tuple[float, ...] = ()  # A list of one's own, instead of steps and spacing.
     eta: float = 0.0  # ddim, dpmpp_2m, dpmpp_3m: 0 (deterministic) .. 1 (as noisy as ddpm).

@@ -4,17 +4,19 @@ The noise of a sample depends on the seed and its index alone, so the same reque
 where it stopped (partial.py); at the end the parts become P.npz, P.png and P.json.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import pathlib
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_jax import experiment, parallel, runs, sampling
+from diffusion_jax import experiment, parallel, runs, sampling, step_choice
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.data.transforms import to_examples
 from diffusion_jax.interrupts import stop_on_interrupt
@@ -22,6 +24,7 @@ from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
+from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.training.weights import fingerprint, load_from_run
 from diffusion_jax.validation import BadRequest, values_refused
 
@@ -62,8 +65,9 @@ def generate(
     with values_refused():
         parallel.check_batch_size("batch_size", batch)
     schedule = experiment.make_schedule(config.process)
-    table = sampling.make_table(schedule, config.process, config.sampling)
-    num_steps = len(sampling.make_timesteps(schedule, config.sampling))
+    provisional = sampling.before_choice(config.sampling)
+    table = sampling.make_table(schedule, config.process, provisional)
+    num_steps = len(sampling.make_timesteps(schedule, provisional))
     chain_suffixes = ("_chain.png", "_chain.gif") if show_chain else ()
     results = [result_path(out, s) for s in (".png", ".json", *chain_suffixes, ".npz")]
     for path in results:
@@ -74,12 +78,15 @@ def generate(
     mesh = parallel.make_mesh()
     _, apply_fn = experiment.make_network(config)
     params, _, step = load_from_run(workdir, config, weights, parallel.replicated(mesh))
-    request = {
-        "run": str(workdir),
+    about = {
         "checkpoint_step": step,
-        "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
         "weights": weights,
         "weights_sha256": fingerprint(params),
+    }
+    request = {
+        "run": str(workdir),
+        "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
+        **about,
         "seed": seed,
         "num": num,
         **dataclasses.asdict(config.sampling),
@@ -92,10 +99,12 @@ def generate(
     }
     partial = Partial(out, request)
     partial.claim(results, overwrite, "--out or --seed")
-    with (
-        runs.locked(partial.folder, "writing to"),
-        stop_on_interrupt(print, sigterm=False) as stop,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(runs.locked(partial.folder, "writing to"))
+        if config.sampling.spacing == AUTO:
+            config = step_choice.with_timesteps(workdir, config, params, about)
+            table = sampling.make_table(schedule, config.process, config.sampling)
+        stop = stack.enter_context(stop_on_interrupt(print, sigterm=False))
         first, num_batches = partial.first_missing(), -(-num // batch)
         frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
         done = [first * table.num_rows]
@@ -144,11 +153,18 @@ def generate(
                     raise KeyboardInterrupt
         finally:
             bar.close()
-        _finish(partial, num_batches, num, frames)
+        note = {**partial.request, "timesteps": config.sampling.timesteps}
+        _finish(partial, note, num_batches, num, frames)
     print("wrote", *results)
 
 
-def _finish(partial: Partial, num_batches: int, num: int, frames: tuple[int, ...]) -> None:
+def _finish(
+    partial: Partial,
+    note: dict[str, Any],
+    num_batches: int,
+    num: int,
+    frames: tuple[int, ...],
+) -> None:
     """Makes the result files out of the parts; the .npz, which counts, is last."""
     names = [f"{i:06d}" for i in range(num_batches)]
     first = partial.load(names[0])
@@ -175,8 +191,7 @@ def _finish(partial: Partial, num_batches: int, num: int, frames: tuple[int, ...
     pictures.save_samples(result_path(partial.out, ".png"), picture)
     if frames:
         _save_chain(partial, frames)
-    note = json.dumps(partial.request, indent=2) + "\n"
-    result_path(partial.out, ".json").write_text(note)
+    result_path(partial.out, ".json").write_text(json.dumps(note, indent=2) + "\n")
     unfinished.replace(result_path(partial.out, ".npz"))
     partial.remove()
 

@@ -163,13 +163,38 @@ def bound_term(
       cond: handed through to the network.
     """
     x_t = q_sample(schedule, x0, t, noise)
+    predicted, between = predicted_x0(
+        apply_fn,
+        params,
+        schedule,
+        x_t,
+        t,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        clip=clip,
+        cond=cond,
+    )
+    error = jnp.square(predicted - x0).reshape(x0.shape[0], -1).mean(axis=1)
+    bits = variational_terms(schedule, variance_type, x0, x_t, t, predicted, between)
+    return BoundTerm(bits, error)
+
+
+def predicted_x0(
+    apply_fn: Callable[..., jax.Array],
+    params: Any,
+    schedule: Schedule,
+    x_t: jax.Array,
+    t: jax.Array,
+    *,
+    prediction_type: str,
+    variance_type: str,
+    clip: bool = True,
+    cond: Any = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """x_0 as a network sees it in x_t, and its variance output; arguments as above."""
     output = apply_fn(params, x_t, t, cond, train=False, key=None)
     if variance_type != "learned" and output.shape[-1] == 2 * x_t.shape[-1]:
         output = split_output(output, x_t, "learned")[0]  # Of a network that learned one.
     prediction, between = split_output(output, x_t, variance_type)
     predicted = x0_from_prediction(schedule, prediction_type, x_t, t, prediction)
-    if clip:
-        predicted = jnp.clip(predicted, -1, 1)
-    error = jnp.square(predicted - x0).reshape(x0.shape[0], -1).mean(axis=1)
-    bits = variational_terms(schedule, variance_type, x0, x_t, t, predicted, between)
-    return BoundTerm(bits, error)
+    return (jnp.clip(predicted, -1, 1) if clip else predicted), between

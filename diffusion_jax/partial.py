@@ -45,10 +45,7 @@ class Partial:
           BadRequest: if a result exists, or the folder is of another request.
         """
         note = self.folder / "request.json"
-        try:
-            old = json.loads(note.read_text())
-        except (OSError, ValueError):
-            old = None
+        old = self._read(note)
         finishing = (self.folder / _FINISHING).exists()
         if old == self.request and not overwrite and finishing:
             return  # Some results exist: it was stopped while they were written.
@@ -75,6 +72,17 @@ class Partial:
                 shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         runs.write_whole(note, json.dumps(self.request, indent=2) + "\n")
+
+    def begin(self) -> None:
+        """Makes the folder; goes on if it is of the same request, and else anew."""
+        note = self.folder / "request.json"
+        self.claim([], overwrite=self._read(note) != self.request, others="")
+
+    def _read(self, note: pathlib.Path) -> Any:
+        try:
+            return json.loads(note.read_text())
+        except (OSError, ValueError):
+            return None
 
     def first_missing(self) -> int:
         """The first numbered part that is not on disk, whole."""

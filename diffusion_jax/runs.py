@@ -31,6 +31,7 @@ _PARTS = (
     "tensorboard",
     "samples",
     "evaluations",
+    "auto_timesteps",
     "metrics.jsonl",
     "forward.png",
     "reverse.png",
@@ -87,6 +88,11 @@ def snapshots_path(workdir: pathlib.Path) -> pathlib.Path:
 def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
     """Where a run keeps what its evaluation found."""
     return workdir / "evaluations"
+
+
+def auto_timesteps_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps what --spacing auto chooses timesteps by."""
+    return workdir / "auto_timesteps"
 
 
 def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:

@@ -1,5 +1,6 @@
 """From a config to its sampler: timesteps, table, and the compiled chain."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from diffusion_jax import parallel
 from diffusion_jax.config import Config, ProcessConfig, SamplingConfig
 from diffusion_jax.samplers import chain, tables
 from diffusion_jax.samplers.rows import SamplerTable
-from diffusion_jax.samplers.steps import check_timesteps, spaced_timesteps
+from diffusion_jax.samplers.steps import AUTO, check_timesteps, spaced_timesteps
 from diffusion_jax.samplers.thresholding import Hook, dynamic_threshold, static_threshold
 from diffusion_jax.schedules import MAX_TERMINAL_SIGNAL, Schedule, alphas_cumprod_at
 from diffusion_jax.validation import BadRequest, values_refused
@@ -100,6 +101,13 @@ def short_name(sampling: SamplingConfig) -> str:
     if sampling.threshold != "static":
         parts.append(sampling.threshold)
     return "_".join(parts)
+
+
+def before_choice(sampling: SamplingConfig) -> SamplingConfig:
+    """The same; with spacing "auto" other timesteps, until those are chosen."""
+    if sampling.spacing != AUTO:
+        return sampling
+    return dataclasses.replace(sampling, spacing="trailing")
 
 
 def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:

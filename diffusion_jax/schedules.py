@@ -269,6 +269,23 @@ def make_schedule(betas: np.ndarray) -> Schedule:
     )
 
 
+def respaced(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
+    """The process seen at some of its timesteps alone (IDDPM section 4).
+
+    Args:
+      schedule: the noise process.
+      timesteps: float64 [S], whole numbers, strictly falling, S >= 2.
+
+    Returns:
+      A schedule of S steps, whose step i is timesteps[S - 1 - i].
+    """
+    alphas_cumprod = schedule.alphas_cumprod[np.asarray(timesteps)[::-1].astype(int)]
+    before = np.append(1.0, alphas_cumprod[:-1])
+    with warnings.catch_warnings():  # Of the whole process it was warned already.
+        warnings.simplefilter("ignore")
+        return make_schedule((before - alphas_cumprod) / before)
+
+
 def alphas_cumprod_at(schedule: Schedule, times: np.ndarray) -> np.ndarray:
     """alphas_cumprod at real-valued times: its logarithm is linear between indices.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusion_jax.losses import NORMS
 from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
-from diffusion_jax.samplers.steps import SPACINGS, check_timesteps
+from diffusion_jax.samplers.steps import AUTO, SPACINGS, check_timesteps
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.schedules import SCHEDULES
@@ -63,6 +63,16 @@ def check(config: Any) -> None:
     if config.optimizer.learning_rate == 0:
         raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
     _check_averages(config.ema)
+    training = config.training
+    if training.likelihood_every and not config.data.image_size:
+        raise BadRequest(
+            f"training.likelihood_every ({training.likelihood_every}) is for images on 256 "
+            "levels, and these are points: set it to 0"
+        )
+    if training.best_by == "bits_per_dim" and not training.likelihood_every:
+        raise BadRequest(
+            "training.best_by ('bits_per_dim') needs training.likelihood_every above 0"
+        )
     if len(config.data.image_size) > 2 or any(n < 1 for n in config.data.image_size):
         raise BadRequest(
             f"data.image_size {config.data.image_size} must be (size,) or "
@@ -80,6 +90,11 @@ def check(config: Any) -> None:
             check_timesteps(config.sampling.timesteps, config.process.num_timesteps)
         except ValueError as error:
             raise BadRequest(f"sampling.timesteps: {error}") from error
+    elif config.sampling.spacing == AUTO and not config.data.image_size:
+        raise BadRequest(
+            "sampling.spacing ('auto') is chosen by the likelihood of images; these are "
+            "points; take another spacing"
+        )
     elif config.sampling.spacing == "ddim_quadratic" and (
         config.sampling.sampler not in ("ddpm", "ddim")
     ):
@@ -235,6 +250,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.steps_per_dispatch": (0, 10**4),
     "training.log_every": (1, 2**31 - 1),
     "training.eval_every": (0, 2**31 - 1),
+    "training.likelihood_every": (0, 2**31 - 1),
+    "training.likelihood_timesteps": (1, 2**31 - 1),
     "training.checkpoint_every": (0, 2**31 - 1),
     "training.sample_every": (0, 2**31 - 1),
     "training.num_held_out": (1, 2**31 - 1),
@@ -261,10 +278,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "loss.norm": NORMS,
     "loss.weighting": WEIGHTINGS,
     "loss.timesteps": TIMESTEP_SAMPLERS,
+    "training.best_by": ("held_out_loss", "bits_per_dim"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
     "sampling.sampler": tuple(METHODS),
-    "sampling.spacing": ("", *SPACINGS),
+    "sampling.spacing": ("", *SPACINGS, AUTO),
     "sampling.variance": ("", *VARIANCES),
     "sampling.threshold": THRESHOLDS,
 }

@@ -15,9 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from processes import train_arguments, wait_for
 
-from diffusion_jax import experiment, runs
+from diffusion_jax import experiment, parallel, runs
 from diffusion_jax.data import sources
 from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.evaluation.flow import Flow
 from diffusion_jax.likelihood import prior_term, variational_terms
 from diffusion_jax.predictions import x0_from_prediction
 from diffusion_jax.process import q_sample
@@ -30,12 +31,19 @@ NUM = 48  # Images: three batches of 16.
 def run(tmp_path_factory, command):
     """A run of forty steps: it knows next to nothing, but its bound is one."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    command(*train_arguments(workdir, "--config.training.num_steps=40"), check=0)
+    options = (
+        "--config.training.num_steps=40",
+        "--config.training.likelihood_every=20",
+        "--config.training.likelihood_timesteps=12",
+        "--config.training.best_by=bits_per_dim",
+        "--config.training.eval_every=20",
+    )
+    command(*train_arguments(workdir, *options), check=0)
     return workdir
 
 
-def evaluate(command, run, out, *more, check=0):
-    arguments = (f"--workdir={run}", "--likelihood", f"--out={out}", *more)
+def evaluate(command, run, out, *more, what="--likelihood", check=0):
+    arguments = (f"--workdir={run}", what, f"--out={out}", *more)
     return command("evaluate.py", *arguments, check=check)
 
 
@@ -103,6 +111,74 @@ def test_a_part_of_the_timesteps_agrees_within_its_standard_error(
     assert part["num_examples"] == 200 and part["num_timesteps_sampled"] == 12
     error = part["standard_error"] + all_of_them["standard_error"]
     assert abs(part["bits_per_dim"] - all_of_them["bits_per_dim"]) < 4 * error
+    # While it trained, the same images had the same timesteps and noise.
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = (line for line in lines if "bits_per_dim" in line)
+    assert (first["step"], last["step"]) == (20, 40)
+    assert last["bits_per_dim"] == pytest.approx(part["bits_per_dim"], rel=1e-5)
+    error = last["bits_per_dim_standard_error"]
+    assert error == pytest.approx(part["standard_error"], rel=1e-4)
+    terms = last["bits_per_dim_by_t"]
+    assert len(terms) == 12 and list(terms)[0] == "0" and list(terms)[-1].endswith("-49")
+    assert sum(terms.values()) + last["prior_L_T"] == pytest.approx(last["bits_per_dim"])
+    assert Image.open(run / "evaluations" / "training_000040.png").width > 800
+
+
+def test_the_loss_by_quarter_of_t_has_the_mean_of_all(run):
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (x for x in lines if "held_out_loss" in x and x["step"] == 40)
+    quarters = line["held_out_loss_by_t"]
+    assert list(quarters) == ["0-11", "12-24", "25-36", "37-49"]
+    # 200 images run evenly through 50 timesteps: four of each, nearly.
+    mean = np.average(list(quarters.values()), weights=[12, 13, 12, 13])
+    assert line["held_out_loss"] == pytest.approx(mean, rel=0.05)
+    assert quarters["0-11"] > quarters["37-49"]
+
+
+def test_the_ode_is_that_of_the_run(run, command, tmp_path):
+    """As test_flow.py has it, on these images with these weights."""
+    more = ("--ode_steps=7", f"--max_examples={NUM}")
+    result = evaluate(command, run, tmp_path / "ode", *more, what="--ode")
+    found = figures(tmp_path / "ode")
+    assert f"bits/dim {found['bits_per_dim']:.4f}" in result.stdout
+    config = runs.read_config(run)
+    schedule = experiment.make_schedule(config.process)
+    apply_fn = experiment.make_network(config)[1]
+    flow = Flow(config, apply_fn, schedule, parallel.make_mesh(), 7)
+    images = sources.open_data_set(config.data).held_out
+    chosen = np.sort(sources.fixed_choice(len(images), NUM))
+    x0 = np.asarray(to_model_range(jnp.asarray(images[chosen])))
+    bits = flow.bits(load_from_run(run, config, "ema").params, x0, chosen, NUM)
+    assert found["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-4)
+    assert found["standard_error"] == pytest.approx(bits.std(ddof=1) / NUM**0.5, rel=1e-3)
+
+
+def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
+    """By sample.py; evaluate.py finds them, and no other chain as good."""
+    sampling = (f"--workdir={run}", "--num=4", "--batch_size=4", "--steps=6")
+    result = command(
+        "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/s", check=0
+    )
+    assert "choosing timesteps" in result.stdout
+    chosen = json.loads((tmp_path / "s.json").read_text())["timesteps"]
+    assert len(chosen) == 6 and sorted(chosen, reverse=True) == chosen
+    (kept,) = (run / "auto_timesteps").iterdir()
+    result = evaluate(command, run, tmp_path / "auto", "--steps=6", "--spacing=auto")
+    assert "choosing timesteps" not in result.stdout
+    bits = {"auto": figures(tmp_path / "auto")}
+    assert bits["auto"]["timesteps"] == chosen
+    for spacing in ("linspace", "uniform", "ddim_quadratic"):
+        evaluate(command, run, tmp_path / spacing, "--steps=6", f"--spacing={spacing}")
+        bits[spacing] = figures(tmp_path / spacing)
+        assert bits[spacing]["bits_per_dim"] > bits["auto"]["bits_per_dim"]
+    # What is kept is not believed for other weights, or when it is damaged.
+    kept.write_bytes(kept.read_bytes()[:1000])
+    result = command(
+        "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/r", check=0
+    )
+    assert "choosing timesteps" in result.stdout
+    samples = [np.load(tmp_path / name)["arr_0"] for name in ("s.npz", "r.npz")]
+    np.testing.assert_array_equal(*samples)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
@@ -147,6 +223,14 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
         (("--weights=0.3",), "holds ema"),
         (("--variance=learned",), "has not learned"),
         (("--nolikelihood",), "give --likelihood"),
+        (("--steps=1",), "--steps 1 must be in 2 .. 50"),
+        (("--steps=51",), "--steps 51 must be in 2 .. 50"),
+        (("--spacing=auto",), "--spacing auto needs --steps"),
+        (("--steps=5", "--spacing=best"), "--spacing ('best') is unknown"),
+        (("--steps=5", "--spacing=log_snr"), "has times between"),
+        (("--steps=5", "--num_timesteps_sampled=6"), "must be in 1 .. 5"),
+        (("--ode",), "give it with one of"),
+        (("--ode_steps=0",), "ode_steps"),
         (("--out=RUN/checkpoints/x",), "is taken"),
     ],
 )
@@ -158,7 +242,13 @@ def test_bad_input_gets_one_line(run, command, tmp_path, flags, said):
 
 
 def test_points_have_no_such_likelihood(command, tmp_path):
+    """But a density under the flow."""
     workdir = tmp_path / "run"
     shutil.copytree(ROOT / "tests/fixtures/run_0.1.0", workdir)
     result = evaluate(command, workdir, tmp_path / "out", check=2)
     assert "is of points" in result.stderr and result.stderr.count("\n") == 1
+    sampling = (f"--workdir={workdir}", "--spacing=auto", "--steps=5")
+    result = command("sample.py", *sampling, f"--out={tmp_path}/s", check=2)
+    assert "--spacing ('auto')" in result.stderr and result.stderr.count("\n") == 1
+    evaluate(command, workdir, tmp_path / "out", "--max_examples=50", what="--ode")
+    assert figures(tmp_path / "out")["likelihood_of"] == "x at t = 0"

@@ -14,8 +14,8 @@ from diffusion_jax.evaluation.bound import (
     combined,
     rate_distortion,
     standard_error,
-    strata,
 )
+from diffusion_jax.evaluation.timestep_scan import strata
 from diffusion_jax.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(1000))

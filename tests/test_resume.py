@@ -102,24 +102,25 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
     workdir.mkdir()
     with Checkpoints(workdir, writing=True) as checkpoints:
         it = trainer.Trainer(make_plan(config_of(), points), workdir, checkpoints, stop)
-        program = it.held_out._loss if what == "evaluate" else it.previews._sampler
+        held_out, previews = it.milestones.held_out, it.milestones.previews
+        program = held_out._loss if what == "evaluate" else previews._sampler
 
         def interrupted(*arguments):
             stop.wanted |= it.log is not None and it_is_at[0] == at
             return program(*arguments)
 
         it_is_at = [0]
-        evaluate_and_draw = it._evaluate_and_draw
+        do = it.milestones.do
 
-        def noted(state, step, *due):
+        def noted(state, step, *others):
             it_is_at[0] = step
-            return evaluate_and_draw(state, step, *due)
+            return do(state, step, *others)
 
-        it._evaluate_and_draw = noted
+        it.milestones.do = noted
         if what == "evaluate":
-            it.held_out._loss = interrupted
+            held_out._loss = interrupted
         else:
-            it.previews._sampler = interrupted
+            previews._sampler = interrupted
         assert int(it.run().step) == at and stop.wanted
     assert f"saved at step {at}" in capsys.readouterr().out
     loop.train(config_of(), workdir, points)

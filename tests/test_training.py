@@ -309,8 +309,10 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
     for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
         line = json.loads(line)
         for name, value in line.items():
-            if name != "step":
-                assert values[line["step"], name] == pytest.approx(value, rel=1e-6)
+            parts = value if isinstance(value, dict) else {}
+            for part in parts or [""] * (name != "step"):
+                shown = values[line["step"], f"{name}/{part}" if part else name]
+                assert shown == pytest.approx(parts.get(part, value), rel=1e-6)
 
 
 def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points):
@@ -472,14 +474,17 @@ def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
     numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
     data = sources.arrays(numbers, numbers)
     config = points_config(num_held_out=10)
-    chosen = trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist()
+    chosen = trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
     assert len(set(chosen)) == 10 and chosen != list(range(10))
     config.seed = 5
-    assert trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist() == chosen
-    config.training.num_held_out = 1000
-    assert trainer(tmp_path, config, data).held_out.examples()[:, 0].tolist() == list(
-        range(100)
+    assert (
+        trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
+        == chosen
     )
+    config.training.num_held_out = 1000
+    assert trainer(tmp_path, config, data).milestones.held_out.examples()[
+        :, 0
+    ].tolist() == list(range(100))
 
 
 @pytest.mark.parametrize(
@@ -493,8 +498,11 @@ def test_the_last_step_does_what_is_wanted_of_it(
     config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
     it = trainer(tmp_path, config, points, stopping)
     called = []
-    monkeypatch.setattr(it.held_out, "loss", lambda *args: called.append("evaluate") or 1.0)
-    monkeypatch.setattr(it.previews, "draw", lambda *args: called.append("draw"))
+    held_out = it.milestones.held_out
+    monkeypatch.setattr(
+        held_out, "loss", lambda *args: called.append("evaluate") or (1.0, {})
+    )
+    monkeypatch.setattr(it.milestones.previews, "draw", lambda *args: called.append("draw"))
     monkeypatch.setattr(it.checkpoints, "save", lambda *args: called.append("save"))
 
     class Quiet:
@@ -515,7 +523,7 @@ def test_the_last_step_does_what_is_wanted_of_it(
 
 def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
     """And with the raw weights beside them, until the samples of both are the same."""
-    it = trainer(tmp_path, points_config(num_samples=4), points).previews
+    it = trainer(tmp_path, points_config(num_samples=4), points).milestones.previews
     drawn = {}
     for name in ("save_samples", "save_side_by_side"):
         monkeypatch.setattr(

@@ -6,8 +6,11 @@ import pathlib
 import time
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.summary import image as summary_image
 from tensorboardX.summary import scalar
 
 
@@ -59,14 +62,22 @@ class MetricLog:
             event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=forget)
         )
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, with these values at this step."""
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line, with these values at this step: numbers, or dicts of numbers."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            event = event_pb2.Event(
-                wall_time=time.time(), step=step, summary=scalar(name, value)
-            )
-            self._board.write_event(event)
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            for part, number in parts:
+                self._show(step, scalar(f"{name}/{part}" if part else name, number))
+
+    def picture(self, step: int, name: str, path: pathlib.Path) -> None:
+        """A picture for TensorBoard."""
+        with Image.open(path) as image:
+            self._show(step, summary_image(name, np.asarray(image), dataformats="HWC"))
+
+    def _show(self, step: int, summary: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+        self._board.write_event(event)
 
     def sync(self) -> None:
         """What was written is on disk after this."""

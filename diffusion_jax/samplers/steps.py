@@ -12,6 +12,7 @@ import numpy as np
 from diffusion_jax.schedules import Schedule, times_at_log_snr
 
 SPACINGS = ("trailing", "linspace", "uniform", "log_snr", "karras", "ddim_quadratic")
+AUTO = "auto"  # Chosen for a checkpoint: evaluation/best_timesteps.py.
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:

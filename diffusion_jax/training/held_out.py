@@ -1,4 +1,4 @@
-"""The loss on examples that are never trained on."""
+"""The loss, and the bound, on examples that are never trained on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import parallel
-from diffusion_jax.config import Config
-from diffusion_jax.data.sources import Source, fixed_choice
+from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
 from diffusion_jax.experiment import LossFn
-from diffusion_jax.interrupts import Stop
+from diffusion_jax.interrupts import Stop, Stopped
 from diffusion_jax.schedules import Schedule
+from diffusion_jax.training.plan import Plan
+
+
+def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
+    """The t of each example, int32 [B]: evenly through 0 .. T-1 with its index.
+
+    By the golden ratio, whose multiples stay even for any number of examples.
+    """
+    golden = (5**0.5 - 1) / 2
+    position = (indices.astype(jnp.float32) + 0.5) * golden % 1.0
+    t = jnp.floor(position * num_timesteps).astype(jnp.int32)
+    return jnp.minimum(t, num_timesteps - 1)
 
 
 def make_held_out_loss(
@@ -22,15 +34,11 @@ def make_held_out_loss(
     """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
 
     Example i always gets the same t and noise, so that the losses of two checkpoints
-    differ by their weights alone. t runs evenly through 0 .. T-1 with i (by the golden
-    ratio, whose multiples stay even for any number of examples).
+    differ by their weights alone.
     """
 
     def held_out_loss(params: Any, x0: jax.Array, indices: jax.Array) -> jax.Array:
-        golden = (5**0.5 - 1) / 2
-        position = (indices.astype(jnp.float32) + 0.5) * golden % 1.0
-        t = jnp.floor(position * schedule.num_timesteps).astype(jnp.int32)
-        t = jnp.minimum(t, schedule.num_timesteps - 1)
+        t = held_out_timesteps(indices, schedule.num_timesteps)
         key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
@@ -40,31 +48,34 @@ def make_held_out_loss(
 
 
 class HeldOut:
-    """The held-out loss of a run, in batches of one shape over its mesh."""
+    """Both of a run, in batches of one shape over its mesh; None if they are stopped."""
 
-    def __init__(
-        self,
-        config: Config,
-        source: Source,
-        loss_fn: LossFn,
-        schedule: Schedule,
-        mesh: jax.sharding.Mesh,
-    ):
-        self._source, self._mesh = source, mesh
-        self._batch_size = config.data.batch_size
-        self._wanted = config.training.num_held_out
-        self._loss = jax.jit(make_held_out_loss(loss_fn, schedule))
+    def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
+        self._source, self._mesh, self._stop = plan.data.held_out, mesh, stop
+        self._num_timesteps = plan.schedule.num_timesteps
+        self._batch_size = plan.config.data.batch_size
+        self._wanted = plan.config.training.num_held_out
+        self._loss = jax.jit(make_held_out_loss(plan.loss_fn, plan.schedule))
+        if plan.config.training.likelihood_every:
+            num_strata = plan.config.training.likelihood_timesteps
+            self._bound = Bound(
+                plan.config,
+                plan.apply_fn,
+                plan.schedule,
+                mesh,
+                min(num_strata, self._num_timesteps),
+            )
         self._examples: np.ndarray | None = None
 
     def examples(self) -> np.ndarray:
-        """Those that the loss is taken of, always the same ones."""
+        """Those that are evaluated, always the same ones."""
         if self._examples is None:
             chosen = fixed_choice(len(self._source), self._wanted)
             self._examples = self._source[chosen]
         return self._examples
 
-    def loss(self, params: Any, stop: Stop) -> float | None:
-        """The mean loss with these weights; None if it was stopped."""
+    def loss(self, params: Any) -> tuple[float, dict[str, float]] | None:
+        """The mean loss with these weights; and that of each quarter of the timesteps."""
         examples = self.examples()
         size, total = self._batch_size, len(examples)
         rows = parallel.split_batch(self._mesh)
@@ -75,6 +86,31 @@ class HeldOut:
             x0 = to_model_range(jax.device_put(examples[indices], rows))
             where = jax.device_put(indices.astype(np.int32), rows)
             losses.append(np.asarray(self._loss(params, x0, where)))
-            if stop.wanted:
+            if self._stop.wanted:
                 return None
-        return float(np.concatenate(losses)[:total].mean())
+        all_losses = np.concatenate(losses)[:total]
+        t = np.asarray(held_out_timesteps(jnp.arange(total), self._num_timesteps))
+        ends = [i * self._num_timesteps // 4 for i in range(5)]
+        by_quarter = {}
+        for low, high in zip(ends[:-1], ends[1:], strict=True):
+            there = all_losses[(low <= t) & (t < high)]
+            if len(there):
+                by_quarter[f"{low}-{high - 1}"] = float(there.mean())
+        return float(all_losses.mean()), by_quarter
+
+    def bound(self, params: Any) -> BatchTerms | None:
+        """The terms of the bound with these weights."""
+        examples, size = self.examples(), self._batch_size
+        parts = []
+        try:
+            for begin in range(0, len(examples), size):
+                here = np.arange(begin, min(begin + size, len(examples)))
+                x0 = np.asarray(to_model_range(jnp.asarray(examples[here])))
+                parts.append(
+                    self._bound.terms(
+                        params, x0, here, size, lambda done: self._stop.check()
+                    )
+                )
+        except Stopped:
+            return None
+        return combined(parts)

@@ -51,7 +51,7 @@ def make_plan(
     """
     config.validate()
     schedule = experiment.make_schedule(config.process)
-    sampling.make_table(schedule, config.process, config.sampling)
+    sampling.make_table(schedule, config.process, sampling.before_choice(config.sampling))
     with values_refused():
         parallel.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:

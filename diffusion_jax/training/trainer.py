@@ -1,7 +1,6 @@
 """The training loop: where data, step, checkpoints and reports meet."""
 
 import functools
-import math
 import pathlib
 import time
 
@@ -18,18 +17,16 @@ from diffusion_jax.reporting.metrics import MetricLog, read_metrics
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.runs import RunFailed
 from diffusion_jax.training import snapshots
-from diffusion_jax.training.averages import average_names
 from diffusion_jax.training.checkpoints import (
     Checkpoints,
     abstract,
     parts_of,
     with_parts,
 )
-from diffusion_jax.training.held_out import HeldOut
+from diffusion_jax.training.milestones import BITS, LOSS, Milestones
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.pace import Pace, most_steps
 from diffusion_jax.training.plan import Plan
-from diffusion_jax.training.previews import Previews
 from diffusion_jax.training.record import new_record
 from diffusion_jax.training.reports import Reports
 from diffusion_jax.training.state import TrainState, equal_averages, init_state
@@ -65,10 +62,7 @@ class Trainer:
             out_shardings=self.whole,
         )
         self.most_steps = config.training.steps_per_dispatch or most_steps(config.data)
-        self.held_out = HeldOut(
-            config, plan.data.held_out, plan.loss_fn, plan.schedule, self.mesh
-        )
-        self.previews = Previews(plan, workdir, self.mesh, stop)
+        self.milestones = Milestones(plan, workdir, self.mesh, stop, self.losses)
 
     def run_or_say_what_is_left(self, initial: Weights | None = None) -> TrainState:
         """`run`, whose failures also say which checkpoint there is to go on from."""
@@ -97,9 +91,9 @@ class Trainer:
         """
         num_steps = self.config.training.num_steps
         state, start = self._first_state(initial)
-        evaluate, draw = self._to_make_up(start)
+        due = self.milestones.to_make_up(start)
         is_drawn = start < num_steps or self._loss_curve.exists()
-        if start > num_steps or (start == num_steps and is_drawn and not evaluate | draw):
+        if start > num_steps or (start == num_steps and is_drawn and not any(due)):
             print(
                 f"{self.workdir} is finished: it has {start:,} steps of "
                 f"{num_steps:,}; for more: --config.training.num_steps"
@@ -111,7 +105,7 @@ class Trainer:
         snapshots.delete_after(self.workdir, start)
         self._loss_curve.unlink(missing_ok=True)
         if not start:
-            self.previews.draw_forward()
+            self.milestones.previews.draw_forward()
         self.log = MetricLog(self.workdir, start)
         self.bar = ProgressBar("training", num_steps, "steps", start)
         skipped = int(state.tally.skipped_in_a_row)
@@ -122,7 +116,7 @@ class Trainer:
         try:
             if initial is not None and not self.checkpoints.steps:
                 self._save(state, 0)  # A later start need not be told of them again.
-            self._evaluate_and_draw(state, step, evaluate, draw)
+            self.milestones.do(state, step, due, self.log, self.bar)
             if step < num_steps and not self.stop.wanted:
                 self.bar.say("compiling the train step")
                 state, step = self._dispatch(state, step)
@@ -131,7 +125,9 @@ class Trainer:
             self.log.close()
         self.checkpoints.wait()
         self._note_saved()
-        if step == num_steps and not (self.stop.wanted and any(self._to_make_up(step))):
+        if step == num_steps and not (
+            self.stop.wanted and any(self.milestones.to_make_up(step))
+        ):
             self.stop.wanted = False  # Too late: there is nothing to go on with.
             self._finish(state)
         elif step > start:
@@ -216,6 +212,7 @@ class Trainer:
         for every in (
             training.log_every,
             training.eval_every,
+            training.likelihood_every,
             training.checkpoint_every,
             training.sample_every,
             self.record.snapshot_every,
@@ -249,9 +246,8 @@ class Trainer:
         stopping = self.stop.wanted and not last
         snapshot = self._due(self.record.snapshot_every, step)
         save = last or stopping or self._due(training.checkpoint_every, step)
-        evaluate = self._due(training.eval_every, step)
-        draw = self._due(training.sample_every, step)
-        if not (snapshot or save or evaluate or draw):
+        due = self.milestones.due(step)
+        if not (snapshot or save or any(due)):
             return False
         self.reports.flush()
         if snapshot:
@@ -262,7 +258,7 @@ class Trainer:
         if save:
             self._save(state, step)
         if not stopping:
-            self._evaluate_and_draw(state, step, evaluate, draw)
+            self.milestones.do(state, step, due, self.log, self.bar)
             if self.stop.wanted and not save:  # What was cut short is made up from here.
                 self._save(state, step)
         return last or self.stop.wanted
@@ -278,37 +274,6 @@ class Trainer:
         if self._saved is not None:
             (self.record.step, self.record.wall_time_s), self._saved = self._saved, None
             runs.write_record(self.workdir, self.record)
-
-    def _to_make_up(self, step: int) -> tuple[bool, bool]:
-        """Whether the held-out loss, and the samples, of the first step are still due.
-
-        They come after the checkpoint, and a run may have been stopped in between.
-        """
-        for line in read_metrics(self.workdir / "metrics.jsonl"):
-            if "held_out_loss" in line and line["step"] <= step:
-                self.losses[line["step"]] = line["held_out_loss"]
-        training = self.config.training
-        evaluate = self._due(training.eval_every, step) and step not in self.losses
-        is_drawn = self.previews.path(step).exists()
-        draw = self._due(training.sample_every, step) and not is_drawn
-        return step > 0 and evaluate, step > 0 and draw
-
-    def _evaluate_and_draw(
-        self, state: TrainState, step: int, evaluate: bool, draw: bool
-    ) -> None:
-        training = self.config.training
-        if evaluate and not self.stop.wanted:
-            main = average_names(self.config.ema)[0]
-            loss = self.held_out.loss(state.emas[main], self.stop)
-            if loss is not None and math.isfinite(loss):
-                self.losses[step] = loss
-                self.log.write(step, {"held_out_loss": loss})
-            elif loss is not None:
-                self.bar.say(f"warning: the held-out loss at step {step:,} is {loss}")
-        if draw and not self.stop.wanted:
-            if step in (training.sample_every, training.num_steps):  # It may take long.
-                self.bar.say(f"drawing {training.num_samples} samples")
-            self.previews.draw(state, step)
 
     @property
     def _loss_curve(self) -> pathlib.Path:
@@ -327,11 +292,13 @@ class Trainer:
     def _finish(self, state: TrainState) -> None:
         lines = read_metrics(self.workdir / "metrics.jsonl")
         pictures.save_loss_curve(self._loss_curve, lines, self.config.name)
-        step, best = int(state.step), self.checkpoints.best_step
-        held_out = f", held-out loss {self.losses[step]:.4f}" if step in self.losses else ""
+        step, best, said = int(state.step), self.checkpoints.best_step, list[str]()
+        last = [line for line in lines if line["step"] == step]
+        for name, text, unit in ((LOSS, "held-out loss ", ""), (BITS, "", " bits/dim")):
+            said += [f", {text}{line[name]:.4f}{unit}" for line in last if name in line]
         best_at = f", best checkpoint at step {best:,}" if best is not None else ""
         print(
-            f"finished {step:,} steps{held_out}{best_at}\n"
+            f"finished {step:,} steps{''.join(said)}{best_at}\n"
             f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/\n"
             f"sample with: python sample.py --workdir {self.workdir} --num 64"
         )

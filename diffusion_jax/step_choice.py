@@ -1,0 +1,152 @@
+"""The timesteps of --spacing auto: the best for a checkpoint, and kept beside it."""
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import experiment, parallel, runs
+from diffusion_jax.config import Config
+from diffusion_jax.data.sources import fixed_choice
+from diffusion_jax.evaluation.best_timesteps import (
+    Statistics,
+    best_timesteps,
+    last_costs,
+    make_measure,
+    prior_costs,
+    shares_of,
+    step_costs,
+)
+from diffusion_jax.evaluation.timestep_scan import TimestepScan
+from diffusion_jax.measurement import batch_size, means, over_images
+from diffusion_jax.partial import Partial, result_path
+from diffusion_jax.training.plan import load_data, make_plan
+
+_NUM_IMAGES = 128  # Of the training images.
+
+
+def with_timesteps(
+    workdir: pathlib.Path, config: Config, params: Any, about: dict[str, Any]
+) -> Config:
+    """The config with the best `sampling.timesteps` for these weights in it."""
+    sampling = config.sampling
+    of_ddpm = sampling.variance if sampling.sampler == "ddpm" else ""
+    timesteps = choose(
+        workdir,
+        config,
+        params,
+        about,
+        sampling.steps,
+        variance_type=of_ddpm or config.process.variance,
+    )
+    chosen = dataclasses.replace(sampling, timesteps=tuple(timesteps.tolist()))
+    return dataclasses.replace(config, sampling=chosen)
+
+
+def choose(
+    workdir: pathlib.Path,
+    config: Config,
+    params: Any,
+    about: dict[str, Any],
+    num: int,
+    *,
+    variance_type: str,
+) -> np.ndarray:
+    """The `num` timesteps with the best bound for these weights.
+
+    What they are chosen by is measured once, on up to 128 training images, and kept in
+    the run's auto_timesteps/.
+
+    Args:
+      workdir: the run.
+      config: its config.
+      params: the weights.
+      about: of these weights, as JSON can: a name for the file, and what decides them.
+      num: K, 2 .. T.
+      variance_type: of the reverse steps.
+
+    Returns:
+      float64 [K], falling.
+    """
+    clip = config.sampling.threshold != "none"
+    schedule = experiment.make_schedule(config.process)
+    kind = f"{about['weights']}_{about['checkpoint_step']:06d}".replace(":", "")
+    out = runs.auto_timesteps_path(workdir) / (
+        f"{kind}_{variance_type}{'' if clip else '_unclipped'}"
+    )
+    about = {**about, "variance": variance_type, "clip": clip, "num_images": _NUM_IMAGES}
+    kept = _read(result_path(out, ".npz"), about)
+    if kept is None:
+        print(
+            f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
+            f"once for these weights: {out}.npz will keep what it takes"
+        )
+        kept = _measure(config, params, about, out, variance_type, clip)
+    timesteps, cost = best_timesteps(
+        step_costs(schedule, variance_type, kept),
+        last_costs(schedule, variance_type, kept),
+        prior_costs(schedule, kept.second_moment),
+        num,
+    )
+    shown = ", ".join(f"{t:g}" for t in timesteps)
+    print(f"chose the timesteps {shown}: {cost / np.log(2):.3f} bits/dim")
+    return timesteps
+
+
+def _measure(
+    config: Config,
+    params: Any,
+    about: dict[str, Any],
+    out: pathlib.Path,
+    variance_type: str,
+    clip: bool,
+) -> Statistics:
+    plan, mesh = make_plan(config), parallel.make_mesh()
+    total = plan.schedule.num_timesteps
+    _, apply_fn = experiment.make_network(config)
+    measure = make_measure(
+        apply_fn,
+        plan.schedule,
+        prediction_type=config.process.prediction,
+        variance_type=variance_type,
+        clip=clip,
+    )
+    # With the same noise everywhere, what differs between neighbours is not chance.
+    scan = TimestepScan(measure, total, mesh, total, same_noise=True)
+    images = load_data(plan).data.train
+    chosen = np.sort(fixed_choice(len(images), _NUM_IMAGES))
+    size = batch_size(len(chosen), config.data.batch_size, mesh)
+
+    def row(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        _, _, found = scan.run(params, x0, indices, size, on_progress)
+        second_moment = np.full((total, 1), np.square(x0).mean())
+        return np.concatenate([*found, second_moment], axis=1)
+
+    partial = Partial(out, about)
+    partial.begin()
+    with runs.locked(partial.folder, "writing to"):
+        rows = over_images(partial, "timesteps", images, chosen, size, total, row)
+        mean = means(rows, len(chosen), size)
+        w = len(shares_of(variance_type))
+        last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)
+        found = Statistics(last, fractions, errors, float(mean[0, -1]))
+        unfinished = partial.folder / "unfinished.npz"
+        np.savez(unfinished, about=json.dumps(about), **found._asdict())
+        unfinished.replace(result_path(out, ".npz"))
+        partial.remove()
+    return found
+
+
+def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:
+    """What is kept, if it is of these weights."""
+    try:
+        with np.load(path) as kept:
+            if json.loads(str(kept["about"])) != about:
+                return None
+            found = Statistics(*(kept[name] for name in Statistics._fields))
+            return found._replace(second_moment=float(found.second_moment))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

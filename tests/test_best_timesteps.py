@@ -1,0 +1,166 @@
+"""auto:K against brute force, the divergences that it adds up, and the bound itself."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_bound import DATA, SCHEDULE, images, mesh_of
+
+from diffusion_jax import oracle
+from diffusion_jax.config import Config, ProcessConfig
+from diffusion_jax.evaluation import best_timesteps as best
+from diffusion_jax.evaluation.bound import Bound, standard_error
+from diffusion_jax.evaluation.timestep_scan import TimestepScan
+from diffusion_jax.likelihood import prior_term, variational_terms
+from diffusion_jax.samplers.steps import ddim_quadratic_timesteps, linspace_timesteps
+from diffusion_jax.schedules import linear_betas, make_schedule, respaced
+
+VARIANCES = ["fixed_small", "fixed_large", "learned"]
+
+
+def cost_of(path, costs, last, first):
+    """Of rising timesteps: the sum as it stands in the bound."""
+    steps = sum(costs[s, t] for s, t in itertools.pairwise(path))
+    return last[path[0], path[min(1, len(path) - 1)]] + steps + first[path[-1]]
+
+
+@pytest.mark.parametrize("num", range(1, 13))
+def test_the_dynamic_programme_is_brute_force(num):
+    """All subsets of 12 timesteps, with costs that are no schedule's."""
+    rng = np.random.default_rng(num)
+    last, first = rng.exponential(size=(12, 12)), rng.exponential(size=12)
+    costs = np.where(
+        np.triu(np.ones((12, 12)), 1) > 0, rng.exponential(size=(12, 12)), np.inf
+    )
+    found, total = best.best_timesteps(costs, last, first, num)
+    paths = list(itertools.combinations(range(12), num))
+    every = [cost_of(path, costs, last, first) for path in paths]
+    assert total == pytest.approx(min(every), rel=1e-12)
+    np.testing.assert_array_equal(found[::-1], paths[int(np.argmin(every))])
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_a_step_costs_the_divergence_of_its_two_gaussians(variance):
+    """Against `variational_terms` of the process that visits t, s and what lies below."""
+    rng = np.random.default_rng(0)
+    schedule = make_schedule(linear_betas(40, 1e-3, 0.4))
+    x0, predicted, x_t = rng.uniform(-1, 1, (3, 64, 5)).astype(np.float32)
+    shares = best.shares_of(variance)
+    w = rng.choice(shares, x0.shape)
+    errors = np.square(predicted - x0)
+    statistics = best.Statistics(
+        last=np.zeros((40, 21)),
+        fractions=np.tile([(w == s).mean() for s in shares], (40, 1)),
+        errors=np.tile([(errors * (w == s)).mean() for s in shares], (40, 1)),
+        second_moment=0.0,
+    )
+    costs = best.step_costs(schedule, variance, statistics)
+    between = jnp.asarray(2 * w - 1, jnp.float32) if variance == "learned" else None
+    for t, s, below in ((39, 38, 2), (39, 5, 0), (17, 3, 1), (8, 7, 0)):
+        terms = variational_terms(
+            respaced(schedule, np.array([t, s, below])),
+            variance,
+            x0,
+            x_t,
+            jnp.full(64, 2),
+            jnp.asarray(predicted),
+            between,
+        )
+        assert costs[s, t] / math.log(2) == pytest.approx(float(terms.mean()), rel=2e-4)
+    assert np.isinf(costs[np.tril_indices(40)]).all()
+
+
+def test_starting_at_t_costs_the_prior_term_of_a_process_that_ends_there():
+    x0 = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    found = best.prior_costs(SCHEDULE, float(np.square(x0).mean())) / math.log(2)
+    for t in (1, 400, 900, 999):
+        until = (
+            make_schedule(SCHEDULE.betas[: t + 1])
+            if t == 999
+            else respaced(SCHEDULE, np.arange(t, -1, -1))
+        )
+        assert found[t] == pytest.approx(float(prior_term(until, x0).mean()), rel=1e-3)
+
+
+def test_a_learned_share_between_two_values_is_divided_among_them():
+    """The histogram keeps the mean of w, and sums to one."""
+
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        return jnp.concatenate([x_t, jnp.full_like(x_t, params)], axis=-1)
+
+    measure = best.make_measure(
+        apply_fn, SCHEDULE, prediction_type="eps", variance_type="learned", clip=True
+    )
+    x0 = jnp.zeros((4, 1, 2, 1))
+    noise = jax.random.normal(jax.random.key(0), x0.shape)
+    for w in (0.0, 0.013, 0.7, 1.0):
+        _, (_, fractions, errors) = measure(2 * w - 1, x0, jnp.full(4, 500), noise)
+        np.testing.assert_allclose(fractions.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(fractions @ best.shares_of("learned"), w, atol=1e-5)
+        assert (errors.sum(axis=1) > 0).all()
+
+
+def network_of(variance):
+    """The oracle of discrete data; it has "learned" the same variances everywhere."""
+    whole = oracle.oracle_apply_fn(DATA, SCHEDULE, "eps")
+
+    def apply_fn(params, x_t, t, *arguments, **options):
+        eps = whole(params, x_t, t, *arguments, **options)
+        if variance != "learned":
+            return eps
+        return jnp.concatenate([eps, jnp.full_like(x_t, -0.21)], axis=-1)
+
+    return apply_fn
+
+
+def chosen_for(variance, num):
+    """(timesteps, the bits that they promise)."""
+    apply_fn = network_of(variance)
+    measure = best.make_measure(
+        apply_fn, SCHEDULE, prediction_type="eps", variance_type=variance, clip=True
+    )
+    scan = TimestepScan(measure, 1000, mesh_of(1), 1000, same_noise=True)
+    x0 = images(4000, seed=1)
+    _, _, (last, fractions, errors) = scan.run(None, x0, np.arange(4000), 4000)
+    second_moment = float(np.square(x0).mean())
+    statistics = best.Statistics(last, fractions, errors, second_moment)
+    timesteps, cost = best.best_timesteps(
+        best.step_costs(SCHEDULE, variance, statistics),
+        best.last_costs(SCHEDULE, variance, statistics),
+        best.prior_costs(SCHEDULE, second_moment),
+        num,
+    )
+    return timesteps, cost / math.log(2)
+
+
+def bits_of(variance, timesteps, num=4000):
+    """The bound of the chain over these timesteps, by its own terms; of each example."""
+    steps = np.unique(timesteps).astype(np.int32)
+    schedule = respaced(SCHEDULE, steps[::-1])
+    whole = network_of(variance)
+
+    def apply_fn(params, x_t, i, *arguments, **options):
+        return whole(params, x_t, jnp.asarray(steps)[i], *arguments, **options)
+
+    process = ProcessConfig(num_timesteps=len(steps), variance=variance)
+    bound = Bound(Config(process=process), apply_fn, schedule, mesh_of(1), len(steps))
+    return bound.terms(None, images(num), np.arange(num), num).bits
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_bound_of_the_chosen_steps_is_what_was_promised_and_the_least(variance):
+    for num in (3, 10):
+        timesteps, promised = chosen_for(variance, num)
+        assert len(timesteps) == num and (np.diff(timesteps) < 0).all()
+        found = bits_of(variance, timesteps)
+        # Of both: what was promised is of other images and other noise.
+        error = standard_error(found) * math.sqrt(2)
+        assert abs(found.mean() - promised) < 3 * error + 0.01
+        for other in (linspace_timesteps(1000, num), ddim_quadratic_timesteps(1000, num)):
+            difference = bits_of(variance, other) - found
+            least = 3 * standard_error(difference)  # Of 3 steps others may be as good.
+            assert difference.mean() > (least if num > 3 else -least), other
