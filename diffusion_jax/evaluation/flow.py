@@ -33,7 +33,6 @@ from diffusion_jax.schedules import Schedule, times_at_log_snr
 CALLS_PER_STEP = 4  # Of the network, each with its derivative.
 _SEGMENT = 5  # Steps of one dispatch; between two a job can tell its progress, or stop.
 _MAX_EXACT = 16  # Dimensions whose divergence is a sum over all; else Hutchinson's.
-_RHO = 7.0  # Steps are even in phi^(1 / rho), as EDM's in sigma: short where t is small.
 
 
 class Stages(NamedTuple):
@@ -52,14 +51,16 @@ class Stages(NamedTuple):
 
 
 def make_stages(schedule: Schedule, prediction_type: str, num_steps: int) -> Stages:
-    """N steps of the flow from t = 0 to T - 1."""
-    ends = np.arctan2(
-        schedule.sqrt_one_minus_alphas_cumprod[[0, -1]],
-        schedule.sqrt_alphas_cumprod[[0, -1]],
-    )
-    first, last = ends ** (1 / _RHO)
-    nodes = np.linspace(first, last, num_steps + 1) ** _RHO
-    nodes[[0, -1]] = ends
+    """N steps of the flow from t = 0 to T - 1, even in log SNR.
+
+    Where that has no end, the last step is from T - 2, or from where log SNR is -10.
+    """
+    last = -1 if np.isfinite(schedule.log_snr[-1]) else -2
+    ends = schedule.log_snr[0], schedule.log_snr[last]
+    if last == -2:
+        ends = ends[0], max(ends[1], -10.0)
+    steps = np.linspace(*ends, num_steps + 2 + last)
+    nodes = np.append(np.arctan(np.exp(-steps / 2)), [np.pi / 2] * (-1 - last))
     phi = np.stack([nodes[:-1], (nodes[:-1] + nodes[1:]) / 2, nodes[1:]], axis=1)
     t = times_at_log_snr(schedule, -2 * np.log(np.tan(phi).ravel())).reshape(phi.shape)
     t[-1, -1] = schedule.num_timesteps - 1

@@ -1,0 +1,91 @@
+"""Bits per dimension of the trained digits: what they cost, and what fewer steps cost.
+
+Needs runs/digits (make demo). The cost is a ratio to the bare network calls, interleaved;
+the bounds are of the held-out images.
+"""
+
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from record import ROOT, Figure, record
+
+from diffusion_jax import assessment, experiment, parallel, runs
+from diffusion_jax.data.sources import open_data_set
+from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.evaluation.bound import Bound
+from diffusion_jax.training.weights import load_from_run
+
+RUN = ROOT / "runs" / "digits"
+SPACINGS = ("auto", "linspace", "trailing", "ddim_quadratic")
+
+
+def cost() -> Iterator[Figure]:
+    """Fifty timesteps of 50 images a turn: the bound, and the network alone."""
+    config, mesh = runs.read_config(RUN), parallel.make_mesh()
+    schedule = experiment.make_schedule(config.process)
+    apply_fn = experiment.make_network(config)[1]
+    params = load_from_run(RUN, config, "ema").params
+    images = open_data_set(config.data).held_out
+    x0 = np.asarray(to_model_range(jnp.asarray(images[np.arange(50)])))
+    bound = Bound(config, apply_fn, schedule, mesh, 50)
+
+    @jax.jit
+    def bare(params, x):
+        def call(x, t):
+            times = jnp.full(len(x), t)
+            return apply_fn(params, x, times, None, train=False, key=None), None
+
+        return jax.lax.scan(call, x, jnp.arange(50))[0]
+
+    def one() -> None:
+        bound.terms(params, x0, np.arange(50), 50)
+
+    def other() -> None:
+        jax.block_until_ready(bare(params, x0))
+
+    one(), other()
+    ratios = []
+    for i in range(41):
+        seconds = {}
+        for function in (one, other) if i % 2 else (other, one):
+            start = time.perf_counter()
+            function()
+            seconds[function] = time.perf_counter() - start
+        ratios.append(seconds[one] / seconds[other])
+    yield "likelihood: bound over bare network calls", statistics.median(ratios), "<= 1.1"
+
+
+def digits() -> Iterator[Figure]:
+    """The whole command, but for its start: 200 images, all 1,000 timesteps."""
+    config = runs.read_config(RUN)
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder)
+        start = time.perf_counter()
+        found = assessment.assess_bound(RUN, config, assessment.Request(), out=out / "all")
+        seconds = time.perf_counter() - start
+        yield "likelihood: seconds for 200 digits, T = 1000", seconds, "<= 90"
+        yield "likelihood: digits, bits/dim", found["bits_per_dim"], ""
+        yield "likelihood: digits, its standard error", found["standard_error"], ""
+        for steps in (25, 50, 100):
+            request = assessment.Request(ode_steps=steps)
+            ode = assessment.assess_flow(RUN, config, request, out=out / f"ode{steps}")
+            name = f"likelihood: digits, flow of {steps} steps, bits/dim"
+            yield name, ode["bits_per_dim"], ""
+        for steps in (5, 10, 20, 50):
+            for spacing in SPACINGS:
+                request = assessment.Request(steps=steps, spacing=spacing)
+                bound = assessment.assess_bound(
+                    RUN, config, request, out=out / f"{spacing}{steps}"
+                )
+                name = f"likelihood: digits, {steps} steps {spacing}, bits/dim"
+                yield name, bound["bits_per_dim"], ""
+
+
+if __name__ == "__main__":
+    record(cost, digits)
