@@ -256,6 +256,8 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     )
     data = load_data(plan).data
     images = data.held_out if request.split == "held_out" else data.train
+    if not len(images):
+        raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
     most = request.max_examples or len(images)
     chosen = np.sort(fixed_choice(len(images), most))
     size = batch_size(len(chosen), config.data.batch_size, mesh)

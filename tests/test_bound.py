@@ -234,3 +234,23 @@ def test_progress_is_told_between_segments():
     bound = bound_of("fixed_small", 120)
     bound.terms(None, images(8), np.arange(8), 8, told.append)
     assert told == [50, 100, 120]
+
+
+def test_images_off_the_grid_are_refused():
+    bound = bound_of("fixed_small", num_strata=1)
+    for x0 in (images(4) + 1e-4, images(4) * 2 + 1):
+        with pytest.raises(ValueError, match="256 levels"):
+            bound.terms(None, x0, np.arange(4), 4)
+
+
+def test_memory_does_not_grow_with_the_timesteps():
+    """Of the compiled program, whose scan has 50 steps whatever T."""
+    sizes = []
+    for num in (100, 1000):
+        bound = bound_of("fixed_small", num, 1, schedule=make_schedule(linear_betas(num)))
+        scan = bound._scan
+        zeros, indices = np.zeros((64, 1), np.float32), np.zeros(64, np.int32)
+        arguments = (None, zeros, indices, zeros[:, 0], zeros[:, 0], 0)
+        memory = scan._advance.lower(*arguments).compile().memory_analysis()
+        sizes.append(memory.temp_size_in_bytes)
+    assert sizes[1] < 1.05 * sizes[0] + 2e5

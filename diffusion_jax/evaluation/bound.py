@@ -95,7 +95,17 @@ class Bound:
           indices: int [N], of these images in the data set.
           size: of the compiled batch, which is filled up.
           on_progress: is told of the strata done, and may raise an exception.
+
+        Raises:
+          ValueError: for images off the grid, of which L_0 says nothing.
         """
+        levels = (np.asarray(x0, np.float64) + 1) * 127.5
+        off = np.abs(levels - np.clip(np.rint(levels), 0, 255)).max()
+        if off > 1e-3:
+            raise ValueError(
+                f"the bound is of images on 256 levels, k / 127.5 - 1; these are up to "
+                f"{off:.3g} levels off them"
+            )
         totals, terms, errors = self._scan.run(params, x0, indices, size, on_progress)
         filled = np.asarray(x0, np.float32)[np.arange(size) % len(x0)]
         batch = jax.device_put(filled, parallel.split_batch(self._mesh))
