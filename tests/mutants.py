@@ -38,6 +38,7 @@ MODULES = {
     "samplers/tables": "tables",
     "samplers/thresholding": "thresholding",
     "training/averages": "averages",
+    "evaluation/best_timesteps": "best_timesteps",
 }
 
 

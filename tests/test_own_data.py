@@ -135,7 +135,10 @@ def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
 
 
 @needs_proc
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_all_saves_and_leaves_no_process(pictures, tmp_path, number, status):
     """As a terminal sends Ctrl-C, and a scheduler SIGTERM: to the workers as well."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -192,7 +195,7 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
 
 
 @needs_proc
-@pytest.mark.parametrize("delay", [0.0, 1.0])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
     """They are busy with imports, and know nothing of Ctrl-C yet."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -220,6 +223,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(pictures, tmp_path):
     assert not any("Traceback" in line for line in said)
 
 
+@pytest.mark.slow
 def test_what_was_sampled_can_be_trained_on(run, command, tmp_path):
     out = tmp_path / "samples"
     command("sample.py", f"--workdir={run}", "--num=16", f"--out={out}", check=0)
@@ -262,7 +266,14 @@ def test_both_formats_hold_the_same_arrays(run, files, command, tmp_path):
     assert any((raw[name] != arrays[name]).any() for name in arrays)
 
 
-@pytest.mark.parametrize("source", ["run", "ema.safetensors", "raw"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "run",
+        pytest.param("ema.safetensors", marks=pytest.mark.slow),
+        pytest.param("raw", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_starts_from_the_weights_that_it_is_given(
     source, run, files, pictures, command, tmp_path
 ):
@@ -287,6 +298,7 @@ def test_a_run_starts_from_the_weights_that_it_is_given(
         assert_same(exported(command, tmp_path / "run", path, weights), wanted)
 
 
+@pytest.mark.slow
 def test_overwrite_with_other_weights_starts_from_them(
     run, files, pictures, command, tmp_path
 ):

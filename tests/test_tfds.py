@@ -320,6 +320,7 @@ def test_nothing_here_imports_tensorflow(tiny):
     assert not [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_the_real_mnist_is_prepared_by_the_first_run(command, tmp_path):
     """From TFDS's own download files to pixels, against MNIST's own file format."""

@@ -576,8 +576,8 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
         source="mine", image_size=(8, 4), channels=3, batch_size=8, random_flip=True
     )
     config.model = UNetConfig(
-        base_channels=8,
-        channel_mults=(1, 1),
+        base_channels=4,
+        channel_mults=(1,),
         num_res_blocks=1,
         attn_resolutions=(),
         num_groups=4,
