@@ -29,7 +29,7 @@ CONFIG = str(ROOT / "configs" / "digits.py")
 DISPATCH = 25  # Steps: about a second.
 TURN = 4  # Dispatches in a row on each side: short, against what else the machine does.
 CYCLE = 5  # Turns from one checkpoint, in the middle of the last, to the next.
-ROUNDS = 10 * CYCLE
+ROUNDS = 6 * CYCLE
 DEFAULT_INTERVAL = 5000  # Of training.checkpoint_every.
 
 

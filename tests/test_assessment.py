@@ -167,10 +167,9 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     assert "choosing timesteps" not in result.stdout
     bits = {"auto": figures(tmp_path / "auto")}
     assert bits["auto"]["timesteps"] == chosen
-    for spacing in ("linspace", "uniform", "ddim_quadratic"):
-        evaluate(command, run, tmp_path / spacing, "--steps=6", f"--spacing={spacing}")
-        bits[spacing] = figures(tmp_path / spacing)
-        assert bits[spacing]["bits_per_dim"] > bits["auto"]["bits_per_dim"]
+    evaluate(command, run, tmp_path / "even", "--steps=6", "--spacing=linspace")
+    bits["even"] = figures(tmp_path / "even")
+    assert bits["even"]["bits_per_dim"] > bits["auto"]["bits_per_dim"]
     # What is kept is not believed for other weights, or when it is damaged.
     kept.write_bytes(kept.read_bytes()[:1000])
     result = command(

@@ -117,7 +117,10 @@ MIXTURE = oracle.mixture([0.3, 0.7], [[-0.6], [0.5]], 0.01)
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * ("langevin" in n)) for n in ALL],
+)
 def test_mixture_weights_are_those_of_the_data(name):
     """The share of 10,000 draws in one component, within 3 standard errors."""
     n = 10_000

@@ -85,6 +85,7 @@ def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
     assert content == (tmp_path / "out.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_interrupted_sampling_goes_on_and_ends_with_the_same_images(run, command, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     args = ["sample.py", f"--workdir={run}", "--num=48", "--batch_size=4"]

@@ -163,3 +163,57 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     for change in (-0.2, 0.2):  # Of the log variance.
         other = cost(2 * change / (high - low)).mean()
         assert other > exact.mean()
+
+
+def test_the_prior_term_is_the_integral():
+    """At a process that ends halfway to noise, and at the linear one (published: 1e-5)."""
+    halfway = make_schedule(np.array([0.1, 0.3, 0.5]))
+    for schedule in (halfway, make_schedule(linear_betas(1000))):
+        share = schedule.alphas_cumprod[-1]
+        for x0 in (-1.0, 0.25, 0.9):
+            mean, variance = mpmath.sqrt(share) * x0, 1 - mpmath.mpf(share)
+
+            def integrand(x, mean=mean, variance=variance):
+                log_q = -((x - mean) ** 2) / (2 * variance) - mpmath.log(variance) / 2
+                log_p = -(x**2) / 2
+                q = mpmath.exp(log_q) / mpmath.sqrt(2 * mpmath.pi)
+                return q * (log_q - log_p)
+
+            expected = mpmath.quad(integrand, [-12, -4, 0, 4, 12]) / mpmath.log(2)
+            found = likelihood.prior_term(schedule, jnp.full((2, 3), x0))
+            np.testing.assert_allclose(found, float(expected), rtol=2e-5)
+
+
+def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_says():
+    """Of a network of known output, at a draw of known noise."""
+    schedule = make_schedule(linear_betas(50))
+    levels = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1))
+    x0 = jnp.asarray(levels / 127.5 - 1, jnp.float32)
+    noise = jax.random.normal(jax.random.key(0), x0.shape)
+    t = jnp.array([0, 20, 49])
+    said = jnp.asarray(np.random.default_rng(1).normal(size=x0.shape) * 3, jnp.float32)
+
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        assert not train and key is None
+        return jnp.concatenate([said, 0.3 * said], axis=-1)
+
+    x_t = process.q_sample(schedule, x0, t, noise)
+    for clip in (True, False):
+        for variance in ("learned", "fixed_large"):
+            known = {"prediction_type": "x0", "variance_type": variance, "clip": clip}
+            predicted, between = likelihood.predicted_x0(
+                apply_fn, None, schedule, x_t, t, **known
+            )
+            expected = np.clip(said, -1, 1) if clip else said
+            np.testing.assert_array_equal(predicted, expected)
+            if variance == "learned":
+                np.testing.assert_array_equal(between, 0.3 * said)
+            else:
+                assert between is None
+            term = likelihood.bound_term(apply_fn, None, schedule, x0, t, noise, **known)
+            errors = np.square(expected - np.asarray(x0)).reshape(3, -1).mean(axis=1)
+            np.testing.assert_allclose(term.squared_error, errors, rtol=1e-5)
+            bits = likelihood.variational_terms(
+                schedule, variance, x0, x_t, t, predicted, between
+            )
+            np.testing.assert_allclose(term.bits, bits, rtol=1e-6)

@@ -11,6 +11,26 @@ EQUIVALENT = {
     "likelihood.discretized_gaussian_log_likelihood: 0 -> 0.01": (
         "which bins are mirrored: the mass is the same up to rounding near the mean"
     ),
+    "likelihood.bound_term: clip -> clip * 1.01": "as true, or as false, as before",
+    "evaluation/best_timesteps.make_measure.measure: clip -> clip * 1.01": (
+        "as true, or as false, as before"
+    ),
+    "evaluation/best_timesteps.last_costs: 0 -> 0.01": (
+        "an index of a shape, or a ratio that is clamped to 0"
+    ),
+    **{
+        f"evaluation/best_timesteps.module: {change}": (
+            "at which variances a smooth cost is taken, to be interpolated"
+        )
+        for change in (
+            "-7.0 * np.linspace(1, 0, 21) ** 2 -> -7.0 * np.linspace(1, 0, 21) ** 2 * 1.01",
+            "np.linspace(1, 0, 21) -> np.linspace(1, 0, 21) * 1.01",
+            "0 -> 0.01",
+            "2 -> 2.02",
+            "7.0 -> 7.07",
+            "1 -> 1.01",
+        )
+    },
     "oracle.mixture: np.asarray(weights, np.float64) -> "
     "np.asarray(weights, np.float64) * 1.01": "weights are made to sum to 1 afterwards",
     "oracle.gaussian: 1.0 -> 1.01": "the one weight is made 1 afterwards",

@@ -111,6 +111,7 @@ def group(process, naming=""):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
     run, pictures, command, tmp_path
 ):
@@ -172,6 +173,7 @@ def test_an_image_that_goes_bad_while_it_trains_is_named(pictures, tmp_path, how
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
     pictures, command, tmp_path
 ):
@@ -195,7 +197,8 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
 
 
 @needs_proc
-@pytest.mark.parametrize("delay", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 1.0])
 def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
     """They are busy with imports, and know nothing of Ctrl-C yet."""
     workdir, log = tmp_path / "run", tmp_path / "log"

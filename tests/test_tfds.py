@@ -285,6 +285,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_on_prepared_data_needs_no_tensorflow(
     tiny, without_tensorflow, command, tmp_path
 ):
