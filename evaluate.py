@@ -21,6 +21,7 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
+from diffusion_jax.partial import prefix
 from diffusion_jax.predictions import VARIANCES
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
@@ -41,7 +42,11 @@ _SPACING = flags.DEFINE_string(
     "spacing", None, f"With --steps: {', '.join((*SPACINGS, AUTO))}."
 )
 _ODE_STEPS = flags.DEFINE_integer(
-    "ode_steps", 50, "Of the ODE, each with four calls of the network.", lower_bound=1
+    "ode_steps",
+    50,
+    "Of the ODE, each with four calls of the network.",
+    lower_bound=1,
+    upper_bound=100_000,
 )
 _VARIANCE = flags.DEFINE_string(
     "variance", None, f"Of the reverse steps, if not the run's: {', '.join(VARIANCES)}."
@@ -88,13 +93,17 @@ def main() -> None:
     print(parallel.describe_devices())
     compilation_cache.use(_CACHE.value)
     print(f"run: {workdir}")
-    for wanted, name, assess in (
-        (_LIKELIHOOD.value, "likelihood", assessment.assess_bound),
-        (_ODE.value, "ode", assessment.assess_flow),
+    jobs = []
+    for wanted, name, prepare in (
+        (_LIKELIHOOD.value, "likelihood", assessment.prepare_bound),
+        (_ODE.value, "ode", assessment.prepare_flow),
     ):
         if wanted:
             out = _prefix(workdir, name, request)
-            assess(workdir, config, request, out=out, overwrite=_OVERWRITE.value)
+            overwrite = _OVERWRITE.value
+            jobs.append(prepare(workdir, config, request, out=out, overwrite=overwrite))
+    for job in jobs:  # All were checked before the first one begins.
+        job()
 
 
 def _at_least_one(name: str, value: int | None) -> int:
@@ -104,8 +113,6 @@ def _at_least_one(name: str, value: int | None) -> int:
 
 
 def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pathlib.Path:
-    if _OUT.value is not None:
-        return pathlib.Path(_OUT.value).expanduser()
     parts = [name, request.split]
     if request.weights != "ema":
         parts.append(request.weights.replace(":", ""))
@@ -121,6 +128,8 @@ def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pa
         parts.append(_VARIANCE.value)
     if request.seed:
         parts.append(f"seed{request.seed}")
+    if _OUT.value is not None:
+        return prefix(_OUT.value, "_".join(parts))
     return runs.evaluations_path(workdir) / "_".join(parts)
 
 

@@ -21,6 +21,7 @@ from absl import flags
 from diffusion_jax import command_line, compilation_cache, generation, parallel, runs
 from diffusion_jax import sampling as samplings
 from diffusion_jax.config import Config
+from diffusion_jax.partial import prefix
 from diffusion_jax.predictions import VARIANCES
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.samplers.tables import METHODS
@@ -94,10 +95,7 @@ def _prefix(workdir: pathlib.Path, config: Config, weights: str) -> pathlib.Path
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     if _OUT.value is None:
         return runs.samples_path(workdir) / f"{name}_num{_NUM.value}"
-    out = pathlib.Path(_OUT.value).expanduser()
-    if _OUT.value.endswith("/") or out.is_dir():
-        return out / name
-    return out.with_suffix("") if out.suffix in (".png", ".npz", ".json") else out
+    return prefix(_OUT.value, name)
 
 
 if __name__ == "__main__":

@@ -79,14 +79,14 @@ class _Subject(NamedTuple):
     about: dict[str, Any]
 
 
-def assess_bound(
+def prepare_bound(
     workdir: pathlib.Path,
     config: Config,
     request: Request,
     *,
     out: pathlib.Path,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
     """The variational bound of a run's newest checkpoint, with all its terms.
 
     Args:
@@ -98,7 +98,8 @@ def assess_bound(
       overwrite: replace files that exist.
 
     Returns:
-      What P.json says.
+      A function that does it and returns what P.json says; if P.json is of the very same
+      request, it only says so.
 
     Raises:
       BadRequest: before anything is compiled or written.
@@ -112,9 +113,11 @@ def assess_bound(
     total = len(chain)
     num_strata = request.num_timesteps_sampled or total
     if not 1 <= num_strata <= total:
-        name = "--steps" if request.steps else "process.num_timesteps"
+        name = "which is process.num_timesteps"
+        if request.steps:
+            name = "the different timesteps of --steps"
         raise BadRequest(
-            f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, which is {name}"
+            f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, {name}"
         )
     results = _results(workdir, out, (".png", ".csv", ".json"))
     subject = _subject(workdir, config, request)
@@ -125,7 +128,42 @@ def assess_bound(
         "spacing": request.spacing if request.steps else "all",
     }
     partial = Partial(out, about)
-    partial.claim(results, overwrite, "--out")
+
+    def run() -> dict[str, Any]:
+        return _bound(workdir, request, subject, partial, chain, num_strata)
+
+    return _claimed(partial, results, overwrite, run)
+
+
+def _claimed(
+    partial: Partial,
+    results: list[pathlib.Path],
+    overwrite: bool,
+    run: Callable[[], dict[str, Any]],
+) -> Callable[[], dict[str, Any]]:
+    """`run`, or what says that it is done already."""
+    found = None if overwrite or partial.folder.exists() else partial.finished()
+    if found is None:
+        partial.claim(results, overwrite, "--out")
+        return run
+
+    def done() -> dict[str, Any]:
+        path = result_path(partial.out, ".json")
+        print(f"{path} is of the same request already: {_in_words(found)}")
+        return found
+
+    return done
+
+
+def _bound(
+    workdir: pathlib.Path,
+    request: Request,
+    subject: _Subject,
+    partial: Partial,
+    chain: np.ndarray,
+    num_strata: int,
+) -> dict[str, Any]:
+    config, about = subject.config, subject.about
     with runs.locked(partial.folder, "writing to"):
         if request.steps and request.spacing == AUTO:
             chain = step_choice.choose(
@@ -135,6 +173,7 @@ def assess_bound(
                 {k: about[k] for k in ("checkpoint_step", "weights", "weights_sha256")},
                 request.steps,
                 variance_type=config.process.variance,
+                clip=True,
             )
         chain = chain[::-1].astype(np.int32)
         apply_fn, schedule = subject.apply_fn, subject.schedule
@@ -167,20 +206,28 @@ def assess_bound(
         return _finish(partial, terms, chain)
 
 
-def assess_flow(
+def prepare_flow(
     workdir: pathlib.Path,
     config: Config,
     request: Request,
     *,
     out: pathlib.Path,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
     """The likelihood under the probability-flow ODE; arguments as above, P.json alone."""
     results = _results(workdir, out, (".json",))
     subject = _subject(workdir, config, request)
     about = {**subject.about, "ode_steps": request.ode_steps}
     partial = Partial(out, about)
-    partial.claim(results, overwrite, "--out")
+
+    def run() -> dict[str, Any]:
+        return _flow(request, subject, partial)
+
+    return _claimed(partial, results, overwrite, run)
+
+
+def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
+    config = subject.config
     flow = Flow(
         config,
         subject.apply_fn,
@@ -211,7 +258,7 @@ def assess_flow(
         _write_json(partial, figures)
         partial.remove()
     print(f"probability-flow ODE: {_in_words(figures)}, of {of}")
-    print("wrote", result_path(out, ".json"))
+    print("wrote", result_path(partial.out, ".json"))
     return figures
 
 

@@ -24,6 +24,22 @@ def result_path(out: pathlib.Path, suffix: str) -> pathlib.Path:
     return out.with_name(out.name + suffix)
 
 
+def prefix(out: str, name: str) -> pathlib.Path:
+    """P of an --out: a folder, for files of this name, or P, or the name of one file.
+
+    Raises:
+      BadRequest: if it names nothing.
+    """
+    path = runs.expanded("--out", out)
+    if out.endswith("/") or path.is_dir():
+        path = path / name
+    if path.suffix in (".png", ".npz", ".json", ".csv"):
+        path = path.with_suffix("")
+    if path.name in ("", ".."):
+        raise BadRequest(f"--out {out} names no file; give a prefix, or a folder")
+    return path
+
+
 class Partial:
     """The folder P.partial of a request that is being worked on."""
 
@@ -84,6 +100,12 @@ class Partial:
         except (OSError, ValueError):
             return None
 
+    def finished(self) -> dict[str, Any] | None:
+        """What P.json says, if it is of this very request."""
+        found = self._read(result_path(self.out, ".json"))
+        same = isinstance(found, dict) and self.request.items() <= found.items()
+        return found if same else None
+
     def first_missing(self) -> int:
         """The first numbered part that is not on disk, whole."""
         i = 0
@@ -94,7 +116,7 @@ class Partial:
     def _is_whole(self, path: pathlib.Path) -> bool:
         try:
             np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+        except Exception:  # Of a damaged file nearly anything can come.
             return False
         return True
 
@@ -118,4 +140,6 @@ class Partial:
 
     def remove(self) -> None:
         """All results are written."""
-        shutil.rmtree(self.folder)
+        for part in self.folder.glob("*.np?"):
+            part.unlink()
+        shutil.rmtree(self.folder)  # A kill before this leaves what says whose it is.

@@ -238,7 +238,15 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
 
 def named_or_newest(name: str | None) -> pathlib.Path:
     """The run folder of a --workdir; without one the newest under runs/."""
-    return pathlib.Path(name or newest_run(pathlib.Path("runs"))).expanduser()
+    return expanded("--workdir", name) if name else newest_run(pathlib.Path("runs"))
+
+
+def expanded(flag: str, name: str) -> pathlib.Path:
+    """The path of a flag, ~ replaced; raises BadRequest for the ~ of nobody."""
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError as error:
+        raise BadRequest(f"{flag} {name}: {error}") from error
 
 
 @contextlib.contextmanager

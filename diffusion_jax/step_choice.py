@@ -1,9 +1,9 @@
 """The timesteps of --spacing auto: the best for a checkpoint, and kept beside it."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from diffusion_jax.evaluation.timestep_scan import TimestepScan
 from diffusion_jax.measurement import batch_size, means, over_images
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.validation import BadRequest
 
 _NUM_IMAGES = 128  # Of the training images.
 
@@ -41,6 +42,7 @@ def with_timesteps(
         about,
         sampling.steps,
         variance_type=of_ddpm or config.process.variance,
+        clip=sampling.threshold != "none",
     )
     chosen = dataclasses.replace(sampling, timesteps=tuple(timesteps.tolist()))
     return dataclasses.replace(config, sampling=chosen)
@@ -54,6 +56,7 @@ def choose(
     num: int,
     *,
     variance_type: str,
+    clip: bool,
 ) -> np.ndarray:
     """The `num` timesteps with the best bound for these weights.
 
@@ -67,17 +70,19 @@ def choose(
       about: of these weights, as JSON can: a name for the file, and what decides them.
       num: K, 2 .. T.
       variance_type: of the reverse steps.
+      clip: whether the predicted x_0 is clipped to [-1, 1].
 
     Returns:
       float64 [K], falling.
     """
-    clip = config.sampling.threshold != "none"
     schedule = experiment.make_schedule(config.process)
     kind = f"{about['weights']}_{about['checkpoint_step']:06d}".replace(":", "")
     out = runs.auto_timesteps_path(workdir) / (
         f"{kind}_{variance_type}{'' if clip else '_unclipped'}"
     )
     about = {**about, "variance": variance_type, "clip": clip, "num_images": _NUM_IMAGES}
+    if result_path(out, ".npz").is_dir():
+        raise BadRequest(f"{out}.npz is a folder, where the run keeps a file; move it away")
     kept = _read(result_path(out, ".npz"), about)
     if kept is None:
         print(
@@ -85,14 +90,14 @@ def choose(
             f"once for these weights: {out}.npz will keep what it takes"
         )
         kept = _measure(config, params, about, out, variance_type, clip)
-    timesteps, cost = best_timesteps(
+    timesteps, _ = best_timesteps(
         step_costs(schedule, variance_type, kept),
         last_costs(schedule, variance_type, kept),
         prior_costs(schedule, kept.second_moment),
         num,
     )
     shown = ", ".join(f"{t:g}" for t in timesteps)
-    print(f"chose the timesteps {shown}: {cost / np.log(2):.3f} bits/dim")
+    print(f"chose the timesteps {shown}")
     return timesteps
 
 
@@ -125,7 +130,7 @@ def _measure(
         second_moment = np.full((total, 1), np.square(x0).mean())
         return np.concatenate([*found, second_moment], axis=1)
 
-    partial = Partial(out, about)
+    partial = Partial(out, {**about, "batch_size": size})
     partial.begin()
     with runs.locked(partial.folder, "writing to"):
         rows = over_images(partial, "timesteps", images, chosen, size, total, row)
@@ -134,19 +139,26 @@ def _measure(
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)
         found = Statistics(last, fractions, errors, float(mean[0, -1]))
         unfinished = partial.folder / "unfinished.npz"
-        np.savez(unfinished, about=json.dumps(about), **found._asdict())
+        np.savez(
+            unfinished, about=json.dumps(about), sha256=_digest(found), **found._asdict()
+        )
         unfinished.replace(result_path(out, ".npz"))
         partial.remove()
     return found
+
+
+def _digest(found: Statistics) -> str:
+    parts = (np.ascontiguousarray(part, np.float64).tobytes() for part in found)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:
     """What is kept, if it is of these weights."""
     try:
         with np.load(path) as kept:
-            if json.loads(str(kept["about"])) != about:
-                return None
             found = Statistics(*(kept[name] for name in Statistics._fields))
-            return found._replace(second_moment=float(found.second_moment))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            found = found._replace(second_moment=float(found.second_moment))
+            whole = str(kept["sha256"]) == _digest(found)
+            return found if whole and json.loads(str(kept["about"])) == about else None
+    except Exception:  # Of a damaged archive nearly anything can come.
         return None

@@ -15,9 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from processes import train_arguments, wait_for
 
-from diffusion_jax import experiment, parallel, runs
+from diffusion_jax import experiment, parallel, runs, step_choice
 from diffusion_jax.data import sources
 from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.evaluation.best_timesteps import Statistics
 from diffusion_jax.evaluation.flow import Flow
 from diffusion_jax.likelihood import prior_term, variational_terms
 from diffusion_jax.predictions import x0_from_prediction
@@ -170,8 +171,8 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     evaluate(command, run, tmp_path / "even", "--steps=6", "--spacing=linspace")
     bits["even"] = figures(tmp_path / "even")
     assert bits["even"]["bits_per_dim"] > bits["auto"]["bits_per_dim"]
-    # What is kept is not believed for other weights, or when it is damaged.
-    kept.write_bytes(kept.read_bytes()[:1000])
+    # What is kept is not believed when it is damaged, and made anew.
+    kept.write_bytes(b"")
     result = command(
         "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/r", check=0
     )
@@ -208,8 +209,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
         expected = whole[0].with_suffix(suffix).read_bytes()
         assert out.with_suffix(suffix).read_bytes() == expected
     assert not (tmp_path / "cut.partial").exists()
-    result = evaluate(command, run, out, f"--max_examples={NUM}", check=2)
+    written = out.with_suffix(".json").read_bytes()
+    result = evaluate(command, run, out, f"--max_examples={NUM}")
+    assert "is of the same request already" in result.stdout
+    result = evaluate(command, run, out, "--max_examples=5", check=2)
     assert "exists already" in result.stderr
+    assert out.with_suffix(".json").read_bytes() == written
 
 
 @pytest.mark.parametrize(
@@ -230,6 +235,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
         (("--steps=5", "--num_timesteps_sampled=6"), "must be in 1 .. 5"),
         (("--ode",), "give it with one of"),
         (("--ode_steps=0",), "ode_steps"),
+        (("--ode_steps=1000000",), "ode_steps"),
+        (("--out=~nobody_here/x",), "--out ~nobody_here/x"),
+        (("--workdir=~nobody_here/x",), "--workdir ~nobody_here/x"),
         (("--out=RUN/checkpoints/x",), "is taken"),
     ],
 )
@@ -251,3 +259,41 @@ def test_points_have_no_such_likelihood(command, tmp_path):
     assert "--spacing ('auto')" in result.stderr and result.stderr.count("\n") == 1
     evaluate(command, workdir, tmp_path / "out", "--max_examples=50", what="--ode")
     assert figures(tmp_path / "out")["likelihood_of"] == "x at t = 0"
+
+
+def test_both_are_checked_before_the_first_and_what_is_finished_is_not_done_again(
+    run, command, tmp_path
+):
+    """The bound, then a job that is in the way of the ODE, then both."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    arguments = ("evaluate.py", f"--workdir={workdir}", "--likelihood", "--max_examples=4")
+    folder = workdir / "evaluations"
+    (folder / "ode_held_out_steps1_num4.json").write_text("of somebody else")
+    result = command(*arguments, "--ode", "--ode_steps=1", check=2)
+    assert "exists already" in result.stderr and result.stderr.count("\n") == 1
+    assert not list(folder.glob("likelihood_held_out*.json"))
+    command(*arguments, check=0)
+    result = command(*arguments, "--ode", "--ode_steps=2", check=0)
+    assert "is of the same request already" in result.stdout
+    assert (folder / "ode_held_out_steps2_num4.json").exists()
+
+
+def test_damaged_statistics_are_measured_anew(tmp_path):
+    """A flipped bit anywhere: refused, or without any effect."""
+    found = Statistics(np.ones((4, 21)), np.ones((4, 1)), np.full((4, 1), 0.5), 0.25)
+    path, about = tmp_path / "kept.npz", {"weights": "ema"}
+    said = {"about": json.dumps(about), "sha256": step_choice._digest(found)}
+    np.savez(path, **said, **found._asdict())
+    whole = path.read_bytes()
+    assert step_choice._read(path, {"weights": "raw"}) is None
+    refused = 0
+    for i in range(0, len(whole), 7):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        again = step_choice._read(path, about)
+        refused += again is None
+        for mine, theirs in zip(again or found, found, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert refused > 100
+    path.write_bytes(whole)
+    assert step_choice._read(path, about) is not None

@@ -209,3 +209,24 @@ def test_the_last_step_costs_L_0_of_its_process(variance):
         assert costs[s, t] == pytest.approx(float(terms.mean()), rel=5e-3)
     alone = rows[0][0, -1] / math.log(2)  # The variance is then the whole of the noise.
     assert costs[s, s] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_last_step_has_the_variance_of_the_step_before(variance):
+    """With log variances as costs, which interpolation leaves as they are."""
+    shares = best.shares_of(variance)
+    w = 0.75 if variance == "learned" else shares[0]
+    statistics = best.Statistics(
+        last=np.tile(best._LAST_LOG_RATIOS, (1000, 1)),
+        fractions=np.tile(np.float64(shares == w), (1000, 1)),
+        errors=np.zeros((1000, len(shares))),
+        second_moment=0.0,
+    )
+    found = best.last_costs(SCHEDULE, variance, statistics)
+    for s, t in ((0, 1), (2, 6), (60, 120), (300, 301), (100, 800)):
+        process = respaced(SCHEDULE, np.array([t, s]))
+        expected = process.posterior_log_variance_clipped[0] - np.log(process.betas[0])
+        if variance == "learned":
+            expected *= 0.25
+        assert found[s, t] == pytest.approx(expected, rel=1e-9)
+    assert found[5, 5] == 0

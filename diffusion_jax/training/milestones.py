@@ -112,18 +112,16 @@ class Milestones:
         self._note(BITS, step, bits)
         bar.say(f"step {step:,}: {bits:.4f} bits/dim")
         total = self._config.process.num_timesteps
-        log.write(
-            step,
-            {
-                BITS: bits,
-                f"{BITS}_standard_error": standard_error(terms.bits),
-                "prior_L_T": terms.prior,
-                f"{BITS}_by_t": _by_stratum(terms, total),
-            },
-        )
+        # The picture first: a kill in between makes both anew.
         picture = runs.evaluations_path(self._workdir) / f"training_{step:06d}.png"
         pictures.save_rate_distortion(picture, *rate_distortion(terms, total))
         log.picture(step, "rate_distortion", picture)
+        said: dict[str, Any] = {BITS: bits}
+        if len(terms.bits) > 1:
+            said[f"{BITS}_standard_error"] = standard_error(terms.bits)
+        said["prior_L_T"] = terms.prior
+        said[f"{BITS}_by_t"] = _by_stratum(terms, total)
+        log.write(step, said)
 
     def _note(self, name: str, step: int, loss: float) -> None:
         if name == self._config.training.best_by:
