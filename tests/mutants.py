@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "diffusion_jax"
-SECONDS = 10  # That the tests of one mutant may take.
+SECONDS = 30  # That the tests of one mutant may take.
 # Each module, and the test file whose deterministic tests must kill its mutants.
 MODULES = {
     "schedules": "schedules",
