@@ -25,7 +25,6 @@ EQUIVALENT = {
         for change in (
             "-7.0 * np.linspace(1, 0, 21) ** 2 -> -7.0 * np.linspace(1, 0, 21) ** 2 * 1.01",
             "np.linspace(1, 0, 21) -> np.linspace(1, 0, 21) * 1.01",
-            "0 -> 0.01",
             "2 -> 2.02",
             "7.0 -> 7.07",
             "1 -> 1.01",
