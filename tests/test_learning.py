@@ -45,6 +45,7 @@ def irreducible_loss(schedule):
 
 
 @pytest.mark.statistical
+@pytest.mark.slow
 def test_a_small_network_approaches_the_oracle_from_above(capsys):
     """Through the real train step. Both losses over the same draws of x_0, t and noise."""
     config = Config(

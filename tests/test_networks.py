@@ -112,6 +112,7 @@ def test_dropout_acts_in_training_only(tiny):
     np.testing.assert_array_equal(apply_fn(params, x, t), apply_fn(params, x, t))
 
 
+@pytest.mark.slow
 def test_initialisers_are_those_of_the_ddpm_code():
     """Uniform with variance 1 / mean(fan_in, fan_out); zero where the code scales by 0."""
     module = UNet(base_channels=64, channel_mults=(1, 2), num_res_blocks=1)

@@ -136,10 +136,8 @@ def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
 
 
 @needs_proc
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_to_all_saves_and_leaves_no_process(pictures, tmp_path, number, status):
     """As a terminal sends Ctrl-C, and a scheduler SIGTERM: to the workers as well."""
     workdir, log = tmp_path / "run", tmp_path / "log"
@@ -269,14 +267,8 @@ def test_both_formats_hold_the_same_arrays(run, files, command, tmp_path):
     assert any((raw[name] != arrays[name]).any() for name in arrays)
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "run",
-        pytest.param("ema.safetensors", marks=pytest.mark.slow),
-        pytest.param("raw", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["run", "ema.safetensors", "raw"])
 def test_a_run_starts_from_the_weights_that_it_is_given(
     source, run, files, pictures, command, tmp_path
 ):
