@@ -17,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.predictions import (
     p_mean_log_variance,
+    prediction_alone,
     split_output,
     x0_from_prediction,
 )
@@ -193,8 +194,9 @@ def predicted_x0(
 ) -> tuple[jax.Array, jax.Array | None]:
     """x_0 as a network sees it in x_t, and its variance output; arguments as above."""
     output = apply_fn(params, x_t, t, cond, train=False, key=None)
-    if variance_type != "learned" and output.shape[-1] == 2 * x_t.shape[-1]:
-        output = split_output(output, x_t, "learned")[0]  # Of a network that learned one.
-    prediction, between = split_output(output, x_t, variance_type)
+    if variance_type == "learned":
+        prediction, between = split_output(output, x_t, variance_type)
+    else:
+        prediction, between = prediction_alone(output, x_t), None
     predicted = x0_from_prediction(schedule, prediction_type, x_t, t, prediction)
     return (jnp.clip(predicted, -1, 1) if clip else predicted), between

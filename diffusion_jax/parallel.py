@@ -39,6 +39,11 @@ def put_local(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, local)
 
 
+def put_filled(mesh: Mesh, rows: np.ndarray, size: int) -> jax.Array:
+    """A batch of `size` rows over the devices, filled up by repeating those given."""
+    return jax.device_put(rows[np.arange(size) % len(rows)], split_batch(mesh))
+
+
 def describe_devices() -> str:
     """What this process computes on; a warning line if an accelerator lies idle."""
     devices = jax.devices()

@@ -208,6 +208,12 @@ def split_output(
     return output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
 
 
+def prediction_alone(output: jax.Array, x_t: jax.Array) -> jax.Array:
+    """The prediction in a network's output, whether or not it says variances as well."""
+    learned = output.shape[-1] == 2 * x_t.shape[-1]
+    return split_output(output, x_t, "learned" if learned else "fixed_small")[0]
+
+
 def log_variance_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """(log beta-tilde, log beta): the lower and upper end of a learned log variance.
 

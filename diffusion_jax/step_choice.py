@@ -111,9 +111,8 @@ def _measure(
 ) -> Statistics:
     plan, mesh = make_plan(config), parallel.make_mesh()
     total = plan.schedule.num_timesteps
-    _, apply_fn = experiment.make_network(config)
     measure = make_measure(
-        apply_fn,
+        plan.apply_fn,
         plan.schedule,
         prediction_type=config.process.prediction,
         variance_type=variance_type,

@@ -107,8 +107,7 @@ class Bound:
                 f"{off:.3g} levels off them"
             )
         totals, terms, errors = self._scan.run(params, x0, indices, size, on_progress)
-        filled = np.asarray(x0, np.float32)[np.arange(size) % len(x0)]
-        batch = jax.device_put(filled, parallel.split_batch(self._mesh))
+        batch = parallel.put_filled(self._mesh, np.asarray(x0, np.float32), size)
         prior = np.asarray(self._prior(batch), np.float64)[: len(x0)]
         return BatchTerms(
             bits=prior + totals,

@@ -26,7 +26,7 @@ import numpy as np
 from diffusion_jax import parallel
 from diffusion_jax.config import Config
 from diffusion_jax.likelihood import bound_term
-from diffusion_jax.predictions import split_output
+from diffusion_jax.predictions import prediction_alone
 from diffusion_jax.process import q_sample
 from diffusion_jax.schedules import Schedule, times_at_log_snr
 
@@ -113,9 +113,7 @@ class Flow:
             )
             times = jnp.broadcast_to(t, x.shape[:1])
             output = apply_fn(params, x, times, None, train=False, key=None)
-            learned = output.shape[-1] == 2 * x.shape[-1]
-            kind = "learned" if learned else "fixed_small"
-            return of_x * x + of_prediction * split_output(output, x, kind)[0]
+            return of_x * x + of_prediction * prediction_alone(output, x)
 
         def derivative(params, x, probe, i, stage):
             """The velocity, and its divergence for each example."""
@@ -207,11 +205,8 @@ class Flow:
           size: of the compiled batch, which is filled up.
           on_progress: is told of the network calls done, and may raise an exception.
         """
-        num = len(x0)
-        filled = np.arange(size) % num
-        rows = parallel.split_batch(self._mesh)
-        batch = jax.device_put(np.asarray(x0, np.float32)[filled], rows)
-        where = jax.device_put(np.asarray(indices, np.int32)[filled], rows)
+        batch = parallel.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        where = parallel.put_filled(self._mesh, np.asarray(indices, np.int32), size)
         x, probe, added = self._begin(params, batch, where)
         total = jnp.zeros_like(added)
         for first in range(0, self.num_steps, self._segment):
@@ -220,4 +215,4 @@ class Flow:
             on_progress(CALLS_PER_STEP * done)
         nats = added - self._log_normal(x) - total
         dimensions = math.prod(x0.shape[1:])
-        return np.asarray(nats, np.float64)[:num] / (dimensions * math.log(2))
+        return np.asarray(nats, np.float64)[: len(x0)] / (dimensions * math.log(2))

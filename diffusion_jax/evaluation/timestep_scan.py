@@ -125,11 +125,10 @@ class TimestepScan:
           of the others the mean over the images, float64 [M, ...].
         """
         num = len(x0)
-        filled = np.arange(size) % num
         live = (np.arange(size) < num).astype(np.float32)
         rows = parallel.split_batch(self._mesh)
-        batch = jax.device_put(np.asarray(x0, np.float32)[filled], rows)
-        where = jax.device_put(np.asarray(indices, np.int32)[filled], rows)
+        batch = parallel.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        where = parallel.put_filled(self._mesh, np.asarray(indices, np.int32), size)
         alive = jax.device_put(live, rows)
         totals = jax.device_put(jnp.zeros(size), rows)  # Donated: not NumPy's memory.
         segments = []

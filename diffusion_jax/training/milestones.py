@@ -28,6 +28,11 @@ class Due(NamedTuple):
     draw: bool = False
 
 
+def is_due(every: int, step: int, num_steps: int) -> bool:
+    """Whether what is done every so many steps, and at the end, is due after this one."""
+    return bool(every) and (step % every == 0 or step == num_steps)
+
+
 class Milestones:
     """All three, of the averaged weights, with what is needed for them."""
 
@@ -50,9 +55,7 @@ class Milestones:
         """What is to be done after this step."""
         training = self._config.training
         every = training.eval_every, training.likelihood_every, training.sample_every
-        return Due(
-            *(bool(n) and (step % n == 0 or step == training.num_steps) for n in every)
-        )
+        return Due(*(is_due(n, step, training.num_steps) for n in every))
 
     def to_make_up(self, step: int) -> Due:
         """What is still due after the first step of a run that goes on.

@@ -23,7 +23,7 @@ from diffusion_jax.training.checkpoints import (
     parts_of,
     with_parts,
 )
-from diffusion_jax.training.milestones import BITS, LOSS, Milestones
+from diffusion_jax.training.milestones import BITS, LOSS, Milestones, is_due
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.pace import Pace, most_steps
 from diffusion_jax.training.plan import Plan
@@ -231,10 +231,6 @@ class Trainer:
         batches = loader.load(step, count)
         return parallel.put_local(parallel.split_batch(self.mesh, 1), batches)
 
-    def _due(self, every: int, step: int) -> bool:
-        """Whether something is to be done after this step that is done every so many."""
-        return bool(every) and (step % every == 0 or step == self.config.training.num_steps)
-
     def _visit(self, state: TrainState, step: int) -> bool:
         """What is due after this step; no more than saving if somebody waits for it.
 
@@ -244,8 +240,10 @@ class Trainer:
         training = self.config.training
         last = step == training.num_steps
         stopping = self.stop.wanted and not last
-        snapshot = self._due(self.record.snapshot_every, step)
-        save = last or stopping or self._due(training.checkpoint_every, step)
+        snapshot = is_due(self.record.snapshot_every, step, training.num_steps)
+        save = (
+            last or stopping or is_due(training.checkpoint_every, step, training.num_steps)
+        )
         due = self.milestones.due(step)
         if not (snapshot or save or any(due)):
             return False
