@@ -93,15 +93,14 @@ def main() -> None:
     print(parallel.describe_devices())
     compilation_cache.use(_CACHE.value)
     print(f"run: {workdir}")
-    jobs = []
-    for wanted, name, prepare in (
-        (_LIKELIHOOD.value, "likelihood", assessment.prepare_bound),
-        (_ODE.value, "ode", assessment.prepare_flow),
-    ):
-        if wanted:
-            out = _prefix(workdir, name, request)
-            overwrite = _OVERWRITE.value
-            jobs.append(prepare(workdir, config, request, out=out, overwrite=overwrite))
+    jobs = assessment.prepare(
+        workdir,
+        config,
+        request,
+        bound=_prefix(workdir, "likelihood", request) if _LIKELIHOOD.value else None,
+        flow=_prefix(workdir, "ode", request) if _ODE.value else None,
+        overwrite=_OVERWRITE.value,
+    )
     for job in jobs:  # All were checked before the first one begins.
         job()
 

@@ -94,26 +94,24 @@ def digits() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder)
         start = time.perf_counter()
-        found = assessment.prepare_bound(
-            RUN, config, assessment.Request(), out=out / "all"
-        )()
+        (job,) = assessment.prepare(RUN, config, assessment.Request(), bound=out / "all")
+        found = job()
         seconds = time.perf_counter() - start
         yield "likelihood: seconds for 200 digits, T = 1000", seconds, "<= 90"
         yield "likelihood: digits, bits/dim", found["bits_per_dim"], ""
         yield "likelihood: digits, its standard error", found["standard_error"], ""
         for steps in (25, 50, 100):
             request = assessment.Request(ode_steps=steps)
-            ode = assessment.prepare_flow(RUN, config, request, out=out / f"ode{steps}")()
+            (job,) = assessment.prepare(RUN, config, request, flow=out / f"ode{steps}")
             name = f"likelihood: digits, flow of {steps} steps, bits/dim"
-            yield name, ode["bits_per_dim"], ""
+            yield name, job()["bits_per_dim"], ""
         for steps in (5, 10, 20, 50):
             for spacing in SPACINGS:
                 request = assessment.Request(steps=steps, spacing=spacing)
-                bound = assessment.prepare_bound(
-                    RUN, config, request, out=out / f"{spacing}{steps}"
-                )()
+                out_of = out / f"{spacing}{steps}"
+                (job,) = assessment.prepare(RUN, config, request, bound=out_of)
                 name = f"likelihood: digits, {steps} steps {spacing}, bits/dim"
-                yield name, bound["bits_per_dim"], ""
+                yield name, job()["bits_per_dim"], ""
 
 
 if __name__ == "__main__":

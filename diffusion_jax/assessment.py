@@ -6,8 +6,7 @@ and of the bound also P.csv and P.png.
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,28 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs, sampling, step_choice
-from diffusion_jax.config import Config, to_json
+from diffusion_jax.assessment_report import in_words, write_bound, write_flow
+from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.sources import Source, fixed_choice
 from diffusion_jax.evaluation.bound import (
     BatchTerms,
     Bound,
     combined,
-    rate_distortion,
-    standard_error,
 )
 from diffusion_jax.evaluation.flow import CALLS_PER_STEP, Flow
-from diffusion_jax.evaluation.timestep_scan import strata
 from diffusion_jax.measurement import batch_size, over_images
 from diffusion_jax.partial import Partial, result_path
-from diffusion_jax.reporting import pictures
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.schedules import Schedule, respaced
 from diffusion_jax.training.plan import load_data, make_plan
-from diffusion_jax.training.weights import fingerprint, load_from_run
+from diffusion_jax.training.weights import identity_of, load_from_run
 from diffusion_jax.validation import BadRequest
 
 SPLITS = ("held_out", "train")
-_TABLE_ROWS = 10  # Of the table that is printed; the .csv has all.
 
 
 @dataclasses.dataclass
@@ -72,6 +67,7 @@ class _Subject(NamedTuple):
     schedule: Schedule
     apply_fn: Callable[..., jax.Array]
     params: Any
+    identity: dict[str, Any]
     mesh: jax.sharding.Mesh
     images: Source
     chosen: np.ndarray
@@ -79,31 +75,66 @@ class _Subject(NamedTuple):
     about: dict[str, Any]
 
 
-def prepare_bound(
+def prepare(
     workdir: pathlib.Path,
     config: Config,
     request: Request,
     *,
-    out: pathlib.Path,
+    bound: pathlib.Path | None = None,
+    flow: pathlib.Path | None = None,
     overwrite: bool = False,
-) -> Callable[[], dict[str, Any]]:
-    """The variational bound of a run's newest checkpoint, with all its terms.
+) -> list[Callable[[], dict[str, Any]]]:
+    """Checks all that is wanted of a run's newest checkpoint, so that it can begin.
 
     Args:
       workdir: the run.
       config: its config.
       request: of what.
-      out: P of P.json (the figures, and how they came about), P.csv (a row for each
-        stratum of timesteps) and P.png (the curves).
+      bound: for the variational bound with all its terms: P of P.json (the figures, and
+        how they came about), P.csv (a row for each stratum of timesteps) and P.png (the
+        curves). Without it there is no bound.
+      flow: for the likelihood under the probability-flow ODE: P of P.json.
       overwrite: replace files that exist.
 
     Returns:
-      A function that does it and returns what P.json says; if P.json is of the very same
-      request, it only says so.
+      A function for each of the two that is wanted, which does it and returns what P.json
+      says; if P.json is of the very same request, it only says so.
 
     Raises:
       BadRequest: before anything is compiled or written.
     """
+    chain, num_strata = np.empty(0), 0
+    results: dict[pathlib.Path, list[pathlib.Path]] = {}
+    if bound is not None:
+        chain, num_strata = _checked_chain(workdir, config, request)
+        results[bound] = _results(workdir, bound, (".png", ".csv", ".json"))
+    if flow is not None:
+        results[flow] = _results(workdir, flow, (".json",))
+    subject = _subject(workdir, config, request)
+    jobs = []
+    if bound is not None:
+        about = {
+            **subject.about,
+            "num_timesteps_sampled": num_strata,
+            "steps": len(chain),
+            "spacing": request.spacing if request.steps else "all",
+        }
+        partial = Partial(bound, about)
+        run = functools.partial(
+            _bound, workdir, request, subject, partial, chain, num_strata
+        )
+        jobs.append(_claimed(partial, results[bound], overwrite, run))
+    if flow is not None:
+        partial = Partial(flow, {**subject.about, "ode_steps": request.ode_steps})
+        run = functools.partial(_flow, request, subject, partial)
+        jobs.append(_claimed(partial, results[flow], overwrite, run))
+    return jobs
+
+
+def _checked_chain(
+    workdir: pathlib.Path, config: Config, request: Request
+) -> tuple[np.ndarray, int]:
+    """The timesteps of the bound as far as they are known, and in how many strata."""
     if not config.data.image_size:
         raise BadRequest(
             f"--likelihood: the run in {workdir} is of points; the bound has L_0 of images "
@@ -119,20 +150,7 @@ def prepare_bound(
         raise BadRequest(
             f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, {name}"
         )
-    results = _results(workdir, out, (".png", ".csv", ".json"))
-    subject = _subject(workdir, config, request)
-    about = {
-        **subject.about,
-        "num_timesteps_sampled": num_strata,
-        "steps": total,
-        "spacing": request.spacing if request.steps else "all",
-    }
-    partial = Partial(out, about)
-
-    def run() -> dict[str, Any]:
-        return _bound(workdir, request, subject, partial, chain, num_strata)
-
-    return _claimed(partial, results, overwrite, run)
+    return chain, num_strata
 
 
 def _claimed(
@@ -149,7 +167,7 @@ def _claimed(
 
     def done() -> dict[str, Any]:
         path = result_path(partial.out, ".json")
-        print(f"{path} is of the same request already: {_in_words(found)}")
+        print(f"{path} is of the same request already: {in_words(found)}")
         return found
 
     return done
@@ -163,14 +181,14 @@ def _bound(
     chain: np.ndarray,
     num_strata: int,
 ) -> dict[str, Any]:
-    config, about = subject.config, subject.about
+    config = subject.config
     with runs.locked(partial.folder, "writing to"):
         if request.steps and request.spacing == AUTO:
             chain = step_choice.choose(
                 workdir,
                 config,
                 subject.params,
-                {k: about[k] for k in ("checkpoint_step", "weights", "weights_sha256")},
+                subject.identity,
                 request.steps,
                 variance_type=config.process.variance,
                 clip=True,
@@ -203,27 +221,7 @@ def _bound(
             measure,
         )
         terms = combined([_unpacked(row, num_strata) for row in rows])
-        return _finish(partial, terms, chain)
-
-
-def prepare_flow(
-    workdir: pathlib.Path,
-    config: Config,
-    request: Request,
-    *,
-    out: pathlib.Path,
-    overwrite: bool = False,
-) -> Callable[[], dict[str, Any]]:
-    """The likelihood under the probability-flow ODE; arguments as above, P.json alone."""
-    results = _results(workdir, out, (".json",))
-    subject = _subject(workdir, config, request)
-    about = {**subject.about, "ode_steps": request.ode_steps}
-    partial = Partial(out, about)
-
-    def run() -> dict[str, Any]:
-        return _flow(request, subject, partial)
-
-    return _claimed(partial, results, overwrite, run)
+        return write_bound(partial, terms, chain)
 
 
 def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
@@ -253,13 +251,7 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
             )
         )
         of = "x_0, by way of x at t = 0" if config.data.image_size else "x at t = 0"
-        figures = {**_mean(bits), "likelihood_of": of, **partial.request}
-        partial.mark_finishing()
-        _write_json(partial, figures)
-        partial.remove()
-    print(f"probability-flow ODE: {_in_words(figures)}, of {of}")
-    print("wrote", result_path(partial.out, ".json"))
-    return figures
+        return write_flow(partial, bits, of)
 
 
 def _chain(config: Config, request: Request) -> np.ndarray:
@@ -298,9 +290,7 @@ def _results(
 def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
     plan = make_plan(config)
     mesh = parallel.make_mesh()
-    params, _, step = load_from_run(
-        workdir, config, request.weights, parallel.replicated(mesh)
-    )
+    weights = load_from_run(workdir, config, request.weights, parallel.replicated(mesh))
     data = load_data(plan).data
     images = data.held_out if request.split == "held_out" else data.train
     if not len(images):
@@ -308,13 +298,12 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     most = request.max_examples or len(images)
     chosen = np.sort(fixed_choice(len(images), most))
     size = batch_size(len(chosen), config.data.batch_size, mesh)
+    identity = identity_of(weights)
     about = {
         "run": str(workdir),
-        "checkpoint_step": step,
-        "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
+        **identity,
+        "config_sha256": to_sha256(config),
         "split": request.split,
-        "weights": request.weights,
-        "weights_sha256": fingerprint(params),
         "num_examples": len(chosen),
         "batch_size": size,
         "variance": config.process.variance,
@@ -322,7 +311,16 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
         "devices": parallel.describe_devices(),
     }
     return _Subject(
-        config, plan.schedule, plan.apply_fn, params, mesh, images, chosen, size, about
+        config,
+        plan.schedule,
+        plan.apply_fn,
+        weights.params,
+        identity,
+        mesh,
+        images,
+        chosen,
+        size,
+        about,
     )
 
 
@@ -333,70 +331,3 @@ def _packed(terms: BatchTerms) -> np.ndarray:
 def _unpacked(row: np.ndarray, num_strata: int) -> BatchTerms:
     terms, errors, rest = np.split(row, [num_strata, 2 * num_strata])
     return BatchTerms(rest[1:], float(rest[0]), terms, errors)
-
-
-def _mean(bits: np.ndarray) -> dict[str, Any]:
-    error = standard_error(bits)
-    return {
-        "bits_per_dim": float(bits.mean()),
-        "standard_error": error if np.isfinite(error) else None,
-    }
-
-
-def _in_words(figures: dict[str, Any]) -> str:
-    error = figures["standard_error"]
-    more = "" if error is None else f" +- {error:.4f} (standard error)"
-    return f"bits/dim {figures['bits_per_dim']:.4f}{more}"
-
-
-def _write_json(partial: Partial, figures: dict[str, Any]) -> None:
-    note = json.dumps(figures, indent=2) + "\n"
-    result_path(partial.out, ".json").write_text(note)
-
-
-def _finish(partial: Partial, terms: BatchTerms, chain: np.ndarray) -> dict[str, Any]:
-    """Writes the files; `chain` are the timesteps, rising."""
-    curve = rate_distortion(terms, len(chain))
-    figures = {
-        **_mean(terms.bits),
-        "prior_L_T": terms.prior,
-        "rate": float(terms.prior + terms.terms[1:].sum()),
-        "distortion_L_0": float(terms.terms[0]),
-        "rmse_of_the_last_step": float(curve.rmse[-1]),
-        **partial.request,
-        "timesteps": [] if partial.request["spacing"] == "all" else chain[::-1].tolist(),
-    }
-    edges = strata(len(chain), len(terms.terms))
-    header = "t_first,t_last,bits_per_dim,rate_before,rmse"
-    rows = [
-        (
-            chain[edges[j]],
-            chain[edges[j + 1] - 1],
-            terms.terms[j],
-            curve.rate[-1 - j],
-            curve.rmse[-1 - j],
-        )
-        for j in reversed(range(len(terms.terms)))
-    ]
-    lines = [f"{a},{b},{c:.9g},{d:.9g},{e:.6g}" for a, b, c, d, e in rows]
-    partial.mark_finishing()
-    picture = result_path(partial.out, ".png")
-    pictures.save_rate_distortion(picture, chain[curve.t], curve.rate, curve.rmse)
-    result_path(partial.out, ".csv").write_text("\n".join([header, *lines]) + "\n")
-    _write_json(partial, figures)
-    partial.remove()
-    _print_table(rows, figures)
-    print("wrote", *(result_path(partial.out, s) for s in (".json", ".csv", ".png")))
-    return figures
-
-
-def _print_table(rows: list[tuple], figures: dict[str, Any]) -> None:
-    print("    t   bits/dim so far   RMSE of x_0 (of 255)")
-    shown = np.unique(np.linspace(0, len(rows) - 1, _TABLE_ROWS).round().astype(int))
-    for i in shown:
-        first, _, _, rate, rmse = rows[i]
-        print(f"{first:5,} {rate:17.5f} {rmse:14.2f}")
-    print(
-        f"{_in_words(figures)}: rate {figures['rate']:.4f}, of which L_T "
-        f"{figures['prior_L_T']:.2g}, and distortion L_0 {figures['distortion_L_0']:.4f}"
-    )

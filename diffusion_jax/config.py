@@ -7,6 +7,7 @@ have slots, so that assigning to a field that does not exist is an error.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -213,6 +214,11 @@ def to_json(config: Config) -> str:
     tree = dataclasses.asdict(config)
     tree["model"] = {"kind": type(config.model).__name__, **tree["model"]}
     return json.dumps(tree, indent=2) + "\n"
+
+
+def to_sha256(config: Config) -> str:
+    """By which two configs can be told apart."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 
 def from_json(text: str) -> Config:

@@ -6,7 +6,6 @@ where it stopped (partial.py); at the end the parts become P.npz, P.png and P.js
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs, sampling, step_choice
-from diffusion_jax.config import Config, to_json
+from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.transforms import to_examples
 from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.partial import Partial, result_path
@@ -25,7 +24,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.steps import AUTO
-from diffusion_jax.training.weights import fingerprint, load_from_run
+from diffusion_jax.training.weights import identity_of, load_from_run
 from diffusion_jax.validation import BadRequest, values_refused
 
 _STRIP_FRAMES = 10
@@ -77,15 +76,11 @@ def generate(
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
     mesh = parallel.make_mesh()
     _, apply_fn = experiment.make_network(config)
-    params, _, step = load_from_run(workdir, config, weights, parallel.replicated(mesh))
-    about = {
-        "checkpoint_step": step,
-        "weights": weights,
-        "weights_sha256": fingerprint(params),
-    }
+    loaded = load_from_run(workdir, config, weights, parallel.replicated(mesh))
+    params, about = loaded.params, identity_of(loaded)
     request = {
         "run": str(workdir),
-        "config_sha256": hashlib.sha256(to_json(config).encode()).hexdigest(),
+        "config_sha256": to_sha256(config),
         **about,
         "seed": seed,
         "num": num,

@@ -28,7 +28,7 @@ from diffusion_jax.training.state import init_state
 
 # Intervals of which none is a multiple of another.
 INTERVALS = (
-    "--config.training.num_steps=240",
+    "--config.training.num_steps=120",
     "--config.training.log_every=7",
     "--config.training.eval_every=60",
     "--config.training.num_held_out=32",
@@ -132,7 +132,7 @@ def test_signals_save_and_the_run_goes_on_with_the_same_bits(whole, tmp_path):
         assert "saved at step" in said and "the same command goes on" in said
         assert "Traceback" not in said
         step = int(said.partition("saved at step ")[2].partition(" ")[0].replace(",", ""))
-        assert saved_steps(workdir)[-1] == step < 240
+        assert saved_steps(workdir)[-1] == step < 120
     assert start_training(workdir, log, *INTERVALS).wait(300) == 0
     assert_same_bits(workdir, whole)
 

@@ -6,11 +6,13 @@ coordinates are drawn. Trajectories have one more axis in front: [F, N, ...].
 """
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _GAP = 2  # Pixels between images.
 _TITLE = 16  # Pixels above a set of images that has a name.
@@ -77,7 +79,7 @@ def save_animation(path: pathlib.Path, frames: np.ndarray) -> None:
 
 def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: str) -> None:
     """A PNG of the losses in the lines of a metrics.jsonl, logarithmic."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.add_subplot()
     for field, style in (("loss", "-"), ("held_out_loss", "o-")):
         points = [(line["step"], line[field]) for line in lines if field in line]
@@ -102,7 +104,7 @@ def save_rate_distortion(
       rate: bits per dimension spent before each.
       rmse: error of the x_0 predicted there, in levels of 0 .. 255.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = _figure(11, 3.4)
     steps, error, both = (figure.add_subplot(1, 3, i) for i in (1, 2, 3))
     steps.plot(t, rate)
     steps.set(xlabel="t", ylabel="rate (bits/dim)", xlim=(t.max(), 0))
@@ -134,7 +136,7 @@ def _tile(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def _scatter(frames: np.ndarray, titles: list[str]) -> Image.Image:
-    figure = Figure(figsize=(2.4 * len(frames), 2.8), layout="constrained")
+    figure = _figure(2.4 * len(frames), 2.8)
     for i, (points, title) in enumerate(zip(frames, titles, strict=True)):
         axes = figure.add_subplot(1, len(frames), i + 1)
         axes.scatter(points[:, 0], points[:, -1], s=1.5, lw=0, color="tab:blue")
@@ -145,8 +147,17 @@ def _scatter(frames: np.ndarray, titles: list[str]) -> Image.Image:
     return _render(figure)
 
 
-def _render(figure: Figure) -> Image.Image:
+def _figure(width: float, height: float) -> "Figure":
+    # Imported where it is used: it is a quarter of what a command takes to start.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _render(figure: "Figure") -> Image.Image:
     # The canvas is given, so that no display and no global state are involved.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

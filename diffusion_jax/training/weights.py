@@ -181,12 +181,16 @@ def _load_from_file(path: pathlib.Path) -> Weights:
         ) from error
 
 
-def fingerprint(params: Any) -> str:
-    """Of the numbers themselves: a run can be trained anew under the same config."""
+def identity_of(weights: Weights) -> dict[str, Any]:
+    """What a result says of the weights that it is of; a run can be trained anew."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(weights.params):
         digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return {
+        "checkpoint_step": weights.step,
+        "weights": weights.kind,
+        "weights_sha256": digest.hexdigest(),
+    }
 
 
 def _size(array: Any) -> str:
