@@ -17,7 +17,7 @@ demo: $(VENV)/core
 	@echo "  loss.png, metrics.jsonl, checkpoints/    the training"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/dev
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow

@@ -28,13 +28,13 @@ from diffusion_jax.training.trainer import Trainer
 CONFIG = str(ROOT / "configs" / "digits.py")
 DISPATCH = 25  # Steps: about a second.
 TURN = 4  # Dispatches in a row on each side: short, against what else the machine does.
-CYCLE = 5  # Turns from one checkpoint, in the middle of the last, to the next.
-ROUNDS = 6 * CYCLE
-DEFAULT_INTERVAL = 5000  # Of training.checkpoint_every.
+INTERVAL = 5000  # Steps from checkpoint to checkpoint, as is the default.
+CYCLE = INTERVAL // (TURN * DISPATCH)  # Turns; a checkpoint in the middle of the last.
+ROUNDS = 2 * CYCLE
 
 
 def loop() -> Iterator[Figure]:
-    """Digits, batch 64: turns of 100 steps, and a checkpoint every 500.
+    """Digits, batch 64: turns of 100 steps, and a checkpoint at the default interval.
 
     Logging and snapshots go on in both; the held-out loss and samples, which have their
     own intervals, are off.
@@ -42,10 +42,10 @@ def loop() -> Iterator[Figure]:
     config = load_config(CONFIG)
     steps = TURN * DISPATCH
     config.training.num_steps = (ROUNDS + 2) * steps
-    config.ema.snapshots = ROUNDS + 2  # All dispatches are of the same length.
+    config.ema.snapshots = ROUNDS // 2 + 1  # All dispatches are of the same length.
     config.training.steps_per_dispatch = DISPATCH
     config.training.eval_every = config.training.sample_every = 0
-    config.training.checkpoint_every = CYCLE * steps
+    config.training.checkpoint_every = INTERVAL
     bare, whole, loading = [], [], []
     calls, since, load_seconds = 0, 0.0, 0.0
     with tempfile.TemporaryDirectory() as name:
@@ -82,9 +82,9 @@ def loop() -> Iterator[Figure]:
 
             trainer.train_steps, trainer._load = timed, timed_load
             trainer.run()
-    # Of the turns that were timed, every fifth has a checkpoint, from the fourth on.
+    # The turns begin and end between two checkpoints: the last of a cycle has one.
     neighbours = [(b + c) / 2 for b, c in zip(bare, bare[1:], strict=False)]
-    saving = range(CYCLE - 2, len(whole), CYCLE)
+    saving = range(CYCLE - 1, len(whole), CYCLE)
     cycles = [range(i, i + CYCLE) for i in range(0, len(whole) - CYCLE + 1, CYCLE)]
     ratios = [sum(neighbours[i] for i in c) / sum(whole[i] for i in c) for c in cycles]
     relative = [w / b for w, b in zip(whole, neighbours, strict=True)]
@@ -96,7 +96,7 @@ def loop() -> Iterator[Figure]:
     yield "train: the same without a checkpoint", 1 / without, ">= 0.97"
     share = statistics.median(t / w for t, w in zip(loading, whole, strict=True))
     yield "train: data wait, share of the loop", share, "<= 0.01"
-    interval = turn * DEFAULT_INTERVAL / steps
+    interval = turn * CYCLE
     yield "train: seconds that a checkpoint costs", cost, "not promised"
     yield "train: a checkpoint, share of the default interval", cost / interval, "<= 0.02"
 
