@@ -165,27 +165,43 @@ def test_three_hundred_flipped_bits(saved, state, tmp_path):
         shutil.rmtree(workdir)
 
 
-@pytest.mark.parametrize("part", ["params", "opt_state", "tally"])
-def test_a_number_that_changed_in_the_file_is_noticed(state, tmp_path, part):
-    """Written by Orbax itself, as a valid checkpoint whose numbers are not those."""
-    record(tmp_path)
-    with Checkpoints(tmp_path, writing=True) as checkpoints:
+def restored_after(change, state, workdir):
+    """What is restored if Orbax itself has written other parts, as a valid checkpoint."""
+    record(workdir)
+    with Checkpoints(workdir, writing=True) as checkpoints:
         checkpoints.save(at(state, 1))
         checkpoints.save(at(state, 2))
-    path = tmp_path / "checkpoints/2"
+    path = workdir / "checkpoints/2"
     tree = ocp.load(path)
-    leaves, treedef = jax.tree.flatten(tree["parts"][part])
-    words = np.array(leaves[0]).reshape(-1).view(np.uint32)
-    words[-1] ^= 1  # The last bit of a number.
-    leaves[0] = jnp.asarray(words.view(leaves[0].dtype).reshape(leaves[0].shape))
-    tree["parts"][part] = jax.tree.unflatten(treedef, leaves)
-    shutil.rmtree(path / "state")
+    change(tree["parts"])
     shutil.rmtree(path)
-    with ocp.training.Checkpointer((tmp_path / "checkpoints").absolute()) as writer:
+    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as writer:
         writer.save(2, tree)
-    with Checkpoints(tmp_path, writing=False) as checkpoints:
-        found = checkpoints.restore(like(state))
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        return checkpoints.restore(like(state))
+
+
+@pytest.mark.parametrize("part", ["params", "opt_state", "tally"])
+def test_a_number_that_changed_in_the_file_is_noticed(state, tmp_path, part):
+    def change(parts):
+        leaves, treedef = jax.tree.flatten(parts[part])
+        words = np.array(leaves[0]).reshape(-1).view(np.uint32)
+        words[-1] ^= 1  # The last bit of a number.
+        leaves[0] = jnp.asarray(words.view(leaves[0].dtype).reshape(leaves[0].shape))
+        parts[part] = jax.tree.unflatten(treedef, leaves)
+
+    found = restored_after(change, state, tmp_path)
     assert found.step == 1 and f"wrong checksum of {part}" in found.damaged[2]
+
+
+def test_the_same_bits_of_another_type_are_noticed(state, tmp_path):
+    """A key without its type, as one flipped bit of Orbax's own notes leaves it."""
+
+    def change(parts):
+        parts["key"] = jax.random.key_data(parts["key"])
+
+    found = restored_after(change, state, tmp_path)
+    assert found.step == 1 and "another type or shape of key" in found.damaged[2]
 
 
 @pytest.mark.parametrize("how", ["emptied", "halved", "missing"])

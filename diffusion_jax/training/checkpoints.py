@@ -186,10 +186,15 @@ class Checkpoints:
                 found = self._checkpointer.load(step, wanted)
             sums = {name: _checksum(part) for name, part in found["parts"].items()}
             wrong = [n for n, s in found["checksums"].items() if int(s) != int(sums[n])]
+            other = [
+                name for name in like if _form(found["parts"][name]) != _form(like[name])
+            ]
         except RunFailed:
             raise
         except Exception as error:  # Orbax raises nearly any kind.
             raise _Damaged(_reason(error)) from error
+        if other:  # Orbax gives what the file says that it is, as bits without a type.
+            raise _Damaged(f"another type or shape of {', '.join(other)}")
         if wrong:
             raise _Damaged(f"wrong checksum of {', '.join(wrong)}")
         if int(found["parts"]["step"]) != step:
@@ -269,6 +274,10 @@ def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
+
+
+def _form(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
 
 
 @jax.jit
