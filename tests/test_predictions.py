@@ -235,6 +235,11 @@ def test_an_output_is_split_where_the_variance_is_learned():
         predictions.split_output(x_t, x_t, "learned")
     with pytest.raises(ValueError, match="'fixed_large'.* must have 3 channels"):
         predictions.split_output(output, x_t, "fixed_large")
+    # The prediction alone is had from both.
+    np.testing.assert_array_equal(
+        predictions.prediction_alone(output, x_t), output[..., :3]
+    )
+    np.testing.assert_array_equal(predictions.prediction_alone(x_t, x_t), x_t)
 
 
 def test_unknown_names_are_refused(schedule, images):

@@ -332,3 +332,13 @@ def test_times_are_found_by_their_log_snr():
         jsd = make_schedule(schedules.jsd_betas(10))
     found = schedules.times_at_log_snr(jsd, np.array([-np.inf, -100.0, np.log(0.25)]))
     np.testing.assert_allclose(found, [8.0, 8.0, 7.0], rtol=1e-9)
+
+
+def test_a_respaced_process_has_the_marginals_of_the_whole_one():
+    """At the timesteps that it keeps; and no warning of a process that was made before."""
+    schedule = make_schedule(linear_betas(1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = schedules.respaced(schedule, np.array([999.0, 500.0, 499.0, 3.0]))
+    kept = schedule.alphas_cumprod[[3, 499, 500, 999]]
+    np.testing.assert_allclose(found.alphas_cumprod, kept, rtol=1e-12)
