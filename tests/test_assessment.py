@@ -155,7 +155,7 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
 
 
 def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
-    """By sample.py; evaluate.py finds them, and no other chain as good."""
+    """By sample.py; evaluate.py finds them."""
     sampling = (f"--workdir={run}", "--num=4", "--batch_size=4", "--steps=6")
     result = command(
         "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/s", check=0
@@ -166,11 +166,7 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     (kept,) = (run / "auto_timesteps").iterdir()
     result = evaluate(command, run, tmp_path / "auto", "--steps=6", "--spacing=auto")
     assert "choosing timesteps" not in result.stdout
-    bits = {"auto": figures(tmp_path / "auto")}
-    assert bits["auto"]["timesteps"] == chosen
-    evaluate(command, run, tmp_path / "even", "--steps=6", "--spacing=linspace")
-    bits["even"] = figures(tmp_path / "even")
-    assert bits["even"]["bits_per_dim"] > bits["auto"]["bits_per_dim"]
+    assert figures(tmp_path / "auto")["timesteps"] == chosen
     # What is kept is not believed when it is damaged, and made anew.
     kept.write_bytes(b"")
     result = command(
@@ -261,6 +257,7 @@ def test_points_have_no_such_likelihood(command, tmp_path):
     assert figures(tmp_path / "out")["likelihood_of"] == "x at t = 0"
 
 
+@pytest.mark.slow
 def test_both_are_checked_before_the_first_and_what_is_finished_is_not_done_again(
     run, command, tmp_path
 ):

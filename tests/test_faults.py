@@ -137,6 +137,7 @@ def test_signals_save_and_the_run_goes_on_with_the_same_bits(whole, tmp_path):
     assert_same_bits(workdir, whole)
 
 
+@pytest.mark.slow
 def test_signals_before_the_first_step_leave_cleanly_and_at_once_if_repeated(tmp_path):
     """While it compiles, and nothing is there to be saved."""
     log = tmp_path / "log"
@@ -236,6 +237,7 @@ def assert_says_in_one_line(log, *parts):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_what_is_saved_stays(whole, small_disk, tmp_path):
     """Somebody else fills it; when there is room again the run goes on, with its bits."""
     workdir, log = small_disk / "run", tmp_path / "log"

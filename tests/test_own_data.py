@@ -152,9 +152,8 @@ def test_a_signal_to_all_saves_and_leaves_no_process(pictures, tmp_path, number,
     assert "Traceback" not in said and "leaked" not in said and "rror" not in said
 
 
-@pytest.mark.parametrize(
-    "how", ["vanishes", pytest.param("is overwritten", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["vanishes", "is overwritten"])
+@pytest.mark.slow
 def test_an_image_that_goes_bad_while_it_trains_is_named(pictures, tmp_path, how):
     folder, log = tmp_path / "pictures", tmp_path / "log"
     subprocess.run(["cp", "-r", pictures, folder], check=True)

@@ -209,6 +209,7 @@ def test_one_device_and_four_give_the_same_losses(unet_steps):
     np.testing.assert_allclose(found[1], found[4], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfitted(points):
     """Four points, learned by heart: the loss falls well below that of the silent net."""
     config = points_config()
@@ -567,6 +568,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_images_of_the_callers_own_with_learned_variances(tmp_path):
     """In colour and not square; from training by L_hybrid to samples of the chain."""
     rng = np.random.default_rng(0)
