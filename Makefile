@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench bench-parity pictures constraints clean
+.PHONY: demo test test-slow lint format bench bench-parity bench-against pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -42,6 +42,10 @@ bench: $(VENV)/dev
 
 bench-parity: .venv-parity/installed
 	.venv-parity/bin/python benchmarks/parity.py
+
+# Network, train step and samplers beside PyTorch and diffusers, in the same environment.
+bench-against: .venv-parity/installed
+	.venv-parity/bin/python benchmarks/against/compare.py
 
 # The README's pictures of the samplers, after training digits and swiss_roll.
 pictures: $(VENV)/core

@@ -1,0 +1,71 @@
+"""A process for each side of a comparison, which waits while the other one is timed."""
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Worker:
+    """One side, seen from the process that compares."""
+
+    def __init__(self, script: str):
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """The answer to a question of `serve`."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} died of {question}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.ask(do="leave")
+        self._process.wait()
+
+
+def serve(prepare: Callable[..., tuple[Callable[[], Any], dict[str, Any]]]) -> None:
+    """Answers until it is told to leave.
+
+    {"do": "prepare", ...} calls prepare(...), which returns what is to be timed and what
+    there is to say. {"do": "time", "repeats": n} times n calls of it and a wait for the
+    last. Both say the largest memory that the process has had, in bytes.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Whatever else is printed is none.
+    run: Callable[[], Any] | None = None
+    for line in sys.stdin:
+        question = json.loads(line)
+        do = question.pop("do")
+        answer: dict[str, Any] = {}
+        if do == "prepare":
+            run = None  # Its memory is free for the next.
+            start = time.perf_counter()
+            run, answer = prepare(**question)
+            answer["seconds"] = time.perf_counter() - start
+        elif do == "time":
+            assert run is not None
+            start = time.perf_counter()
+            for _ in range(question["repeats"]):
+                run()
+            answer["seconds"] = (time.perf_counter() - start) / question["repeats"]
+        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if do == "leave":
+            return
