@@ -177,6 +177,15 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     np.testing.assert_array_equal(*samples)
 
 
+@pytest.mark.slow
+def test_no_other_chain_is_as_good_as_the_chosen_one(run, command, tmp_path):
+    bits = {}
+    for spacing in ("auto", "linspace", "uniform", "ddim_quadratic"):
+        evaluate(command, run, tmp_path / spacing, "--steps=6", f"--spacing={spacing}")
+        bits[spacing] = figures(tmp_path / spacing)["bits_per_dim"]
+    assert bits.pop("auto") < min(bits.values())
+
+
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
     run, whole, command, tmp_path
 ):
