@@ -22,7 +22,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.loop import Trainer
+from diffusion_jax.training.trainer import Trainer
 from diffusion_jax.training.plan import make_plan
 
 RNG = np.random.default_rng(0)
@@ -77,15 +77,15 @@ def share(config: Config, data: sources.DataSet | None = None) -> float:
     config.training.checkpoint_every = 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        with Checkpoints(folder / "checkpoints", writing=True) as checkpoints:
+        with Checkpoints(folder, writing=True) as checkpoints:
             trainer = Trainer(make_plan(config, data), folder, checkpoints, Stop())
             load, program = trainer._load, trainer.train_steps
             loading, began, spent = 0.0, 0.0, 0.0
 
-            def timed(loader, step):
+            def timed(*arguments):
                 nonlocal loading
                 start = time.perf_counter()
-                batches = jax.block_until_ready(load(loader, step))
+                batches = jax.block_until_ready(load(*arguments))
                 loading += time.perf_counter() - start
                 return batches
 

@@ -39,7 +39,7 @@ def get_config() -> Config:
             num_steps=2500,
             log_every=50,
             eval_every=100,
-            checkpoint_every=500,
+            checkpoint_every=1000,
             sample_every=500,
         ),
         sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=64),
