@@ -22,8 +22,8 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.trainer import Trainer
 from diffusion_jax.training.plan import make_plan
+from diffusion_jax.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 
