@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench bench-parity bench-against pictures constraints clean
+.PHONY: demo test test-slow lint format bench bench-gpu bench-parity bench-promises pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -32,20 +32,26 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev
+# Network, train step, samplers and whole commands beside PyTorch and diffusers.
+bench: .venv-parity/installed
+	.venv-parity/bin/python benchmarks/against/compare.py
+	.venv-parity/bin/python benchmarks/against/table.py
+
+# The same on a GPU, with the packages of $(PYTHON): jax[cuda], torch, diffusers, accelerate.
+bench-gpu:
+	$(PYTHON) benchmarks/against/compare.py --gpu
+
+bench-parity: .venv-parity/installed
+	.venv-parity/bin/python benchmarks/parity.py
+
+# What the project promises of itself; 40 minutes.
+bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/averages.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/convergence.py
-
-bench-parity: .venv-parity/installed
-	.venv-parity/bin/python benchmarks/parity.py
-
-# Network, train step and samplers beside PyTorch and diffusers, in the same environment.
-bench-against: .venv-parity/installed
-	.venv-parity/bin/python benchmarks/against/compare.py
 
 # The README's pictures of the samplers, after training digits and swiss_roll.
 pictures: $(VENV)/core
@@ -70,7 +76,8 @@ $(VENV)/dev: $(VENV)/core
 
 .venv-parity/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-parity
-	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 diffusers -e .
+	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 diffusers accelerate \
+		tqdm -e .
 	touch $@
 
 clean:

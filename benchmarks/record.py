@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 Figure = tuple[str, float, str]  # What, its value, what is wanted of it ("": nothing).
 
 
-def record(*parts: Callable[[], Iterator[Figure]]) -> None:
-    """Measures each part."""
+def record(*parts: Callable[[], Iterator[Figure]], **versions: str) -> None:
+    """Measures each part; `versions` are of what else is compared."""
     logging.set_verbosity(logging.ERROR)
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
@@ -33,6 +33,7 @@ def record(*parts: Callable[[], Iterator[Figure]]) -> None:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "revision": git.stdout.strip(),
+        **versions,
     }
     results = ROOT / "benchmarks" / "results" / f"{pathlib.Path(sys.argv[0]).stem}.jsonl"
     results.parent.mkdir(exist_ok=True)

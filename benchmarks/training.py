@@ -30,7 +30,7 @@ from diffusion_jax.training.trainer import Trainer
 CONFIG = str(ROOT / "configs" / "digits.py")
 DISPATCH = 25  # Steps: about a second.
 TURN = 4  # Dispatches in a row on each side: short, against what else the machine does.
-CYCLES = {5000: 2, 1000: 4}  # Steps between checkpoints, the default's and the digits'.
+CYCLES = {5000: 2, 1000: 3}  # Steps between checkpoints, the default's and the digits'.
 
 
 def loop(interval: int) -> Iterator[Figure]:

@@ -226,9 +226,34 @@ def test_mlp_takes_points():
 def test_group_norm_has_the_epsilon_of_tensorflow():
     """At variance 1e-6, epsilon 1e-6 halves the power (torch's 1e-5 leaves 1/11)."""
     x = 1e-3 * jnp.tile(jnp.array([1.0, -1.0]), 8).reshape(1, 2, 2, 4)
-    norm = blocks.group_norm(2, name=None, dtype=jnp.float32)
+    norm = blocks.GroupNorm(2, jnp.float32)
     out = norm.apply(norm.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(out**2, 0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_its_definition(dtype):
+    """In float64: mean and variance of each group, then scale and bias of each channel."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.standard_normal((3, 4, 6, 8)), dtype)
+    scale, bias = np.float32(rng.standard_normal((2, 8)))
+    norm = blocks.GroupNorm(2, dtype)
+    found = norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+    groups = np.asarray(x, np.float64).reshape(3, 4 * 6, 2, 4)
+    axes = {"axis": (1, 3), "keepdims": True}
+    whitened = (groups - groups.mean(**axes)) / np.sqrt(groups.var(**axes) + 1e-6)
+    expected = whitened.reshape(x.shape) * scale + bias
+    assert found.dtype == dtype
+    rounding = 1e-5 if dtype == jnp.float32 else 0.02
+    np.testing.assert_allclose(np.asarray(found, float), expected, rounding, rounding)
+
+
+def test_group_norm_of_a_constant_is_finite():
+    """Its variance is rounding, of either sign, and larger than epsilon."""
+    constants = jnp.linspace(100, 2000, 50).reshape(50, 1, 1, 1)
+    norm = blocks.GroupNorm(2, jnp.float32)
+    params = {"params": {"scale": jnp.ones(6), "bias": jnp.zeros(6)}}
+    assert np.isfinite(norm.apply(params, jnp.tile(constants, (1, 7, 5, 6)))).all()
 
 
 def test_attention_takes_its_softmax_in_float32():

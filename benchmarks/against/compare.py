@@ -1,24 +1,31 @@
 """This project beside PyTorch and diffusers: the same work, weights and machine, in turns.
 
-    make bench-against
+    make bench
 
 Each side has a process of its own (ours.py, theirs.py), which waits while the other is
 timed. First both show that they compute the same; then they take turns, and a figure is
-the median of the ratios of neighbours.
+the median of the ratios of neighbours. Then whole commands (commands.py), and how far
+the machine's own limits are: FLOP as XLA counts them over the fastest matrix product,
+bytes over the fastest copy.
 """
 
 import argparse
 import dataclasses
+import functools
+import importlib.metadata
 import json
+import os
 import pathlib
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # Two sides share a GPU.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from commands import start_up, whole_training
 from record import ROOT, Figure, record
 from worker import Worker
 
@@ -27,82 +34,161 @@ from diffusion_jax.config import to_json
 
 TURN = 1.0  # Seconds, at least, of one side at a time.
 ROUNDS = 5
-VARIANTS = ("eager", "channels_last", "compile", "compile channels_last")
-# (work, config, batch, options, the largest difference that is rounding, what we want)
-CASES = (
-    ("forward", "cifar10", 8, {}, 1e-4, 1.1),
-    ("forward", "digits", 64, {}, 1e-4, 0.9),
-    ("train", "cifar10", 8, {"steps": 1}, 1e-3, 1.0),
-    ("train", "digits", 64, {"steps": 20}, 1e-3, 0.9),
-    ("sample", "digits", 64, {"sampler": "ddim", "steps": 50}, 1e-3, 1.2),
-    ("sample", "cifar10", 8, {"sampler": "ddim", "steps": 50}, 1e-3, 1.2),
-    ("sample", "digits", 64, {"sampler": "ddpm", "steps": 1000}, 0, 1.5),
+LONG, FEW = 4.0, 2  # What takes so many seconds has so many rounds.
+PLAIN = ("eager", "channels_last")
+ALL = (*PLAIN, "compile channels_last")
+GPU = ("channels_last", "compile channels_last")
+
+
+class Case(NamedTuple):
+    """Work of `ours.py` and `theirs.py`.
+
+    Attributes:
+      work: a function of both.
+      config: whose network.
+      batch: images at a time.
+      options: of the work.
+      rounding: the largest difference between both sides that is rounding.
+      target: what is wanted of the best variant's time over ours.
+      variants: of theirs.
+    """
+
+    work: str
+    config: str
+    batch: int
+    options: dict[str, Any]
+    rounding: float
+    target: str
+    variants: tuple[str, ...]
+
+    def __str__(self) -> str:
+        words = (self.work, self.config, self.batch, *self.options.values())
+        return " ".join(map(str, words))
+
+
+DDIM = {"sampler": "ddim", "steps": 50}
+DDPM = {"sampler": "ddpm", "steps": 1000}
+CPU_CASES = (
+    Case("forward", "cifar10", 8, {}, 1e-4, ">= 1.1", ALL),
+    Case("forward", "digits", 64, {}, 1e-4, ">= 0.9", ALL),
+    Case("train", "cifar10", 8, {"steps": 1}, 1e-3, ">= 1.0", ALL),
+    Case("train", "digits", 64, {"steps": 20}, 1e-3, ">= 0.9", ALL),
+    Case("sample", "digits", 64, DDIM, 1e-3, ">= 1.2", PLAIN),
+    Case("sample", "cifar10", 4, DDIM, 1e-3, ">= 1.2", PLAIN[1:]),
+    Case("sample", "digits", 64, DDPM, 0, ">= 1.5", PLAIN[1:]),
+    Case("bound", "digits", 64, {"steps": 50}, 1e-3, "", PLAIN[1:]),
+    Case("load", "cifar10", 128, {"kind": "memory"}, 1e-6, "", ("0 workers", "2 workers")),
+    Case("load", "cifar10", 128, {"kind": "files"}, 1e-6, "", ("2 workers",)),
+)
+# bfloat16 has 8 bits: what is equal here differs by some of the last of them.
+GPU_CASES = (
+    Case("forward", "cifar10", 128, {}, 0.1, "", GPU),
+    Case("train", "cifar10", 128, {"steps": 10}, 0.05, ">= 1.3", GPU),
+    Case("train", "cifar10", 512, {"steps": 5}, 0.05, ">= 1.3", GPU),
+    Case("train", "digits", 64, {"steps": 100}, 0.05, ">= 1.3", GPU),
+    Case("sample", "cifar10", 128, DDIM, 0.05, ">= 1.5", GPU[1:]),
+    Case("sample", "digits", 64, DDIM, 0.05, ">= 1.5", GPU[1:]),
+    Case("sample", "digits", 64, DDPM, 0, ">= 1.5", GPU[1:]),
 )
 
 
-def as_json(name: str, batch: int, dtype: str) -> dict[str, Any]:
-    config = load_config(str(ROOT / "configs" / f"{name}.py"))
-    config.data.batch_size = batch
+def as_json(case: Case, dtype: str) -> dict[str, Any]:
+    """The config, with one moving average and no warm-up, as the other side has it."""
+    config = load_config(str(ROOT / "configs" / f"{case.config}.py"))
+    config.data.batch_size = case.batch
     config.ema = dataclasses.replace(config.ema, stds=(), more_decays=())
     config.optimizer = dataclasses.replace(config.optimizer, warmup_steps=0)
     config.model = dataclasses.replace(config.model, dtype=dtype)
     return json.loads(to_json(config))
 
 
-def ratios(ours: Worker, theirs: Worker) -> tuple[list[float], float]:
-    """Their seconds over ours, turn by turn, and our seconds."""
-    repeats, found, mine = {}, [], []
+def in_turns(ours: Worker, theirs: Worker) -> tuple[list[float], list[float]]:
+    """Their seconds over ours, turn by turn, and ours."""
+    repeats, found, mine, rounds = {}, [], [], ROUNDS
     for side in (ours, theirs):
         once = side.ask(do="time", repeats=1)["seconds"]
         repeats[side] = max(1, round(TURN / once))
-    for _ in range(ROUNDS):
+        rounds = min(rounds, FEW if once > LONG else ROUNDS)
+    for _ in range(rounds):
         a, b = (side.ask(do="time", repeats=repeats[side]) for side in (ours, theirs))
         found.append(b["seconds"] / a["seconds"])
         mine.append(a["seconds"])
-    return found, statistics.median(mine)
+    return found, mine
 
 
-def compared(cases: Any, dtype: str) -> Iterator[Figure]:
-    for work, name, batch, options, rounding, target in cases:
-        config = as_json(name, batch, dtype)
-        case = " ".join([work, name, str(batch), *map(str, options.values())])
-        ours, best = Worker("ours.py"), {}
-        with tempfile.TemporaryDirectory() as folder:
-            asked = {"folder": folder, "work": work, "config": config, **options}
-            said = ours.ask(do="prepare", **asked)
-            yield f"{case}: ours, seconds to compile", said["seconds"], ""
-            for variant in VARIANTS if work != "sample" else VARIANTS[1::2]:
-                theirs = Worker("theirs.py")
-                other = theirs.ask(do="prepare", variant=variant, dtype=dtype, **asked)
-                if "gap" in other:
-                    assert other["gap"] < rounding, (case, variant, other)
-                    yield f"{case}: {variant}, largest difference", other["gap"], ""
-                found, seconds = ratios(ours, theirs)
-                best[variant] = statistics.median(found)
-                yield f"{case}: {variant}, seconds to compile", other["seconds"], ""
-                yield f"{case}: {variant} over ours, time", best[variant], ""
-                memory = theirs.ask(do="time", repeats=1)["memory"] / 2**30
-                yield f"{case}: {variant}, largest memory, GiB", memory, ""
-                theirs.close()
-            least = min(best.values())
-            yield f"{case}: best of theirs over ours, time", least, f">= {target}"
-            yield f"{case}: ours, seconds", seconds, ""
-            last = ours.ask(do="time", repeats=1)
-            yield f"{case}: ours, largest memory, GiB", last["memory"] / 2**30, ""
-            if "flops" in said:
-                rate = options.get("steps", 1) / seconds / 1e9
-                yield f"{case}: ours, GFLOP/s", said["flops"] * rate, ""
-                yield f"{case}: ours, GB/s", said["bytes"] * rate, ""
-        ours.close()
+def limits(dtype: str) -> dict[str, float]:
+    """The fastest matrix product, FLOP/s, and copy, bytes/s, that either side makes."""
+    best = dict.fromkeys(("matmul", "copy"), 0.0)
+    for script in ("ours.py", "theirs.py"):
+        worker = Worker(script)
+        for work in best:
+            amount = worker.ask(do="prepare", work=work, dtype=dtype)["amount"]
+            worker.ask(do="time", repeats=2)
+            seconds = [worker.ask(do="time", repeats=3)["seconds"] for _ in range(3)]
+            best[work] = max(best[work], amount / min(seconds))
+        worker.close()
+    return best
+
+
+def compared(case: Case, dtype: str, limit: dict[str, float]) -> Iterator[Figure]:
+    ours, best, mine = Worker("ours.py"), {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {"folder": folder, "work": case.work, "config": as_json(case, dtype)}
+        asked.update(case.options)
+        said = ours.ask(do="prepare", **asked)
+        yield f"{case}: ours, seconds to compile", said["seconds"], ""
+        for variant in case.variants:
+            theirs = Worker("theirs.py")
+            other = theirs.ask(do="prepare", variant=variant, dtype=dtype, **asked)
+            if "gap" in other:
+                assert other["gap"] < case.rounding, (case, variant, other)
+                yield f"{case}: {variant}, largest difference", other["gap"], ""
+            yield f"{case}: {variant}, seconds to compile", other["seconds"], ""
+            found, seconds = in_turns(ours, theirs)
+            mine += seconds
+            best[variant] = statistics.median(found)
+            yield f"{case}: {variant} over ours, time", best[variant], ""
+            yield f"{case}: {variant} over ours, least", min(found), ""
+            yield f"{case}: {variant} over ours, most", max(found), ""
+            memory = theirs.ask(do="time", repeats=1)["memory"] / 2**30
+            yield f"{case}: {variant}, largest memory, GiB", memory, ""
+            theirs.close()
+        yield f"{case}: best of theirs over ours, time", min(best.values()), case.target
+        seconds = statistics.median(mine)
+        yield f"{case}: ours, seconds", seconds, ""
+        memory = ours.ask(do="time", repeats=1)["memory"] / 2**30
+        yield f"{case}: ours, largest memory, GiB", memory, ""
+        if "flops" in said:
+            each = seconds / case.options.get("steps", 1)
+            share = said["flops"] / each / limit["matmul"]
+            wanted = ">= 0.45" if (case.batch, dtype) == (512, "bfloat16") else ""
+            yield f"{case}: ours, share of the fastest matrix product", share, wanted
+            share = said["bytes"] / each / limit["copy"]
+            yield f"{case}: ours, share of the fastest copy", share, ""
+    ours.close()
+
+
+def networks(cases: list[Case], dtype: str) -> Iterator[Figure]:
+    limit = limits(dtype)
+    yield "limit: matrix product, GFLOP/s", limit["matmul"] / 1e9, ""
+    yield "limit: copy, GB/s", limit["copy"] / 1e9, ""
+    for case in cases:
+        yield from compared(case, dtype, limit)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases that begin with this")
-    wanted = parser.parse_args().only
-    chosen = [c for c in CASES if " ".join(map(str, c[:3])).startswith(wanted)]
-
-    def on_cpu() -> Iterator[Figure]:
-        return compared(chosen, "float32")
-
-    record(on_cpu)
+    parser.add_argument("--gpu", action="store_true", help="the cases for a GPU")
+    options = parser.parse_args()
+    of_device, dtype = (GPU_CASES, "bfloat16") if options.gpu else (CPU_CASES, "float32")
+    parts: list[Any] = [
+        f for f in (start_up, whole_training) if f.__name__.startswith(options.only)
+    ]
+    chosen = [case for case in of_device if str(case).startswith(options.only)]
+    if chosen:
+        parts.insert(0, functools.partial(networks, chosen, dtype))
+    record(
+        *parts,
+        **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+    )

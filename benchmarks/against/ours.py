@@ -8,11 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 from worker import serve
 
 from diffusion_jax import experiment, losses, parallel, timestep_sampling
-from diffusion_jax.config import from_json
-from diffusion_jax.data.transforms import to_examples
+from diffusion_jax.config import DataConfig, from_json
+from diffusion_jax.data import sources
+from diffusion_jax.data.pipeline import Loader, StepBatches
+from diffusion_jax.data.transforms import to_examples, to_model_range
+from diffusion_jax.evaluation.bound import Bound
+from diffusion_jax.likelihood import bound_term
 from diffusion_jax.samplers import chain
 from diffusion_jax.sampling import make_sampler, make_table
 from diffusion_jax.training.optimizer import make_optimizer
@@ -137,6 +142,75 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     return run, {}
 
 
+def bound(config: Any, folder: pathlib.Path, steps: int) -> Any:
+    """The variational bound of a batch, one t of each of `steps` strata."""
+    schedule = experiment.make_schedule(config.process)
+    _, apply_fn = experiment.make_network(config)
+    params = jax.device_put(weights(config))
+    batch, rng = config.data.batch_size, np.random.default_rng(1)
+    shape = (batch, *config.data.shape)
+    x0 = np.float32(rng.integers(0, 256, shape) / 127.5 - 1)
+    t = np.int32(np.arange(batch) * schedule.num_timesteps // batch)
+    noise = np.float32(rng.standard_normal(shape))
+    kinds = {
+        "prediction_type": config.process.prediction,
+        "variance_type": config.process.variance,
+    }
+    once = jax.jit(lambda *a: bound_term(apply_fn, params, schedule, *a, **kinds).bits)
+    save(folder / "weights.npz", params)
+    alphas = schedule.alphas_cumprod
+    np.savez(folder / "inputs.npz", x0=x0, t=t, noise=noise, alphas_cumprod=alphas)
+    np.save(folder / "ours.npy", np.asarray(once(x0, t, noise)))
+    evaluation = Bound(config, apply_fn, schedule, parallel.make_mesh(), steps)
+    return lambda: evaluation.terms(params, x0, np.arange(batch), batch), {}
+
+
+IMAGES = 2000  # Of 32x32.
+EPOCHS = 10  # A loader that reads ahead does so while it waits for its turn: a long one.
+AHEAD = 10  # Batches that are asked for at a time, as a train step does.
+
+
+def load(config: Any, folder: pathlib.Path, kind: str) -> Any:
+    """Batches of a few epochs onto the device, from memory or from JPEG files."""
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8)
+    images: Any = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    np.save(folder / "images.npy", images)
+    workers = 0
+    if kind == "files":
+        files = folder / "files"
+        files.mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(files / f"{i:04}.jpg", quality=90)
+        data = DataConfig(source="folder", path=str(files), image_size=(32,), channels=3)
+        images, workers = sources.open_data_set(data).train, data.num_workers
+    batch, as_float = config.data.batch_size, jax.jit(to_model_range)
+    sharding = parallel.split_batch(parallel.make_mesh(), 1)
+    held = [0, Loader(StepBatches(images, batch, 0, slice(0, batch)), 0, AHEAD, workers)]
+    sums = np.float64(as_float(images[np.arange(64)])).sum((1, 2, 3))
+    np.save(folder / "ours.npy", sums)
+
+    def run() -> None:
+        for _ in range(-(-IMAGES * EPOCHS // (batch * AHEAD))):
+            held[0] += AHEAD
+            batches = held[1].load(held[0] - AHEAD, AHEAD)
+            as_float(parallel.put_local(sharding, batches)).block_until_ready()
+
+    return run, {}
+
+
+def matmul(dtype: str) -> Any:
+    x = jnp.ones((4096, 4096), dtype)
+    program = jax.jit(jnp.dot)
+    return lambda: program(x, x).block_until_ready(), {"amount": 2 * 4096**3}
+
+
+def copy(dtype: str) -> Any:
+    x = jnp.ones(2**26, "float32")
+    program = jax.jit(jnp.negative)
+    return lambda: program(x).block_until_ready(), {"amount": 2 * x.nbytes}
+
+
 def save(path: pathlib.Path, params: Any) -> None:
     flat = {
         ".".join(k.key for k in keys): np.asarray(leaf)
@@ -155,13 +229,21 @@ def about(program: Any) -> dict[str, Any]:
     }
 
 
-def prepare(folder: str, work: str, config: dict[str, Any], **options: Any) -> Any:
-    """`config` as JSON."""
-    config = from_json(json.dumps(config))
-    return {"forward": forward, "train": train, "sample": sample}[work](
-        config, pathlib.Path(folder), **options
-    )
+def prepare(work: str, **options: Any) -> Any:
+    """`config`, if there is one, as JSON; `folder` is for what both sides need."""
+    if "config" in options:
+        options["config"] = from_json(json.dumps(options["config"]))
+        options["folder"] = pathlib.Path(options["folder"])
+    return WORK[work](**options)
 
+
+def memory() -> int | None:
+    """The most that the GPU held, bytes; None without one."""
+    statistics = jax.devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] if statistics else None
+
+
+WORK = {f.__name__: f for f in (forward, train, sample, bound, load, matmul, copy)}
 
 if __name__ == "__main__":
-    serve(prepare)
+    serve(prepare, memory)

@@ -1,5 +1,6 @@
 """The other side: the same network in PyTorch, as its users train it, and diffusers."""
 
+import math
 import pathlib
 import types
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch_unet import UNet, load
 from worker import serve
 
@@ -195,15 +197,159 @@ def sample(
     return run, {"gap": float(gap.mean() / 255)}
 
 
-def prepare(
-    folder: str, work: str, config: dict[str, Any], dtype: str, variant: str, **options: Any
-) -> Any:
-    """`config` is ours, as JSON: this process has no JAX in it."""
-    torch._dynamo.reset()
-    return {"forward": forward, "train": train, "sample": sample}[work](
-        names(config), pathlib.Path(folder), variant, dtype, **options
-    )
+def bound(config: Any, folder: pathlib.Path, variant: str, dtype: str, steps: int) -> Any:
+    """The terms of the bound at one t after another, as DDPM's and IDDPM's code does it."""
+    module = compiled(network(config, folder, variant, dtype).eval(), variant)
+    with np.load(folder / "inputs.npz") as inputs:
+        given = dict(inputs)
+    alphas = given["alphas_cumprod"]
+    before = np.append(1.0, alphas[:-1])
+    betas = 1 - alphas / before
+    posterior = betas * (1 - before) / (1 - alphas)
+    posterior[0] = posterior[1]
+    tables = {
+        "x": np.sqrt(alphas),
+        "noise": np.sqrt(1 - alphas),
+        "inverse": 1 / np.sqrt(alphas),
+        "ratio": np.sqrt(1 / alphas - 1),
+        "of_x0": np.sqrt(before) * betas / (1 - alphas),
+        "of_x_t": np.sqrt(alphas / before) * (1 - before) / (1 - alphas),
+        "log_variance": np.log(posterior),
+    }
+    table = {
+        k: torch.tensor(v, dtype=torch.float32, device=DEVICE) for k, v in tables.items()
+    }
 
+    @torch.inference_mode()
+    def terms(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        at = {k: v[t][:, None, None, None] for k, v in table.items()}
+        x_t = at["x"] * x0 + at["noise"] * noise
+        with autocast(dtype):
+            eps = module(x_t, t).float()
+        predicted = (at["inverse"] * x_t - at["ratio"] * eps).clamp(-1, 1)
+        true_mean = at["of_x0"] * x0 + at["of_x_t"] * x_t
+        mean = at["of_x0"] * predicted + at["of_x_t"] * x_t
+        divergence = 0.5 * (true_mean - mean) ** 2 * torch.exp(-at["log_variance"])
+        inverse_std = torch.exp(-0.5 * at["log_variance"])
+        upper = torch.special.ndtr((x0 - mean + 1 / 255) * inverse_std)
+        lower = torch.special.ndtr((x0 - mean - 1 / 255) * inverse_std)
+        upper = torch.where(x0 > 0.999, 1.0, upper)
+        lower = torch.where(x0 < -0.999, 0.0, lower)
+        first = -torch.log((upper - lower).clamp(min=1e-12))
+        nats = torch.where((t == 0)[:, None, None, None], first, divergence)
+        return nats.mean((1, 2, 3)) / math.log(2)
+
+    x0, noise = (to_device(given[name], variant) for name in ("x0", "noise"))
+    t = torch.tensor(given["t"], device=DEVICE).long()
+    ours, found = np.load(folder / "ours.npy"), terms(x0, t, noise).cpu().numpy()
+    # Two means that differ by rounding: x_0 is clipped on one side of it, or the other.
+    gap = np.abs(found - ours).max() / np.abs(ours).max()
+
+    def run() -> None:
+        total = torch.zeros(len(x0), device=DEVICE)
+        for i in range(steps):
+            times = torch.full((len(x0),), i * len(alphas) // steps, device=DEVICE)
+            total += terms(x0, times, torch.randn_like(x0))
+        total.cpu()
+
+    return run, {"gap": float(gap)}
+
+
+EPOCHS = 10  # As many as ours.
+
+
+class Images(torch.utils.data.Dataset):
+    """Of an array, or of the files of a folder; one [C, H, W] in [-1, 1] at a time."""
+
+    def __init__(self, images: Any):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        image = self.images[i]
+        if isinstance(image, pathlib.Path):
+            with Image.open(image) as file:
+                image = np.asarray(file.convert("RGB"))
+        return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def load_batches(
+    config: Any, folder: pathlib.Path, variant: str, dtype: str, kind: str
+) -> Any:
+    """A few epochs of a DataLoader."""
+    images: Any = np.load(folder / "images.npy")
+    if kind == "files":
+        images = sorted((folder / "files").iterdir())
+    data, workers = Images(images), int(variant.split()[0])
+    loader = torch.utils.data.DataLoader(
+        data,
+        config.data.batch_size,
+        shuffle=True,
+        drop_last=False,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=DEVICE == "cuda",
+    )
+    # Each of some images of ours is one of theirs (ours holds some back, not in order).
+    found = np.array([float(data[i].double().sum()) for i in range(len(data))])
+    ours = np.load(folder / "ours.npy")
+    gap = np.abs(found - ours[:, None]).min(axis=1).max() / np.abs(ours).max()
+
+    def run() -> None:
+        for _ in range(EPOCHS):
+            for batch in loader:
+                batch.to(DEVICE)
+        wait()
+
+    return run, {"gap": float(gap)}
+
+
+def matmul(dtype: str) -> Any:
+    x = torch.ones((4096, 4096), dtype=getattr(torch, dtype), device=DEVICE)
+
+    def run() -> None:
+        torch.mm(x, x)
+        wait()
+
+    return run, {"amount": 2 * 4096**3}
+
+
+def copy(dtype: str) -> Any:
+    x = torch.ones(2**26, device=DEVICE)
+    out = torch.empty_like(x)
+
+    def run() -> None:
+        torch.neg(x, out=out)
+        wait()
+
+    return run, {"amount": 2 * x.nbytes}
+
+
+def prepare(work: str, **options: Any) -> Any:
+    """`config`, if there is one, is ours, as JSON: this process has no JAX in it."""
+    torch._dynamo.reset()
+    if "config" in options:
+        options["config"] = names(options["config"])
+        options["folder"] = pathlib.Path(options["folder"])
+    return WORK[work](**options)
+
+
+def memory() -> int | None:
+    """The most that the GPU held, bytes; None without one."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
+
+
+WORK = {
+    "forward": forward,
+    "train": train,
+    "sample": sample,
+    "bound": bound,
+    "load": load_batches,
+    "matmul": matmul,
+    "copy": copy,
+}
 
 if __name__ == "__main__":
-    serve(prepare)
+    serve(prepare, memory)

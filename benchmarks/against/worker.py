@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -39,12 +38,16 @@ class Worker:
         self._process.wait()
 
 
-def serve(prepare: Callable[..., tuple[Callable[[], Any], dict[str, Any]]]) -> None:
+def serve(
+    prepare: Callable[..., tuple[Callable[[], Any], dict[str, Any]]],
+    memory: Callable[[], int | None],
+) -> None:
     """Answers until it is told to leave.
 
     {"do": "prepare", ...} calls prepare(...), which returns what is to be timed and what
     there is to say. {"do": "time", "repeats": n} times n calls of it and a wait for the
-    last. Both say the largest memory that the process has had, in bytes.
+    last. Both say the largest memory that the process has had, in bytes: `memory()`, or if
+    that is None, the resident set.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever else is printed is none.
@@ -64,8 +67,16 @@ def serve(prepare: Callable[..., tuple[Callable[[], Any], dict[str, Any]]]) -> N
             for _ in range(question["repeats"]):
                 run()
             answer["seconds"] = (time.perf_counter() - start) / question["repeats"]
-        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer["memory"] = memory() or resident()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         if do == "leave":
             return
+
+
+def resident() -> int:
+    """The largest resident set of this process, bytes."""
+    # Not getrusage, which counts what the parent had when it forked.
+    status = pathlib.Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024

@@ -36,9 +36,36 @@ def dense(features: int, *, name: str, dtype: Any, scale: float = 1.0) -> nn.Den
     return nn.Dense(features, kernel_init=ddpm_init(scale), dtype=dtype, name=name)
 
 
-def group_norm(num_groups: int, *, name: str, dtype: Any) -> nn.GroupNorm:
-    """GroupNorm with the epsilon of the DDPM code, 1e-6."""
-    return nn.GroupNorm(num_groups, epsilon=1e-6, dtype=dtype, name=name)
+class GroupNorm(nn.Module):
+    """Each group of channels to mean 0 and variance 1 over all positions (Wu and He 2018).
+
+    Then times `scale`, plus `bias`, of each channel. Statistics are float32. They are sums
+    by channel first, so that each element takes one multiplication and one addition.
+    """
+
+    num_groups: int
+    dtype: Any
+    epsilon: float = 1e-6  # That of the DDPM code; PyTorch has 1e-5.
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        b, height, width, c = x.shape
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x = x.astype(jnp.float32)
+        size = c // self.num_groups
+
+        def mean(of: jax.Array) -> jax.Array:
+            """[B, H, W, C] -> [B, C], the mean of each channel's group."""
+            groups = of.sum((1, 2)).reshape(b, self.num_groups, size).mean(axis=2)
+            return jnp.repeat(groups / (height * width), size, axis=1)
+
+        center = mean(x)
+        variance = jnp.maximum(mean(jnp.square(x)) - jnp.square(center), 0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale[None]
+        offset = bias[None] - center * factor
+        return (x * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
 def downsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
@@ -69,9 +96,9 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, *, train: bool) -> jax.Array:
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
-        h = nn.swish(group_norm(self.num_groups, name="norm1", dtype=self.dtype)(x))
+        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         h = conv3x3(self.features, name="conv1", dtype=self.dtype)(h)
-        norm2 = group_norm(self.num_groups, name="norm2", dtype=self.dtype)
+        norm2 = GroupNorm(self.num_groups, self.dtype, name="norm2")
         num_outputs = self.features * (2 if self.scale_shift_norm else 1)
         time = dense(num_outputs, name="temb", dtype=self.dtype)(nn.swish(temb))
         if self.scale_shift_norm:
@@ -98,7 +125,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]; the softmax is taken in float32."""
         b, height, width, c = x.shape
-        h = group_norm(self.num_groups, name="norm", dtype=self.dtype)(x)
+        h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         heads = (b, height * width, self.num_heads, c // self.num_heads)
         q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
         k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)

@@ -6,13 +6,21 @@ loop (several train steps per dispatch) they fall back to code that is 13 to 33 
 slower. Here both gradients are written as ordinary convolutions, so a train step
 costs the same inside `lax.scan` as outside, with the same bits. (Having its own reverse
 mode it has no forward mode: `jax.jvp` through it is an error.)
+
+There, wide 3x3 convolutions and their gradients are products of matrices (winograd.py).
+What was measured on CPU only stays on CPU: other compilers recognise the stock forms, so
+`_on_cpu` is the one place that chooses.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from diffusion_jax.networks import winograd
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -68,11 +76,21 @@ def _plain(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Padding):
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC)
 
 
-_conv = jax.custom_vjp(_plain, nondiff_argnums=(2, 3))
+def _on_cpu(own: Callable[..., Any], stock: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`own` of the arrays in a program for a CPU, else `stock`."""
+    return lax.platform_dependent(*arrays, cpu=own, default=stock)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Padding):
+    stock = functools.partial(_plain, strides=strides, pads=pads)
+    if winograd.applies(x, kernel, strides, pads):
+        return _on_cpu(winograd.convolution, stock, x, kernel)
+    return stock(x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Padding):
-    return _plain(x, kernel, strides, pads), (x, kernel)
+    return _conv(x, kernel, strides, pads), (x, kernel)
 
 
 def _stock_gradients(x, kernel, cotangent, strides, pads):
@@ -81,6 +99,11 @@ def _stock_gradients(x, kernel, cotangent, strides, pads):
 
 
 def _own_gradients(x, kernel, cotangent, strides, pads):
+    if winograd.applies(x, kernel, strides, pads):
+        return (
+            winograd.input_gradient(cotangent, kernel),
+            winograd.kernel_gradient(x, cotangent),
+        )
     size, taps, out = x.shape[1:3], kernel.shape[:2], cotangent.shape[1:3]
     # Kernel: y[p] reads x[p * stride + tap - low], so the kernel's gradient is the
     # convolution of x with the cotangent spread out by the stride. The last rows of x
@@ -117,16 +140,9 @@ def _own_gradients(x, kernel, cotangent, strides, pads):
 
 
 def _backward(strides: Strides, pads: Padding, residuals, cotangent):
-    x, kernel = residuals
-    # Own gradients are measured on CPU only. Elsewhere the stock ones stay, whose form
-    # the GPU and TPU compilers recognise; to try the other, change this one line.
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cotangent,
-        cpu=lambda x, k, c: _own_gradients(x, k, c, strides, pads),
-        default=lambda x, k, c: _stock_gradients(x, k, c, strides, pads),
-    )
+    form = {"strides": strides, "pads": pads}
+    own, stock = (functools.partial(f, **form) for f in (_own_gradients, _stock_gradients))
+    return _on_cpu(own, stock, *residuals, cotangent)
 
 
 _conv.defvjp(_forward, _backward)

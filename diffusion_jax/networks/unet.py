@@ -96,6 +96,6 @@ class UNet(nn.Module):
             if level != 0:
                 h = blocks.upsample(h, name=f"up{level}_conv", dtype=dtype)
 
-        h = nn.swish(blocks.group_norm(self.num_groups, name="norm_out", dtype=dtype)(h))
+        h = nn.swish(blocks.GroupNorm(self.num_groups, dtype, name="norm_out")(h))
         h = blocks.conv3x3(self.out_channels, name="conv_out", dtype=dtype, scale=0.0)(h)
         return h.astype(jnp.float32)

@@ -1,0 +1,54 @@
+"""What the time of a forward pass or a train step is spent on, by kind of operation.
+
+    python benchmarks/profile_work.py train cifar10 8
+    python benchmarks/profile_work.py forward digits 64
+
+Seconds of all threads, so that with two cores they add up to about twice the time. XLA
+names a fusion by the operations in it: "ynn" are products of matrices and convolutions.
+"""
+
+import collections
+import pathlib
+import re
+import sys
+import tempfile
+
+import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "against"))
+
+import ours
+from compare import CPU_CASES, as_json
+
+REPEATS = 3
+WAITING = re.compile(r"Execute|Wait|\$|end: |Pjit|Parse|Handle|^call|^while")
+
+
+def main(work: str, config: str, batch: str) -> None:
+    """Prints the table."""
+    (case,) = [c for c in CPU_CASES if str(c).startswith(f"{work} {config} {batch}")]
+    options = {"work": work, "config": as_json(case, "float32"), **case.options}
+    with tempfile.TemporaryDirectory() as folder:
+        run, _ = ours.prepare(folder=folder, **options)
+        run()
+        with jax.profiler.trace(f"{folder}/trace"):
+            for _ in range(REPEATS):
+                run()
+        (path,) = pathlib.Path(folder, "trace").rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    seconds, counts = collections.Counter[str](), collections.Counter[str]()
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                kind = re.sub(r"[.\d]+$", "", event.name)
+                if not WAITING.search(kind) and line.name.startswith("tf_XLA"):
+                    seconds[kind] += event.duration_ns / 1e9 / REPEATS
+                    counts[kind] += 1
+    total = sum(seconds.values())
+    print(f"{case}: {total:.3f} seconds of all threads")
+    for kind, value in seconds.most_common(15):
+        print(f"{100 * value / total:6.1f} %  {counts[kind] // REPEATS:6} times  {kind}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
