@@ -44,7 +44,7 @@ bench-gpu:
 bench-parity: .venv-parity/installed
 	.venv-parity/bin/python benchmarks/parity.py
 
-# What the project promises of itself; 40 minutes.
+# What the project promises of itself.
 bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/training.py

@@ -108,21 +108,28 @@ def loop(interval: int) -> Iterator[Figure]:
     )
 
 
-def first_step(*flags: str) -> float:
-    """Seconds from the start of the command to its first line of metrics."""
-    workdir = pathlib.Path(flags[0].partition("=")[2])
-    lines = workdir / "metrics.jsonl"
+def to_next_line(
+    command: list[str], lines: pathlib.Path
+) -> tuple[float, subprocess.Popen[bytes]]:
+    """Seconds from the start of a command to a new line of metrics; it goes on."""
     before = len(lines.read_text().splitlines()) if lines.exists() else 0
-    command = [sys.executable, "train.py", f"--config={CONFIG}", *flags]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while not lines.exists() or len(lines.read_text().splitlines()) <= before:
-        assert process.poll() is None
+        assert process.poll() is None, command
         time.sleep(0.01)
     seconds = time.perf_counter() - start
+    assert json.loads(lines.read_text().splitlines()[before])["loss"]
+    return seconds, process
+
+
+def first_step(*flags: str) -> float:
+    """Seconds from the start of train.py to its first line of metrics."""
+    workdir = pathlib.Path(flags[0].partition("=")[2])
+    command = [sys.executable, "train.py", f"--config={CONFIG}", *flags]
+    seconds, process = to_next_line(command, workdir / "metrics.jsonl")
     process.terminate()
     assert process.wait() == 0
-    assert json.loads(lines.read_text().splitlines()[before])["loss"]
     return seconds
 
 

@@ -13,20 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from record import ROOT, Figure
-from training import CONFIG, first_step
+from training import CONFIG, first_step, to_next_line
 
 from diffusion_jax.command_line import load_config
 from diffusion_jax.config import to_json
 
 HERE = pathlib.Path(__file__).parent
-QUIET: Any = {
-    "cwd": ROOT,
-    "stdout": subprocess.DEVNULL,
-    "stderr": subprocess.DEVNULL,  # The progress bar of the example.
-}
 ROUNDS = 2
 FIRST, LAST = 100, 500  # Steps between which images are counted.
 
@@ -57,7 +51,7 @@ def own(folder: str, steps: int) -> tuple[list[str], pathlib.Path]:
 def images_per_second(command: list[str], lines: pathlib.Path) -> tuple[float, float]:
     """Between the lines of FIRST and LAST steps; and the seconds of the whole command."""
     start, times = time.perf_counter(), {}
-    process = subprocess.Popen(command, **QUIET)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         time.sleep(0.01)
         text = lines.read_text().splitlines() if lines.exists() else []
@@ -104,13 +98,8 @@ def start_up() -> Iterator[Figure]:
     found = []
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
-            command, lines = example(folder, 10_000)
-            start = time.perf_counter()
-            process = subprocess.Popen(command, **QUIET)
-            while not (lines.exists() and lines.read_text()):
-                assert process.poll() is None
-                time.sleep(0.01)
-            found.append(time.perf_counter() - start)
+            seconds, process = to_next_line(*example(folder, 10_000))
+            found.append(seconds)
             process.kill()
             process.wait()
     yield f"{name}: theirs, seconds to the first step", min(found), ""

@@ -7,7 +7,7 @@ slower. Here both gradients are written as ordinary convolutions, so a train ste
 costs the same inside `lax.scan` as outside, with the same bits. (Having its own reverse
 mode it has no forward mode: `jax.jvp` through it is an error.)
 
-There, wide 3x3 convolutions and their gradients are products of matrices (winograd.py).
+On a CPU, wide 3x3 convolutions and their gradients are products of matrices (winograd.py).
 What was measured on CPU only stays on CPU: other compilers recognise the stock forms, so
 `_on_cpu` is the one place that chooses.
 """
