@@ -2,10 +2,10 @@
 
     python benchmarks/decisions.py [cifar10 8 | digits 64]
 
-Also the page faults of a step: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command
-shows what huge pages are worth. record.py says where the figures go.
+Also the page faults of a step. record.py says where the figures go.
 """
 
+import ctypes
 import resource
 import statistics
 import sys
@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from record import ROOT, Figure, record
 
-from diffusion_jax import experiment
+from diffusion_jax import cpu, experiment
 from diffusion_jax.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 
 NAME, BATCH = sys.argv[1:] or ("cifar10", "8")
-ROUNDS = 5
+ROUNDS = 9
 DIRECT = mock.patch.object(winograd, "applies", lambda *_: False)
 FLAX = mock.patch.object(
     blocks,
@@ -32,7 +32,7 @@ FLAX = mock.patch.object(
 )
 
 
-def compiled() -> Callable[[], object]:
+def compiled(options: dict[str, str]) -> Callable[[], object]:
     """Loss and gradient, with what is patched at the moment."""
     config = load_config(str(ROOT / "configs" / f"{NAME}.py"))
     init_fn, apply_fn = experiment.make_network(config)
@@ -44,35 +44,58 @@ def compiled() -> Callable[[], object]:
         return jnp.square(apply_fn(params, x, t, train=True, key=key) - x).mean()
 
     arguments = (params, x, t, jax.random.key(2))
-    program = jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile()
+    program = jax.jit(jax.value_and_grad(loss), compiler_options=options)
+    program = program.lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
+
+
+def memory(kept: bool) -> None:
+    """As the commands have it, or as it is without `cpu.keep_memory`."""
+    if kept:
+        cpu.keep_memory()
+    else:
+        malloc = ctypes.CDLL(None)
+        malloc.mallopt(cpu._MMAP_MAX, 65536)
+        malloc.mallopt(cpu._TRIM_THRESHOLD, 128 * 1024)
+
+
+def measured(run: Callable[[], object], kept: bool) -> tuple[float, int]:
+    """Seconds and page faults of a second run."""
+    memory(kept)
+    run()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def decisions() -> Iterator[Figure]:
     case = f"loss and gradient {NAME} {BATCH}"
-    programs = {"as it is": compiled()}
+    options = cpu.compiler_options()
+    base = compiled(options)
+    programs = {"as it is": (base, True), "memory given back": (base, False)}
+    programs["XLA's choice of library"] = (compiled({}), True)
     with DIRECT:
-        programs["direct convolutions"] = compiled()
+        programs["direct convolutions"] = (compiled(options), True)
     with FLAX:
-        programs["Flax's GroupNorm"] = compiled()
+        programs["Flax's GroupNorm"] = (compiled(options), True)
     with DIRECT, FLAX:
-        programs["neither"] = compiled()
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(ROUNDS + 1):
-        for name, run in programs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    base = seconds.pop("as it is")[1:]
-    yield f"{case}: seconds", statistics.median(base), ""
-    for name, values in seconds.items():
-        ratio = statistics.median(b / a for a, b in zip(base, values[1:], strict=True))
-        yield f"{case}: {name} over that", ratio, ""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    programs["as it is"]()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    yield f"{case}: page faults", faults, ""
+        programs["none of these"] = (compiled({}), False)
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in programs}
+    for _ in range(ROUNDS):
+        for name, program in programs.items():
+            found[name].append(measured(*program))
+    mine = [seconds for seconds, _ in found["as it is"]]
+    yield f"{case}: seconds", statistics.median(mine), ""
+    for name, values in found.items():
+        times = [seconds for seconds, _ in values]
+        ratio = statistics.median(b / a for a, b in zip(mine, times, strict=True))
+        if name != "as it is":
+            yield f"{case}: {name} over that", ratio, ""
+        yield f"{case}: {name}, page faults", statistics.median(n for _, n in values), ""
 
 
 if __name__ == "__main__":
+    cpu.keep_memory()  # As the commands do; before record() starts JAX.
     record(decisions)

@@ -19,6 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from diffusion_jax import cpu
 from diffusion_jax.config import Config, fields_of
 from diffusion_jax.interrupts import leave
 from diffusion_jax.runs import RunFailed, is_disk_failure
@@ -27,6 +28,7 @@ from diffusion_jax.validation import BadRequest, check_types
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     """Parses the command line, calls main() or main(config), and exits."""
+    cpu.keep_memory()
     arguments: list[Any] = []
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 

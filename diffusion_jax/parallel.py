@@ -4,11 +4,11 @@ One `jax.jit` over a mesh serves one device and many: the state is replicated, t
 is split over the axis "data", and the compiler adds the sums over devices.
 """
 
-import os
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax import cpu
 
 
 def make_mesh() -> Mesh:
@@ -48,8 +48,7 @@ def describe_devices() -> str:
     """What this process computes on; a warning line if an accelerator lies idle."""
     devices = jax.devices()
     line = f"devices: {len(devices)} x {devices[0].device_kind}"
-    accelerators = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
-    if devices[0].platform == "cpu" and any(map(os.path.exists, accelerators)):
+    if devices[0].platform == "cpu" and not cpu.is_all_there_is():
         line += (
             "\nwarning: this machine seems to have a GPU or TPU that this jax cannot "
             'use; install the extra: pip install -e ".[cuda]" or ".[tpu]"'

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import parallel
+from diffusion_jax import cpu, parallel
 from diffusion_jax.config import Config, ProcessConfig, SamplingConfig
 from diffusion_jax.samplers import chain, tables
 from diffusion_jax.samplers.rows import SamplerTable
@@ -208,6 +208,7 @@ def make_sampler(
             in_shardings=(whole, states, whole, whole, rows),
             out_shardings=(states, whole),
             donate_argnums=1,
+            compiler_options=cpu.compiler_options(),
         )
         return functools.partial(_in_segments, start, program, tuple(frames), on_progress)
 
@@ -226,7 +227,10 @@ def make_sampler(
         )
 
     return jax.jit(
-        sampler, in_shardings=(whole, whole, whole, rows), out_shardings=(rows, kept)
+        sampler,
+        in_shardings=(whole, whole, whole, rows),
+        out_shardings=(rows, kept),
+        compiler_options=cpu.compiler_options(),
     )
 
 

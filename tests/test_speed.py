@@ -1,5 +1,6 @@
 """What was won in speed is still there: ratios in one process, with generous bounds."""
 
+import os
 import statistics
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT
 from jax import lax
 
-from diffusion_jax import experiment, parallel
+from diffusion_jax import cpu, experiment, parallel
 from diffusion_jax.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 from diffusion_jax.networks.convolution import conv_general_dilated
@@ -55,6 +56,21 @@ def test_products_of_matrices_are_faster_than_a_wide_convolution():
     x, kernel = draw(8, 16, 16, 256), draw(3, 3, 256, 256)
     own, stock = (compiled(f, x, kernel) for f in (winograd.convolution, direct))
     assert ratio(own, stock) < 0.95
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to share")
+def test_a_narrow_convolution_is_shared_by_the_cores():
+    """Batch 64, 8x8, 32 channels: processor time over time."""
+    x, kernel = draw(64, 8, 8, 32), draw(3, 3, 32, 32)
+    program = jax.jit(direct, compiler_options=cpu.compiler_options())
+    program = program.lower(x, kernel).compile()
+    cores = []
+    for _ in range(15):
+        start, busy = time.perf_counter(), time.process_time()
+        for _ in range(20):
+            program(x, kernel).block_until_ready()
+        cores.append((time.process_time() - busy) / (time.perf_counter() - start))
+    assert statistics.median(cores) > 1.3
 
 
 def test_gradients_in_a_loop_cost_what_they_cost_outside():

@@ -22,7 +22,7 @@ from diffusion_jax.config import to_json
 
 HERE = pathlib.Path(__file__).parent
 ROUNDS = 2
-FIRST, LAST = 100, 500  # Steps between which images are counted.
+FIRST, LAST = 50, 250  # Steps between which images are counted.
 
 
 def example(folder: str, steps: int) -> tuple[list[str], pathlib.Path]:

@@ -32,9 +32,9 @@ from worker import Worker
 from diffusion_jax.command_line import load_config
 from diffusion_jax.config import to_json
 
-TURN = 1.0  # Seconds, at least, of one side at a time.
-ROUNDS = 5
-LONG, FEW = 4.0, 2  # What takes so many seconds has so many rounds.
+TURN = 0.4  # Seconds, at least, of one side at a time.
+SECONDS = 10.0  # Of all turns of a variant, about.
+FEW, MANY = 2, 11  # Rounds.
 PLAIN = ("eager", "channels_last")
 ALL = (*PLAIN, "compile channels_last")
 GPU = ("channels_last", "compile channels_last")
@@ -104,16 +104,15 @@ def as_json(case: Case, dtype: str) -> dict[str, Any]:
 
 def in_turns(ours: Worker, theirs: Worker) -> tuple[list[float], list[float]]:
     """Their seconds over ours, turn by turn, and ours."""
-    repeats, found, mine, rounds = {}, [], [], ROUNDS
-    for side in (ours, theirs):
-        once = side.ask(do="time", repeats=1)["seconds"]
-        repeats[side] = max(1, round(TURN / once))
-        rounds = min(rounds, FEW if once > LONG else ROUNDS)
-    for _ in range(rounds):
-        a, b = (side.ask(do="time", repeats=repeats[side]) for side in (ours, theirs))
-        found.append(b["seconds"] / a["seconds"])
-        mine.append(a["seconds"])
-    return found, mine
+    sides = (ours, theirs)
+    once = [side.ask(do="time", repeats=1)["seconds"] for side in sides]
+    pairs = [once] if sum(once) > SECONDS else []  # The first of a short one may not count.
+    repeats = [max(1, round(TURN / seconds)) for seconds in once]
+    each = sum(n * seconds for n, seconds in zip(repeats, once, strict=True))
+    while len(pairs) < min(MANY, max(FEW, round(SECONDS / each))):
+        turn = zip(sides, repeats, strict=True)
+        pairs.append([side.ask(do="time", repeats=n)["seconds"] for side, n in turn])
+    return [b / a for a, b in pairs], [a for a, _ in pairs]
 
 
 def limits(dtype: str) -> dict[str, float]:

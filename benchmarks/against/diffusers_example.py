@@ -58,7 +58,7 @@ def main(config: Any, path: pathlib.Path) -> None:
         model, optimizer, loader, lr_scheduler
     )
     ema_model.to(accelerator.device)
-    step, bar = 0, tqdm(total=steps)
+    step, bar = 0, tqdm(total=steps, disable=None)
     with path.open("w", buffering=1) as lines:
         while step < steps:
             model.train()

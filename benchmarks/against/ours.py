@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from worker import serve
 
-from diffusion_jax import experiment, losses, parallel, timestep_sampling
+from diffusion_jax import cpu, experiment, losses, parallel, timestep_sampling
 from diffusion_jax.config import DataConfig, from_json
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
@@ -49,8 +49,11 @@ def forward(config: Any, folder: pathlib.Path) -> Any:
     rng = np.random.default_rng(1)
     x = np.float32(rng.standard_normal((config.data.batch_size, *config.data.shape)))
     t = rng.integers(0, 1000, config.data.batch_size)
-    program = jax.jit(lambda params, x, t: apply_fn(params, x, t)).lower(params, x, t)
-    program = program.compile()
+    program = jax.jit(
+        lambda params, x, t: apply_fn(params, x, t),
+        compiler_options=cpu.compiler_options(),
+    )
+    program = program.lower(params, x, t).compile()
     arguments = jax.device_put((params, x, t))
     np.savez(folder / "inputs.npz", x=x, t=t)
     save(folder / "weights.npz", params)
@@ -91,11 +94,14 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
             jnp.asarray(batches[n % steps]),
             draw_timesteps=timestep_sampling.uniform_timesteps,
         )
-    program = jax.jit(make_train_steps(step), donate_argnums=0)
+    asked = cpu.compiler_options()
+    program = jax.jit(make_train_steps(step), donate_argnums=0, compiler_options=asked)
     state, batches = jax.device_put((state, batches))
     state = jax.tree.map(jnp.copy, state)  # Donated: every array on its own.
     compiled = program.lower(state, batches, steps).compile()
-    single = jax.jit(plain_step).lower(state, batches[0]).compile()
+    # That without dropout takes four steps: quick to compile is all that it needs.
+    asked = {**asked, "xla_backend_optimization_level": "0"}
+    single = jax.jit(plain_step, compiler_options=asked).lower(state, batches[0]).compile()
     save(folder / "weights.npz", params)
     np.savez(
         folder / "inputs.npz",
@@ -246,4 +252,5 @@ def memory() -> int | None:
 WORK = {f.__name__: f for f in (forward, train, sample, bound, load, matmul, copy)}
 
 if __name__ == "__main__":
+    cpu.keep_memory()  # As the commands do.
     serve(prepare, memory)

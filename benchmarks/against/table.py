@@ -143,8 +143,8 @@ def plot(lines: dict[str, dict[str, Any]]) -> None:
     axes.axvline(1, color="k", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [row["case"] for row in shown])
     axes.set_xlabel("their time over ours (dotted: what we want)")
-    axes.legend(fontsize="small")
-    figure.tight_layout()
+    figure.legend(loc="upper center", ncols=len(names), fontsize="small")
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     figure.savefig(PICTURE, dpi=120)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch_unet import UNet, load
+from torch_unet import ResBlock, UNet, load
 from worker import serve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +40,17 @@ def to_device(array: np.ndarray, variant: str) -> torch.Tensor:
     if "channels_last" in variant and moved.ndim == 4:
         moved = moved.contiguous(memory_format=torch.channels_last)
     return moved
+
+
+class Dropout(torch.nn.Module):
+    """With a rate that is an array: one compiled program serves all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.tensor(0.0, device=DEVICE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (torch.rand_like(x) >= self.rate) / (1 - self.rate)
 
 
 def compiled(function: Callable, variant: str) -> Callable:
@@ -81,53 +92,53 @@ def train(config: Any, folder: pathlib.Path, variant: str, dtype: str, steps: in
     alphas = torch.tensor(given["alphas_cumprod"], dtype=torch.float32, device=DEVICE)
     optimizer, decay = config.optimizer, config.ema.decay
 
-    def start(rate: float) -> Callable[..., list[float]]:
-        module = network(config, folder, variant, dtype).train()
-        for block in module.modules():
-            if isinstance(block, torch.nn.Dropout):
-                block.p = rate
-        params = list(module.parameters())
-        average = [p.detach().clone() for p in params]
-        adam = torch.optim.Adam(
-            params,
-            optimizer.learning_rate,
-            (optimizer.b1, optimizer.b2),
-            optimizer.eps,
-            fused=True,
-        )
-        program = compiled(module, variant)
+    module = network(config, folder, variant, dtype).train()
+    for block in module.modules():
+        if isinstance(block, ResBlock):
+            block.dropout = Dropout() if "compile" in variant else torch.nn.Dropout(0.0)
+    params = list(module.parameters())
+    average = [p.detach().clone() for p in params]
+    adam = torch.optim.Adam(
+        params,
+        optimizer.learning_rate,
+        (optimizer.b1, optimizer.b2),
+        optimizer.eps,
+        fused=True,
+    )
+    program = compiled(module, variant)
 
-        def step(
-            x0: torch.Tensor, t: torch.Tensor | None = None, noise: Any = None
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            if t is None:
-                t = torch.randint(len(alphas), (len(x0),), device=DEVICE)
-                noise = torch.randn_like(x0)
-            a = alphas[t][:, None, None, None]
-            x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
-            with autocast(dtype):
-                output = program(x_t, t)
-            loss = F.mse_loss(output.float(), noise)
-            adam.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(params, optimizer.grad_clip)
-            adam.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(average, params, 1 - decay)
-            return loss.detach(), norm
+    def step(
+        x0: torch.Tensor, t: torch.Tensor | None = None, noise: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if t is None:
+            t = torch.randint(len(alphas), (len(x0),), device=DEVICE)
+            noise = torch.randn_like(x0)
+        a = alphas[t][:, None, None, None]
+        x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        with autocast(dtype):
+            output = program(x_t, t)
+        loss = F.mse_loss(output.float(), noise)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(params, optimizer.grad_clip)
+        adam.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, params, 1 - decay)
+        return loss.detach(), norm
 
-        return step
-
-    ours, checked = np.load(folder / "ours.npy"), start(rate=0.0)
     gap = 0.0
     batches = [to_device(x, variant) for x in given["x0"]]
-    for n, expected in enumerate(ours):
+    for n, expected in enumerate(np.load(folder / "ours.npy")):
         t = torch.tensor(given["t"][n], device=DEVICE)
         noise = to_device(given["noise"][n], variant)
-        loss, norm = checked(batches[n % len(batches)], t, noise)
+        loss, norm = step(batches[n % len(batches)], t, noise)
         found = np.array([loss.item(), norm.item()])
         gap = max(gap, float(np.abs(found / expected - 1).max()))
-    step = start(rate=config.model.dropout)
+    for block in module.modules():
+        if isinstance(block, Dropout):
+            block.rate.fill_(config.model.dropout)
+        elif isinstance(block, torch.nn.Dropout):
+            block.p = config.model.dropout
     step(batches[0])
 
     def run() -> None:

@@ -1,5 +1,7 @@
 """A process for each side of a comparison, which waits while the other one is timed."""
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -46,8 +48,8 @@ def serve(
 
     {"do": "prepare", ...} calls prepare(...), which returns what is to be timed and what
     there is to say. {"do": "time", "repeats": n} times n calls of it and a wait for the
-    last. Both say the largest memory that the process has had, in bytes: `memory()`, or if
-    that is None, the resident set.
+    last. Both say the largest memory that the process has had since it was prepared, in
+    bytes: `memory()`, or if that is None, the resident set.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever else is printed is none.
@@ -61,6 +63,7 @@ def serve(
             start = time.perf_counter()
             run, answer = prepare(**question)
             answer["seconds"] = time.perf_counter() - start
+            forget()
         elif do == "time":
             assert run is not None
             start = time.perf_counter()
@@ -74,8 +77,15 @@ def serve(
             return
 
 
+def forget() -> None:
+    """Gives back what is free; the largest resident set begins anew."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident() -> int:
-    """The largest resident set of this process, bytes."""
+    """The largest resident set of this process, bytes, since `forget`."""
     # Not getrusage, which counts what the parent had when it forked.
     status = pathlib.Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parallel
+from diffusion_jax import cpu, parallel
 from diffusion_jax.config import Config
 from diffusion_jax.likelihood import bound_term
 from diffusion_jax.predictions import prediction_alone
@@ -182,7 +182,10 @@ class Flow:
 
         self._begin = jax.jit(begin, in_shardings=(whole, rows, rows), out_shardings=rows)
         self._advance = jax.jit(
-            advance, in_shardings=(whole, rows, rows, rows, whole), out_shardings=rows
+            advance,
+            in_shardings=(whole, rows, rows, rows, whole),
+            out_shardings=rows,
+            compiler_options=cpu.compiler_options(),
         )
         self._log_normal = jax.jit(log_normal)
 

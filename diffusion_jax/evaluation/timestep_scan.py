@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parallel
+from diffusion_jax import cpu, parallel
 
 _SEGMENT = 50  # Strata of one dispatch; between two a job can tell its progress, or stop.
 
@@ -100,6 +100,7 @@ class TimestepScan:
             in_shardings=(whole, rows, rows, rows, rows, whole),
             out_shardings=(rows, whole),
             donate_argnums=4,
+            compiler_options=cpu.compiler_options(),
         )
 
     def run(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parallel
+from diffusion_jax import cpu, parallel
 from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
@@ -55,7 +55,10 @@ class HeldOut:
         self._num_timesteps = plan.schedule.num_timesteps
         self._batch_size = plan.config.data.batch_size
         self._wanted = plan.config.training.num_held_out
-        self._loss = jax.jit(make_held_out_loss(plan.loss_fn, plan.schedule))
+        self._loss = jax.jit(
+            make_held_out_loss(plan.loss_fn, plan.schedule),
+            compiler_options=cpu.compiler_options(),
+        )
         if plan.config.training.likelihood_every:
             num_strata = plan.config.training.likelihood_timesteps
             self._bound = Bound(

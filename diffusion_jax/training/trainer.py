@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import parallel, runs
+from diffusion_jax import cpu, parallel, runs
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.data.transforms import training_examples
@@ -60,6 +60,7 @@ class Trainer:
             donate_argnums=0,
             in_shardings=(self.whole, parallel.split_batch(self.mesh, 1), self.whole),
             out_shardings=self.whole,
+            compiler_options=cpu.compiler_options(),
         )
         self.most_steps = config.training.steps_per_dispatch or most_steps(config.data)
         self.milestones = Milestones(plan, workdir, self.mesh, stop, self.losses)
