@@ -2,100 +2,100 @@
 
     python benchmarks/decisions.py [cifar10 8 | digits 64]
 
-Also the page faults of a step. record.py says where the figures go.
+Each has a process of its own, for what is kept of memory is the whole process's.
+record.py says where the figures go.
 """
 
-import ctypes
-import resource
+import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from unittest import mock
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "against"))
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from record import ROOT, Figure, record
+from worker import Worker, serve
 
 from diffusion_jax import cpu, experiment
 from diffusion_jax.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 
-NAME, BATCH = sys.argv[1:] or ("cifar10", "8")
+CHILD = "without"
+DECISIONS = {
+    "memory": "memory given back",
+    "library": "XLA's choice of library",
+    "winograd": "direct convolutions",
+    "norm": "Flax's GroupNorm",
+}
+TURN = 0.4  # Seconds, at least, of one at a time.
 ROUNDS = 9
-DIRECT = mock.patch.object(winograd, "applies", lambda *_: False)
-FLAX = mock.patch.object(
-    blocks,
-    "GroupNorm",
-    lambda groups, dtype, name: nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, name=name),
-)
 
 
-def compiled(options: dict[str, str]) -> Callable[[], object]:
-    """Loss and gradient, with what is patched at the moment."""
-    config = load_config(str(ROOT / "configs" / f"{NAME}.py"))
-    init_fn, apply_fn = experiment.make_network(config)
-    params = jax.jit(init_fn)(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (int(BATCH), *config.data.shape))
-    t = jnp.arange(int(BATCH))
-
-    def loss(params, x, t, key):
-        return jnp.square(apply_fn(params, x, t, train=True, key=key) - x).mean()
-
-    arguments = (params, x, t, jax.random.key(2))
-    program = jax.jit(jax.value_and_grad(loss), compiler_options=options)
-    program = program.lower(*arguments).compile()
-    return lambda: jax.block_until_ready(program(*arguments))
-
-
-def memory(kept: bool) -> None:
-    """As the commands have it, or as it is without `cpu.keep_memory`."""
-    if kept:
+def work(without: list[str]) -> Callable[..., Any]:
+    """For `serve`: loss and gradient of a network, without some of the decisions."""
+    if "memory" not in without:
         cpu.keep_memory()
-    else:
-        malloc = ctypes.CDLL(None)
-        malloc.mallopt(cpu._MMAP_MAX, 65536)
-        malloc.mallopt(cpu._TRIM_THRESHOLD, 128 * 1024)
+    if "winograd" in without:
+        winograd.applies = lambda *_: False
+    if "norm" in without:
+        blocks.GroupNorm = lambda groups, dtype, name: nn.GroupNorm(
+            groups, epsilon=1e-6, dtype=dtype, name=name
+        )
+
+    def prepare(name: str, batch: int) -> Any:
+        config = load_config(str(ROOT / "configs" / f"{name}.py"))
+        init_fn, apply_fn = experiment.make_network(config)
+        params = jax.jit(init_fn)(jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (batch, *config.data.shape))
+        t = jnp.arange(batch)
+
+        def loss(params, x, t, key):
+            return jnp.square(apply_fn(params, x, t, train=True, key=key) - x).mean()
+
+        arguments = (params, x, t, jax.random.key(2))
+        options = {} if "library" in without else cpu.compiler_options()
+        program = jax.jit(jax.value_and_grad(loss), compiler_options=options)
+        program = program.lower(*arguments).compile()
+        return lambda: jax.block_until_ready(program(*arguments)), {}
+
+    return prepare
 
 
-def measured(run: Callable[[], object], kept: bool) -> tuple[float, int]:
-    """Seconds and page faults of a second run."""
-    memory(kept)
-    run()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def decisions() -> Iterator[Figure]:
-    case = f"loss and gradient {NAME} {BATCH}"
-    options = cpu.compiler_options()
-    base = compiled(options)
-    programs = {"as it is": (base, True), "memory given back": (base, False)}
-    programs["XLA's choice of library"] = (compiled({}), True)
-    with DIRECT:
-        programs["direct convolutions"] = (compiled(options), True)
-    with FLAX:
-        programs["Flax's GroupNorm"] = (compiled(options), True)
-    with DIRECT, FLAX:
-        programs["none of these"] = (compiled({}), False)
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in programs}
+def decisions(name: str, batch: int) -> Iterator[Figure]:
+    case = f"loss and gradient {name} {batch}"
+    variants = {"as it is": [], **{words: [key] for key, words in DECISIONS.items()}}
+    variants["none of these"] = list(DECISIONS)
+    workers = {v: Worker("../decisions.py", CHILD, *parts) for v, parts in variants.items()}
+    for worker in workers.values():
+        worker.ask(do="prepare", name=name, batch=batch)
+        once = worker.ask(do="time", repeats=2)["seconds"]
+    repeats = max(1, round(TURN / once))
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in workers}
     for _ in range(ROUNDS):
-        for name, program in programs.items():
-            found[name].append(measured(*program))
-    mine = [seconds for seconds, _ in found["as it is"]]
-    yield f"{case}: seconds", statistics.median(mine), ""
-    for name, values in found.items():
-        times = [seconds for seconds, _ in values]
-        ratio = statistics.median(b / a for a, b in zip(mine, times, strict=True))
-        if name != "as it is":
-            yield f"{case}: {name} over that", ratio, ""
-        yield f"{case}: {name}, page faults", statistics.median(n for _, n in values), ""
+        for variant, worker in workers.items():
+            found[variant].append(worker.ask(do="time", repeats=repeats))
+    for worker in workers.values():
+        worker.close()
+    mine = [said["seconds"] for said in found["as it is"]]
+    yield f"{case}: as it is, seconds", statistics.median(mine), ""
+    for variant, said in found.items():
+        ratios = [b["seconds"] / a for a, b in zip(mine, said, strict=True)]
+        if variant != "as it is":
+            yield f"{case}: {variant}, time over that", statistics.median(ratios), ""
+            yield f"{case}: {variant}, least", min(ratios), ""
+            yield f"{case}: {variant}, most", max(ratios), ""
+        faults = statistics.median(answer["faults"] for answer in said)
+        yield f"{case}: {variant}, page faults", faults, ""
+        yield f"{case}: {variant}, memory, GiB", said[-1]["memory"] / 2**30, ""
 
 
 if __name__ == "__main__":
-    cpu.keep_memory()  # As the commands do; before record() starts JAX.
-    record(decisions)
+    if sys.argv[1:2] == [CHILD]:
+        serve(work(sys.argv[2:]), lambda: None)
+    else:
+        name, batch = sys.argv[1:] or ("cifar10", "8")
+        record(lambda: decisions(name, int(batch)))

@@ -33,7 +33,7 @@ from diffusion_jax.command_line import load_config
 from diffusion_jax.config import to_json
 
 TURN = 0.4  # Seconds, at least, of one side at a time.
-SECONDS = 10.0  # Of all turns of a variant, about.
+SECONDS = 6.0  # Of all turns of a variant, about.
 FEW, MANY = 2, 11  # Rounds.
 PLAIN = ("eager", "channels_last")
 ALL = (*PLAIN, "compile channels_last")
@@ -102,17 +102,25 @@ def as_json(case: Case, dtype: str) -> dict[str, Any]:
     return json.loads(to_json(config))
 
 
-def in_turns(ours: Worker, theirs: Worker) -> tuple[list[float], list[float]]:
-    """Their seconds over ours, turn by turn, and ours."""
-    sides = (ours, theirs)
-    once = [side.ask(do="time", repeats=1)["seconds"] for side in sides]
-    pairs = [once] if sum(once) > SECONDS else []  # The first of a short one may not count.
-    repeats = [max(1, round(TURN / seconds)) for seconds in once]
-    each = sum(n * seconds for n, seconds in zip(repeats, once, strict=True))
-    while len(pairs) < min(MANY, max(FEW, round(SECONDS / each))):
-        turn = zip(sides, repeats, strict=True)
-        pairs.append([side.ask(do="time", repeats=n)["seconds"] for side, n in turn])
-    return [b / a for a, b in pairs], [a for a, _ in pairs]
+def in_turns(ours: Worker, theirs: Worker) -> tuple[list[float], list[float], list[float]]:
+    """Their seconds over ours, turn by turn; ours; the largest memory of each, GiB."""
+
+    def turn(*repeats: int) -> list[dict[str, Any]]:
+        sides = zip((ours, theirs), repeats, strict=True)
+        return [side.ask(do="time", repeats=n) for side, n in sides]
+
+    once = turn(1, 1)
+    seconds = [said["seconds"] for said in once]
+    turns = (
+        [once] if sum(seconds) > SECONDS else []
+    )  # The first of a short one may not count.
+    repeats = [max(1, round(TURN / each)) for each in seconds]
+    each = sum(n * each for n, each in zip(repeats, seconds, strict=True))
+    while len(turns) < min(MANY, max(FEW, round(SECONDS / each))):
+        turns.append(turn(*repeats))
+    ratios = [b["seconds"] / a["seconds"] for a, b in turns]
+    memory = [said["memory"] / 2**30 for said in turns[-1]]
+    return ratios, [a["seconds"] for a, _ in turns], memory
 
 
 def limits(dtype: str) -> dict[str, float]:
@@ -143,20 +151,18 @@ def compared(case: Case, dtype: str, limit: dict[str, float]) -> Iterator[Figure
                 assert other["gap"] < case.rounding, (case, variant, other)
                 yield f"{case}: {variant}, largest difference", other["gap"], ""
             yield f"{case}: {variant}, seconds to compile", other["seconds"], ""
-            found, seconds = in_turns(ours, theirs)
+            found, seconds, memory = in_turns(ours, theirs)
             mine += seconds
             best[variant] = statistics.median(found)
             yield f"{case}: {variant} over ours, time", best[variant], ""
             yield f"{case}: {variant} over ours, least", min(found), ""
             yield f"{case}: {variant} over ours, most", max(found), ""
-            memory = theirs.ask(do="time", repeats=1)["memory"] / 2**30
-            yield f"{case}: {variant}, largest memory, GiB", memory, ""
+            yield f"{case}: {variant}, largest memory, GiB", memory[1], ""
             theirs.close()
         yield f"{case}: best of theirs over ours, time", min(best.values()), case.target
         seconds = statistics.median(mine)
         yield f"{case}: ours, seconds", seconds, ""
-        memory = ours.ask(do="time", repeats=1)["memory"] / 2**30
-        yield f"{case}: ours, largest memory, GiB", memory, ""
+        yield f"{case}: ours, largest memory, GiB", memory[0], ""
         if "flops" in said:
             each = seconds / case.options.get("steps", 1)
             share = said["flops"] / each / limit["matmul"]

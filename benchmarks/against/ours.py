@@ -24,7 +24,7 @@ from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import init_state
 from diffusion_jax.training.step import make_train_step, make_train_steps
 
-CHECKED = 4  # Train steps that both sides take from the same weights.
+CHECKED = 2  # Train steps that both sides take from the same weights.
 
 
 def weights(config: Any) -> Any:
@@ -64,7 +64,7 @@ def forward(config: Any, folder: pathlib.Path) -> Any:
 def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     """Dispatches of `steps` train steps; first a few whose draws both sides share."""
     schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    _, apply_fn = experiment.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
     loss_fn = experiment.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
@@ -72,9 +72,8 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     plain = dataclasses.replace(config, model=plain_model)
     plain_loss = experiment.make_loss(plain, experiment.make_network(plain)[1], schedule)
     plain_step = make_train_step(plain, plain_loss, schedule, tx, lambda key, x: x)
-    state = init_state(init_fn, tx, config)
     params = weights(config)
-    state = state._replace(params=params, emas={k: params for k in state.emas})
+    state = jax.jit(lambda params: init_state(lambda key: params, tx, config))(params)
     rng = np.random.default_rng(1)
     shape = (steps, config.data.batch_size, *config.data.shape)
     batches = np.float32(rng.uniform(-1, 1, shape))
@@ -99,7 +98,7 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     state, batches = jax.device_put((state, batches))
     state = jax.tree.map(jnp.copy, state)  # Donated: every array on its own.
     compiled = program.lower(state, batches, steps).compile()
-    # That without dropout takes four steps: quick to compile is all that it needs.
+    # That without dropout takes a few steps: quick to compile is all that it needs.
     asked = {**asked, "xla_backend_optimization_level": "0"}
     single = jax.jit(plain_step, compiler_options=asked).lower(state, batches[0]).compile()
     save(folder / "weights.npz", params)
@@ -132,19 +131,21 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     )
     config = dataclasses.replace(config, sampling=sampling)
     table = make_table(schedule, config.process, sampling)
-    program = make_sampler(config, apply_fn, parallel.make_mesh())
     params = jax.device_put(weights(config))
     save(folder / "weights.npz", params)
     indices = np.arange(config.data.batch_size, dtype=np.int32)
     np.savez(folder / "inputs.npz", alphas_cumprod=schedule.alphas_cumprod)
     key = jax.random.key(0)
+    sampler_fn: Any = make_sampler(config, apply_fn, parallel.make_mesh())
+    program = sampler_fn.lower(params, table, key, indices).compile()
 
     def run() -> Any:
         return to_examples(np.asarray(program(params, table, key, indices)[0]), shape)
 
     shape = config.data.shape
     np.save(folder / "start.npy", np.asarray(chain._draw(key, indices, 0, shape)))
-    np.save(folder / "ours.npy", run())
+    if sampler == "ddim":  # The noise of the others is each side's own.
+        np.save(folder / "ours.npy", run())
     return run, {}
 
 

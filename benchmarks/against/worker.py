@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -17,9 +18,9 @@ HERE = pathlib.Path(__file__).parent
 class Worker:
     """One side, seen from the process that compares."""
 
-    def __init__(self, script: str):
+    def __init__(self, script: str, *arguments: str):
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script)],
+            [sys.executable, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -48,8 +49,8 @@ def serve(
 
     {"do": "prepare", ...} calls prepare(...), which returns what is to be timed and what
     there is to say. {"do": "time", "repeats": n} times n calls of it and a wait for the
-    last. Both say the largest memory that the process has had since it was prepared, in
-    bytes: `memory()`, or if that is None, the resident set.
+    last, and the page faults of a call. Both say the largest memory that the process has
+    had since it was prepared, in bytes: `memory()`, or if that is None, the resident set.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever else is printed is none.
@@ -66,10 +67,11 @@ def serve(
             forget()
         elif do == "time":
             assert run is not None
-            start = time.perf_counter()
+            start, faults = time.perf_counter(), page_faults()
             for _ in range(question["repeats"]):
                 run()
             answer["seconds"] = (time.perf_counter() - start) / question["repeats"]
+            answer["faults"] = (page_faults() - faults) / question["repeats"]
         answer["memory"] = memory() or resident()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -82,6 +84,11 @@ def forget() -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def page_faults() -> int:
+    """How often the system has given this process a page."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def resident() -> int:

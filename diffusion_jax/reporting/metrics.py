@@ -1,17 +1,36 @@
 """metrics.jsonl and TensorBoard: the numbers of a run, one line a time."""
 
+import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
-from tensorboardX.summary import image as summary_image
-from tensorboardX.summary import scalar
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """As if a module that nobody has imported yet were not installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _hidden("torch"):  # tensorboardX would import it: two seconds, and none of it used.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.summary import image as summary_image
+    from tensorboardX.summary import scalar
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
