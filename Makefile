@@ -33,7 +33,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 # Network, train step, samplers and whole commands beside PyTorch and diffusers.
-bench: .venv-parity/installed
+bench: .venv-parity/compiled/done
 	.venv-parity/bin/python benchmarks/against/compare.py
 	.venv-parity/bin/python benchmarks/against/table.py
 
@@ -78,6 +78,10 @@ $(VENV)/dev: $(VENV)/core
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 diffusers accelerate \
 		tqdm -e .
+	touch $@
+
+.venv-parity/compiled/done: .venv-parity/installed
+	.venv-parity/bin/python benchmarks/against/compare.py --compile
 	touch $@
 
 clean:

@@ -1,6 +1,7 @@
-"""What each decision for speed is worth: loss and gradient with and without it, in turns.
+"""What each decision for speed is worth: a network's work with and without it, in turns.
 
-    python benchmarks/decisions.py [cifar10 8 | digits 64]
+    python benchmarks/decisions.py forward digits 64
+    python benchmarks/decisions.py gradient cifar10 8
 
 Each has a process of its own, for what is kept of memory is the whole process's.
 record.py says where the figures go.
@@ -36,7 +37,7 @@ ROUNDS = 9
 
 
 def work(without: list[str]) -> Callable[..., Any]:
-    """For `serve`: loss and gradient of a network, without some of the decisions."""
+    """For `serve`: a network's pass, or its gradient, without some of the decisions."""
     if "memory" not in without:
         cpu.keep_memory()
     if "winograd" in without:
@@ -46,32 +47,36 @@ def work(without: list[str]) -> Callable[..., Any]:
             groups, epsilon=1e-6, dtype=dtype, name=name
         )
 
-    def prepare(name: str, batch: int) -> Any:
+    def prepare(kind: str, name: str, batch: int) -> Any:
         config = load_config(str(ROOT / "configs" / f"{name}.py"))
         init_fn, apply_fn = experiment.make_network(config)
         params = jax.jit(init_fn)(jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (batch, *config.data.shape))
         t = jnp.arange(batch)
 
+        def forward(params, x, t, key):
+            return apply_fn(params, x, t)
+
         def loss(params, x, t, key):
             return jnp.square(apply_fn(params, x, t, train=True, key=key) - x).mean()
 
         arguments = (params, x, t, jax.random.key(2))
         options = {} if "library" in without else cpu.compiler_options()
-        program = jax.jit(jax.value_and_grad(loss), compiler_options=options)
+        function = forward if kind == "forward" else jax.value_and_grad(loss)
+        program = jax.jit(function, compiler_options=options)
         program = program.lower(*arguments).compile()
         return lambda: jax.block_until_ready(program(*arguments)), {}
 
     return prepare
 
 
-def decisions(name: str, batch: int) -> Iterator[Figure]:
-    case = f"loss and gradient {name} {batch}"
+def decisions(kind: str, name: str, batch: int) -> Iterator[Figure]:
+    case = f"{'forward' if kind == 'forward' else 'loss and gradient'} {name} {batch}"
     variants = {"as it is": [], **{words: [key] for key, words in DECISIONS.items()}}
     variants["none of these"] = list(DECISIONS)
     workers = {v: Worker("../decisions.py", CHILD, *parts) for v, parts in variants.items()}
     for worker in workers.values():
-        worker.ask(do="prepare", name=name, batch=batch)
+        worker.ask(do="prepare", kind=kind, name=name, batch=batch)
         once = worker.ask(do="time", repeats=2)["seconds"]
     repeats = max(1, round(TURN / once))
     found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in workers}
@@ -97,5 +102,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [CHILD]:
         serve(work(sys.argv[2:]), lambda: None)
     else:
-        name, batch = sys.argv[1:] or ("cifar10", "8")
-        record(lambda: decisions(name, int(batch)))
+        kind, name, batch = sys.argv[1:]
+        record(lambda: decisions(kind, name, int(batch)))

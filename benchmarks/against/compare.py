@@ -4,7 +4,8 @@
 
 Each side has a process of its own (ours.py, theirs.py), which waits while the other is
 timed. First both show that they compute the same; then they take turns, and a figure is
-the median of the ratios of neighbours. Then whole commands (commands.py), and how far
+the median of the ratios of neighbours. (What both compile is kept in .venv-parity, so that
+only the first run waits for it: --compile.) Then whole commands (commands.py), and how far
 the machine's own limits are: FLOP as XLA counts them over the fastest matrix product,
 bytes over the fastest copy.
 """
@@ -34,7 +35,8 @@ from diffusion_jax.config import to_json
 
 TURN = 0.4  # Seconds, at least, of one side at a time.
 SECONDS = 6.0  # Of all turns of a variant, about.
-FEW, MANY = 2, 11  # Rounds.
+FEW, MANY = 4, 11  # Rounds,
+LONG = 20.0  # of what takes less than that; of the rest two.
 PLAIN = ("eager", "channels_last")
 ALL = (*PLAIN, "compile channels_last")
 GPU = ("channels_last", "compile channels_last")
@@ -111,13 +113,14 @@ def in_turns(ours: Worker, theirs: Worker) -> tuple[list[float], list[float], li
 
     once = turn(1, 1)
     seconds = [said["seconds"] for said in once]
-    turns = (
-        [once] if sum(seconds) > SECONDS else []
-    )  # The first of a short one may not count.
-    repeats = [max(1, round(TURN / each)) for each in seconds]
-    each = sum(n * each for n, each in zip(repeats, seconds, strict=True))
-    while len(turns) < min(MANY, max(FEW, round(SECONDS / each))):
-        turns.append(turn(*repeats))
+    if sum(seconds) > LONG:
+        turns = [once, turn(1, 1)]
+    else:  # The first does not count: memory is being taken.
+        turns = []
+        repeats = [max(1, round(TURN / each)) for each in seconds]
+        each = sum(n * each for n, each in zip(repeats, seconds, strict=True))
+        while len(turns) < min(MANY, max(FEW, round(SECONDS / each))):
+            turns.append(turn(*repeats))
     ratios = [b["seconds"] / a["seconds"] for a, b in turns]
     memory = [said["memory"] / 2**30 for said in turns[-1]]
     return ratios, [a["seconds"] for a, _ in turns], memory
@@ -137,20 +140,41 @@ def limits(dtype: str) -> dict[str, float]:
     return best
 
 
+def question(case: Case, dtype: str, folder: str) -> dict[str, Any]:
+    config = as_json(case, dtype)
+    return {"work": case.work, "config": config, "folder": folder, **case.options}
+
+
+def agreeing(case: Case, variant: str, dtype: str, folder: str) -> tuple[Worker, Figure]:
+    """Theirs, prepared after ours; and how far both differ, which has to be rounding."""
+    theirs = Worker("theirs.py")
+    asked = {**question(case, dtype, folder), "variant": variant, "dtype": dtype}
+    gap = theirs.ask(do="prepare", **asked).get("gap", 0.0)
+    assert gap <= case.rounding, (case, variant, gap)
+    return theirs, (f"{case}: {variant}, largest difference", gap, "")
+
+
+def compiled(cases: list[Case], dtype: str) -> Iterator[Figure]:
+    """What takes long to compile is kept for the comparison."""
+    for case in cases:
+        for variant in case.variants:
+            if "compile" in variant:
+                with tempfile.TemporaryDirectory() as folder:
+                    ours = Worker("ours.py")
+                    ours.ask(do="prepare", **question(case, dtype, folder))
+                    ours.close()
+                    theirs, difference = agreeing(case, variant, dtype, folder)
+                    theirs.close()
+                yield difference
+
+
 def compared(case: Case, dtype: str, limit: dict[str, float]) -> Iterator[Figure]:
     ours, best, mine = Worker("ours.py"), {}, []
     with tempfile.TemporaryDirectory() as folder:
-        asked = {"folder": folder, "work": case.work, "config": as_json(case, dtype)}
-        asked.update(case.options)
-        said = ours.ask(do="prepare", **asked)
-        yield f"{case}: ours, seconds to compile", said["seconds"], ""
+        said = ours.ask(do="prepare", **question(case, dtype, folder))
         for variant in case.variants:
-            theirs = Worker("theirs.py")
-            other = theirs.ask(do="prepare", variant=variant, dtype=dtype, **asked)
-            if "gap" in other:
-                assert other["gap"] < case.rounding, (case, variant, other)
-                yield f"{case}: {variant}, largest difference", other["gap"], ""
-            yield f"{case}: {variant}, seconds to compile", other["seconds"], ""
+            theirs, difference = agreeing(case, variant, dtype, folder)
+            yield difference
             found, seconds, memory = in_turns(ours, theirs)
             mine += seconds
             best[variant] = statistics.median(found)
@@ -185,14 +209,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases that begin with this")
     parser.add_argument("--gpu", action="store_true", help="the cases for a GPU")
+    parser.add_argument("--compile", action="store_true", help="only what takes minutes")
     options = parser.parse_args()
     of_device, dtype = (GPU_CASES, "bfloat16") if options.gpu else (CPU_CASES, "float32")
-    parts: list[Any] = [
-        f for f in (start_up, whole_training) if f.__name__.startswith(options.only)
-    ]
     chosen = [case for case in of_device if str(case).startswith(options.only)]
-    if chosen:
-        parts.insert(0, functools.partial(networks, chosen, dtype))
+    parts: list[Any] = [functools.partial(networks, chosen, dtype)] if chosen else []
+    parts += [f for f in (start_up, whole_training) if f.__name__.startswith(options.only)]
+    if options.compile:
+        parts = [functools.partial(compiled, chosen, dtype)]
     record(
         *parts,
         **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},

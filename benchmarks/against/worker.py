@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
+COMPILED = str(HERE.parent.parent / ".venv-parity" / "compiled")  # Kept for the next run.
 
 
 class Worker:
@@ -24,6 +25,11 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={
+                **os.environ,
+                "JAX_COMPILATION_CACHE_DIR": f"{COMPILED}/jax",
+                "TORCHINDUCTOR_CACHE_DIR": f"{COMPILED}/torch",
+            },
         )
 
     def ask(self, **question: Any) -> dict[str, Any]:
