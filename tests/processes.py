@@ -20,6 +20,7 @@ TINY = (
     "--config.training.sample_steps=5",
     "--config.training.sample_every=0",
     "--config.training.eval_every=0",
+    "--config.ema.snapshots=2",
 )
 # Of a line in metrics.jsonl, what is a matter of time.
 TIMING = {"steps_per_sec", "images_per_sec"}

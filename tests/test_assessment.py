@@ -136,6 +136,7 @@ def test_the_loss_by_quarter_of_t_has_the_mean_of_all(run):
     assert quarters["0-11"] > quarters["37-49"]
 
 
+@pytest.mark.slow
 def test_the_ode_is_that_of_the_run(run, command, tmp_path):
     """As test_flow.py has it, on these images with these weights."""
     more = ("--ode_steps=7", f"--max_examples={NUM}")

@@ -104,9 +104,8 @@ def killed_again_and_again(workdir, log, flags, kills, seed):
     assert start_training(workdir, log, *flags).wait(300) == 0
 
 
-@pytest.mark.parametrize(
-    ("kills", "seed"), [(3, 0), pytest.param(20, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "seed"), [(3, 0), (20, 1)])
 def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_was_not(
     whole, tmp_path, kills, seed, command
 ):

@@ -209,6 +209,7 @@ def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
     assert "Traceback" not in log.read_text() and "saved at step" in log.read_text()
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_worker_that_dies_ends_the_run_in_one_line(pictures, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
