@@ -155,6 +155,7 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
     assert found["standard_error"] == pytest.approx(bits.std(ddof=1) / NUM**0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     """By sample.py; evaluate.py finds them."""
     sampling = (f"--workdir={run}", "--num=4", "--batch_size=4", "--steps=6")

@@ -65,6 +65,7 @@ def test_a_second_process_takes_the_chain_from_the_cache_and_gets_the_same_bits(
     assert first[2] == second[2]
 
 
+@pytest.mark.slow
 def test_off_writes_nothing(tmp_path):
     for word in ("off", "OFF"):
         said, _ = run(word, JAX_COMPILATION_CACHE_DIR=tmp_path)

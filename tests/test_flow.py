@@ -131,6 +131,7 @@ def test_images_have_the_bound_of_the_exact_flow():
     assert abs(found.mean() - expected) < 3 * standard_error(found) + 0.002
 
 
+@pytest.mark.slow
 def test_devices_batches_and_order_change_nothing_beyond_rounding():
     data, x0 = (
         mixture_of(2),

@@ -198,6 +198,7 @@ def steps_on_devices(step, n):
     )
 
 
+@pytest.mark.slow
 def test_one_device_and_four_give_the_same_losses(unet_steps):
     _, initial, batches, step = unet_steps
     found = {}

@@ -43,6 +43,7 @@ def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
     assert np.abs(ones @ wrong - best).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_x_T_is_not_uniform():
     """Its kurtosis is that of a Gaussian, 3, and not 1.8; some lie far outside [-1, 1]."""
     x0 = jax.random.uniform(jax.random.key(0), (100_000, 1), minval=-1)
