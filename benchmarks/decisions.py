@@ -7,6 +7,7 @@ Each has a process of its own, for what is kept of memory is the whole process's
 record.py says where the figures go.
 """
 
+import argparse
 import pathlib
 import statistics
 import sys
@@ -26,6 +27,7 @@ from diffusion_jax.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 
 CHILD = "without"
+KINDS = {"forward": "forward", "gradient": "loss and gradient"}
 DECISIONS = {
     "memory": "memory given back",
     "library": "XLA's choice of library",
@@ -71,7 +73,7 @@ def work(without: list[str]) -> Callable[..., Any]:
 
 
 def decisions(kind: str, name: str, batch: int) -> Iterator[Figure]:
-    case = f"{'forward' if kind == 'forward' else 'loss and gradient'} {name} {batch}"
+    case = f"{KINDS[kind]} {name} {batch}"
     variants = {"as it is": [], **{words: [key] for key, words in DECISIONS.items()}}
     variants["none of these"] = list(DECISIONS)
     workers = {v: Worker("../decisions.py", CHILD, *parts) for v, parts in variants.items()}
@@ -102,5 +104,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [CHILD]:
         serve(work(sys.argv[2:]), lambda: None)
     else:
-        kind, name, batch = sys.argv[1:]
-        record(lambda: decisions(kind, name, int(batch)))
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("kind", choices=KINDS)
+        parser.add_argument("name", choices=("digits", "cifar10"), help="whose network")
+        parser.add_argument("batch", type=int)
+        chosen = parser.parse_args()
+        record(lambda: decisions(chosen.kind, chosen.name, chosen.batch))

@@ -21,17 +21,16 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "against"))
 
 import ours
-from compare import CPU_CASES, as_json
+from compare import CPU_CASES, Case, as_json
 
 REPEATS = 3
 WAITING = re.compile(r"Execute|Wait|\$|end: |Pjit|Parse|Handle|^call|^while|::")
 THREADS = ("tf_XLA", "python")
 
 
-def main(work: str, config: str, batch: str) -> None:
+def main(case: Case) -> None:
     """Prints the table."""
-    (case,) = [c for c in CPU_CASES if str(c).startswith(f"{work} {config} {batch}")]
-    options = {"work": work, "config": as_json(case, "float32"), **case.options}
+    options = {"work": case.work, "config": as_json(case, "float32"), **case.options}
     with tempfile.TemporaryDirectory() as folder:
         run, _ = ours.prepare(folder=folder, **options)
         run()
@@ -59,4 +58,8 @@ def main(work: str, config: str, batch: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    profiled = {f"{c.work} {c.config} {c.batch}": c for c in CPU_CASES[:4]}
+    asked = " ".join(sys.argv[1:])
+    if asked not in profiled:
+        sys.exit(f"usage: profile_work.py {' | '.join(profiled)}")
+    main(profiled[asked])

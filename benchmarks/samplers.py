@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax import experiment, parallel, sampling
+from diffusion_jax import cpu, experiment, parallel, sampling
 from diffusion_jax.command_line import load_config
 from diffusion_jax.config import Config
 from diffusion_jax.samplers import tables
@@ -59,7 +59,7 @@ def over_forwards(name: str, batch: int, count: int, rounds: int) -> float:
     """The compiled chain over as many calls of the compiled network."""
     config, apply_fn, params, table = prepared(name)
     sampler = sampling.make_sampler(config, apply_fn, parallel.make_mesh())
-    forward = jax.jit(apply_fn)
+    forward = jax.jit(apply_fn, compiler_options=cpu.compiler_options())
     rows, indices = table(count), np.arange(batch)
     x, t = jnp.zeros((batch, *config.data.shape)), jnp.zeros(batch)
     return ratio(

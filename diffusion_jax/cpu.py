@@ -19,7 +19,8 @@ def compiler_options() -> dict[str, str]:
 
     For matrix products, sums and convolutions XLA calls a library, YNNPACK, which leaves
     all but wide convolutions to a single core. Here it has the first two only, and XLA's
-    own way with convolutions, Eigen, shares each out among the cores.
+    own way with convolutions, Eigen, shares each out among the cores. A program with
+    options cannot be called inside another `jax.jit`, nor inside a `scan` or a gradient.
 
     Returns:
       {} for other devices, and for an XLA that does not have the option.

@@ -183,7 +183,8 @@ def make_sampler(
 
     Returns:
       sampler(params, table, key, sample_indices) -> (samples, frames), compiled at the
-      first call with a table of that length and a batch of that size.
+      first call with a table of that length and a batch of that size. Inside another
+      `jax.jit` call `chain.sample_chain` instead: this is a whole program.
     """
     shape = config.data.shape
     options: dict[str, Any] = {"x0_hook": _x0_hook(config)}

@@ -41,8 +41,8 @@ def ratio(own, other, rounds=15):
     return statistics.median(found[1:])
 
 
-def compiled(function, *arguments):
-    program = jax.jit(function).lower(*arguments).compile()
+def compiled(function, *arguments, options=None):
+    program = jax.jit(function, compiler_options=options).lower(*arguments).compile()
     return lambda: program(*arguments)
 
 
@@ -115,7 +115,7 @@ def test_a_chain_costs_what_its_forward_passes_cost():
     sampler = make_sampler(config, apply_fn, parallel.make_mesh())
     table = ddim_table(schedule, trailing_timesteps(schedule.num_timesteps, 50))
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64)
-    forward = compiled(apply_fn, params, x, t)
+    forward = compiled(apply_fn, params, x, t, options=cpu.compiler_options())
     chain = ratio(
         lambda: sampler(params, table, jax.random.key(0), np.arange(64)),
         lambda: [forward() for _ in range(50)],

@@ -215,8 +215,11 @@ if __name__ == "__main__":
     chosen = [case for case in of_device if str(case).startswith(options.only)]
     parts: list[Any] = [functools.partial(networks, chosen, dtype)] if chosen else []
     parts += [f for f in (start_up, whole_training) if f.__name__.startswith(options.only)]
-    if options.compile:
+    if options.compile and chosen:
         parts = [functools.partial(compiled, chosen, dtype)]
+    if not parts:
+        names = [*map(str, of_device), start_up.__name__, whole_training.__name__]
+        parser.error(f"--only {options.only!r} is the beginning of none of {names}")
     record(
         *parts,
         **{name: importlib.metadata.version(name) for name in ("torch", "diffusers")},

@@ -228,12 +228,7 @@ def save(path: pathlib.Path, params: Any) -> None:
 
 def about(program: Any) -> dict[str, Any]:
     cost = program.cost_analysis()
-    memory = program.memory_analysis()
-    return {
-        "flops": cost["flops"],
-        "bytes": cost["bytes accessed"],
-        "temporary": memory.temp_size_in_bytes,
-    }
+    return {"flops": cost["flops"], "bytes": cost["bytes accessed"]}
 
 
 def prepare(work: str, **options: Any) -> Any:

@@ -111,12 +111,18 @@ def table(lines: dict[str, dict[str, Any]]) -> str:
         if figure in lines:
             name = figure.partition(": ")[2]
             text.append(f"| {name} | {form.format(lines[figure]['value'])} |")
-    last = list(lines.values())[-1]
+    shown = [
+        line
+        for figure, line in lines.items()
+        if "best of theirs" in figure or figure in dict(commands)
+    ]
+    last = max(shown, key=lambda line: line["date"])
+    revisions = sorted({line["revision"] for line in shown})
     text += [
         "",
         f"*{last['date']}, {last['machine']}, Python {last['python']}, jax {last['jax']}, "
-        f"PyTorch {last['torch']}, diffusers {last['diffusers']}, revision "
-        f"{last['revision']}.*",
+        f"PyTorch {last['torch']}, diffusers {last['diffusers']}, revisions "
+        f"{', '.join(revisions)}.*",
     ]
     return "\n".join(text)
 

@@ -67,9 +67,7 @@ def serve(
         answer: dict[str, Any] = {}
         if do == "prepare":
             run = None  # Its memory is free for the next.
-            start = time.perf_counter()
             run, answer = prepare(**question)
-            answer["seconds"] = time.perf_counter() - start
             forget()
         elif do == "time":
             assert run is not None

@@ -147,7 +147,7 @@ class Trainer:
                 state, said = self.train_steps(state, batches, count)
                 first, step, done = step, step + count, count
                 if step < num_steps:
-                    # While the device works: the next batches, the last metrics.
+                    # While a GPU or TPU works: the next batches, the last metrics.
                     count = self._count(step, pace.steps())
                     try:
                         batches = self._load(loader, step, count)
