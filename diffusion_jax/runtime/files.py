@@ -1,0 +1,215 @@
+"""Reading, writing and deleting files: only regular ones, whole or not at all.
+
+Everything that the package reads is opened by `open_regular`, everything that it writes
+by `replacing`, and everything that it deletes by `delete`.
+"""
+
+import atexit
+import contextlib
+import errno
+import functools
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.unfinished")
+# What no library takes for a pattern, an escape or the name of a protocol.
+_PLAIN = re.compile(r"[\w./ +=@,~-]*", re.ASCII)
+
+
+class NotRegular(OSError):
+    """A named pipe, a socket, a device or a folder where a file is to be read."""
+
+
+def _refuse(path: object, mode: int) -> None:
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    if not stat.S_ISREG(mode):
+        raise NotRegular(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read its bytes; never waits, as opening a named pipe would.
+
+    Raises:
+      NotRegular: for all that is no file.
+      OSError: as `open`.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # A socket, or a device without a driver.
+            _refuse(path, os.stat(path).st_mode)
+        raise
+    try:
+        _refuse(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuse what `open_regular` would refuse, for a library that opens by name."""
+    _refuse(path, os.stat(path).st_mode)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Return what is in a regular file."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
+    """Return what is in a regular file, as UTF-8."""
+    return read_bytes(path).decode("utf-8", errors)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Open a new file, in the folder of `path`, that takes its place at the end.
+
+    A kill, or an error within the context, leaves `path` as it was. The new file has a
+    name that nobody can foresee, so no link of that name is written through; a link at
+    `path` itself is replaced, and what it leads to stays as it is.
+    """
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    handle = os.open(unfinished, flags, 0o666)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        if isinstance(error, OSError) and error.filename == str(unfinished):
+            error.filename = str(path)
+        raise
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a file by `replacing`; text as UTF-8."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def open_for_appending(path: pathlib.Path) -> BinaryIO:
+    """Open a file to append to it, or make it; a link there is refused."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            text = "is a link, which is not written through"
+            raise OSError(errno.ELOOP, text, str(path)) from error
+        raise
+    try:
+        _refuse(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "r+b")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def is_unfinished(name: str) -> bool:
+    """Return whether this is the name of a file that a kill has left half written."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def delete_unfinished(folder: pathlib.Path) -> None:
+    """Delete what a kill has left half written in a folder; only its owner may ask."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if is_unfinished(name):
+                (folder / name).unlink(missing_ok=True)
+
+
+def delete(paths: Iterable[pathlib.Path]) -> None:
+    """Delete files and folders; of a link the link alone.
+
+    Raises:
+      OSError: naming what cannot be deleted, as far as permissions and mounts tell; then
+        nothing is deleted.
+    """
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        _check_deletable(path)
+    for path in there:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_deletable(path: pathlib.Path) -> None:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    _check_writable(path.parent)
+    if path.is_symlink() or not path.is_dir():
+        return
+    for folder, below, names in os.walk(path, onerror=refuse):
+        if os.path.ismount(folder):
+            raise OSError(
+                errno.EBUSY, "is another file system; unmount it, or delete it", folder
+            )
+        if below or names:
+            _check_writable(pathlib.Path(folder))
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, "nothing in it may be deleted: no permission", str(folder)
+        )
+
+
+def plain(path: pathlib.Path) -> pathlib.Path:
+    """Return another name of a path, for a library that takes some characters for patterns.
+
+    That of a link, in a folder of its own below the system's temporary one, which goes
+    with the process; the absolute path itself where there is nothing to misread in it.
+    """
+    absolute = path.absolute()
+    return absolute if _PLAIN.fullmatch(str(absolute)) else _link(absolute)
+
+
+@functools.cache
+def _link(absolute: pathlib.Path) -> pathlib.Path:
+    folder = _links()
+    link = folder / f"{len(os.listdir(folder))}"
+    link.symlink_to(absolute)
+    return link
+
+
+@functools.cache
+def _links() -> pathlib.Path:
+    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        if _PLAIN.fullmatch(base) and os.access(base, os.W_OK | os.X_OK):
+            folder = pathlib.Path(tempfile.mkdtemp(prefix="diffusion_jax_", dir=base))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            return folder
+    raise FileNotFoundError(
+        errno.ENOENT, "there is no temporary folder to put a link into; set TMPDIR"
+    )
+
+
+def remove_links() -> None:
+    """Remove what `plain` has made, before a process that ends without its exit hooks."""
+    if _links.cache_info().currsize:
+        shutil.rmtree(_links(), ignore_errors=True)
+        _links.cache_clear()
+        _link.cache_clear()
