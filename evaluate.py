@@ -23,6 +23,7 @@ from absl import flags
 from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
 from diffusion_jax.partial import prefix
 from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
@@ -90,9 +91,9 @@ def main() -> None:
                 f"{'has learned' if learned else 'has not learned'} its variances"
             )
         config.process.variance = _VARIANCE.value
-    print(parallel.describe_devices())
+    parallel.say_devices()
     compilation_cache.use(_CACHE.value)
-    print(f"run: {workdir}")
+    say(f"run: {workdir}")
     jobs = assessment.prepare(
         workdir,
         config,

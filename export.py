@@ -19,6 +19,7 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import command_line, runs
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training import weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
@@ -37,7 +38,7 @@ def main() -> None:
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = pathlib.Path(_OUT.value or workdir / name).expanduser()
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
-    print(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
+    say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 
 
 if __name__ == "__main__":

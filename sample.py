@@ -23,6 +23,7 @@ from diffusion_jax import sampling as samplings
 from diffusion_jax.config import Config
 from diffusion_jax.partial import prefix
 from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
@@ -74,9 +75,9 @@ def main() -> None:
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
-    print(parallel.describe_devices())
+    parallel.say_devices()
     compilation_cache.use(_CACHE.value)
-    print(f"run: {workdir}")
+    say(f"run: {workdir}")
     generation.generate(
         workdir,
         config,

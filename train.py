@@ -20,6 +20,7 @@ from absl import flags
 
 from diffusion_jax import command_line, compilation_cache, parallel
 from diffusion_jax.config import Config, to_json
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training import loop
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.weights import check_kind
@@ -47,14 +48,14 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 def main(config: Config) -> None:
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}").expanduser()
-    print(parallel.describe_devices())
+    parallel.say_devices()
     if _DRY_RUN.value:
         plan = load_data(make_plan(config, prepare=False))
         print(to_json(plan.config), end="")
         return
     init_weights = check_kind("--init_weights", _INIT_WEIGHTS.value)
     compilation_cache.use(_CACHE.value)
-    print(f"run: {workdir}")
+    say(f"run: {workdir}")
     loop.train(
         config,
         workdir,

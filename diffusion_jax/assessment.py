@@ -27,6 +27,7 @@ from diffusion_jax.evaluation.bound import (
 from diffusion_jax.evaluation.flow import CALLS_PER_STEP, Flow
 from diffusion_jax.measurement import batch_size, over_images
 from diffusion_jax.partial import Partial, result_path
+from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.schedules import Schedule, respaced
 from diffusion_jax.training.plan import load_data, make_plan
@@ -167,7 +168,7 @@ def _claimed(
 
     def done() -> dict[str, Any]:
         path = result_path(partial.out, ".json")
-        print(f"{path} is of the same request already: {in_words(found)}")
+        say(f"{path} is of the same request already: {in_words(found)}")
         return found
 
     return done

@@ -9,6 +9,8 @@ from diffusion_jax.evaluation.bound import BatchTerms, rate_distortion, standard
 from diffusion_jax.evaluation.timestep_scan import strata
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import say
 
 _TABLE_ROWS = 10  # Of the table that is printed; the .csv has all.
 
@@ -30,7 +32,7 @@ def in_words(figures: dict[str, Any]) -> str:
 
 def _write_json(partial: Partial, figures: dict[str, Any]) -> None:
     note = json.dumps(figures, indent=2) + "\n"
-    result_path(partial.out, ".json").write_text(note)
+    files.write_whole(result_path(partial.out, ".json"), note)
 
 
 def write_bound(partial: Partial, terms: BatchTerms, chain: np.ndarray) -> dict[str, Any]:
@@ -61,21 +63,21 @@ def write_bound(partial: Partial, terms: BatchTerms, chain: np.ndarray) -> dict[
     partial.mark_finishing()
     picture = result_path(partial.out, ".png")
     pictures.save_rate_distortion(picture, chain[curve.t], curve.rate, curve.rmse)
-    result_path(partial.out, ".csv").write_text("\n".join([header, *lines]) + "\n")
+    files.write_whole(result_path(partial.out, ".csv"), "\n".join([header, *lines]) + "\n")
     _write_json(partial, figures)
     partial.remove()
     _print_table(rows, figures)
-    print("wrote", *(result_path(partial.out, s) for s in (".json", ".csv", ".png")))
+    say("wrote", *(result_path(partial.out, s) for s in (".json", ".csv", ".png")))
     return figures
 
 
 def _print_table(rows: list[tuple], figures: dict[str, Any]) -> None:
-    print("    t   bits/dim so far   RMSE of x_0 (of 255)")
+    say("    t   bits/dim so far   RMSE of x_0 (of 255)")
     shown = np.unique(np.linspace(0, len(rows) - 1, _TABLE_ROWS).round().astype(int))
     for i in shown:
         first, _, _, rate, rmse = rows[i]
-        print(f"{first:5,} {rate:17.5f} {rmse:14.2f}")
-    print(
+        say(f"{first:5,} {rate:17.5f} {rmse:14.2f}")
+    say(
         f"{in_words(figures)}: rate {figures['rate']:.4f}, of which L_T "
         f"{figures['prior_L_T']:.2g}, and distortion L_0 {figures['distortion_L_0']:.4f}"
     )
@@ -87,6 +89,6 @@ def write_flow(partial: Partial, bits: np.ndarray, of: str) -> dict[str, Any]:
     partial.mark_finishing()
     _write_json(partial, figures)
     partial.remove()
-    print(f"probability-flow ODE: {in_words(figures)}, of {of}")
-    print("wrote", result_path(partial.out, ".json"))
+    say(f"probability-flow ODE: {in_words(figures)}, of {of}")
+    say("wrote", result_path(partial.out, ".json"))
     return figures

@@ -23,6 +23,8 @@ from diffusion_jax import cpu
 from diffusion_jax.config import Config, fields_of
 from diffusion_jax.interrupts import leave
 from diffusion_jax.runs import RunFailed, is_disk_failure
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import reason, shown
 from diffusion_jax.validation import BadRequest, check_types
 
 
@@ -30,7 +32,9 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     """Parses the command line, calls main() or main(config), and exits."""
     cpu.keep_memory()
     arguments: list[Any] = []
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
+    for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def parse(argv: Sequence[str]) -> list[str]:
         argv = _underscored(argv)
@@ -97,7 +101,7 @@ def load_config(path: str) -> Config:
         lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
         where = f", line {lines[-1]}" if lines else ""
         raise BadRequest(
-            f"--config {path}{where} raised {type(error).__name__}: {error}"
+            f"--config {path}{where} raised {type(error).__name__}: {reason(error)}"
         ) from error
     if not isinstance(config, Config):
         raise BadRequest(
@@ -112,11 +116,12 @@ def load_config(path: str) -> Config:
 
 
 def _fail(message: str, status: int) -> None:
-    line = " ".join(message.split())
+    line = shown(message)
     print("error:", line if len(line) < 2000 else line[:2000] + "...", file=sys.stderr)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.stderr.flush()
+    files.remove_links()
     # Not sys.exit: what is left of a failed job must not wait, or speak, at the exit.
     os._exit(status)
 
@@ -190,7 +195,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise BadRequest(f"--{error.flagname}: there is no such flag; {hint}") from error
     except (flags.Error, ValueError, TypeError) as error:
         hint = "; --help lists the flags" if "config." not in str(error) else ""
-        said = ": ".join(map(str, error.args))
+        said = " ".join(": ".join(map(str, error.args)).split())
         raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(

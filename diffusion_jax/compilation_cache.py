@@ -7,6 +7,7 @@ import warnings
 
 import jax
 
+from diffusion_jax.runtime.text import say
 from diffusion_jax.validation import BadRequest
 
 OFF = "off"
@@ -35,7 +36,7 @@ def use(folder: str | None) -> None:
     if folder and folder.lower() == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
     if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
-        print("compilation cache: off")
+        say("compilation cache: off")
         return
     path = pathlib.Path(folder or default_folder()).expanduser()
     try:
@@ -51,4 +52,4 @@ def use(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
-    print(f"compilation cache: {path}")
+    say(f"compilation cache: {path}")

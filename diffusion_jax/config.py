@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax import validation
+from diffusion_jax.runtime.text import reason
 from diffusion_jax.validation import BadRequest
 
 
@@ -230,7 +231,7 @@ def from_json(text: str) -> Config:
     try:
         config = _from_tree(Config, json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadRequest(f"{type(error).__name__}: {error}") from error
+        raise BadRequest(f"{type(error).__name__}: {reason(error)}") from error
     validation.check_types(config)
     return config
 

@@ -22,6 +22,8 @@ from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.training.weights import identity_of, load_from_run
@@ -99,7 +101,7 @@ def generate(
         if config.sampling.spacing == AUTO:
             config = step_choice.with_timesteps(workdir, config, params, about)
             table = sampling.make_table(schedule, config.process, config.sampling)
-        stop = stack.enter_context(stop_on_interrupt(print, sigterm=False))
+        stop = stack.enter_context(stop_on_interrupt(say, sigterm=False))
         first, num_batches = partial.first_missing(), -(-num // batch)
         frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
         done = [first * table.num_rows]
@@ -150,7 +152,7 @@ def generate(
             bar.close()
         note = {**partial.request, "timesteps": config.sampling.timesteps}
         _finish(partial, note, num_batches, num, frames)
-    print("wrote", *results)
+    say("wrote", *results)
 
 
 def _finish(
@@ -163,31 +165,31 @@ def _finish(
     """Makes the result files out of the parts; the .npz, which counts, is last."""
     names = [f"{i:06d}" for i in range(num_batches)]
     first = partial.load(names[0])
-    unfinished = partial.folder / "unfinished.npz"
     pictured: list[np.ndarray] = []
-    # Streamed into the file, so that memory does not grow with the number; ZipInfo
-    # without a date, so that the same samples are the same bytes.
-    with (
-        zipfile.ZipFile(unfinished, "w") as archive,
-        archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
-    ):
-        header = {
-            "descr": np.lib.format.dtype_to_descr(first.dtype),
-            "fortran_order": False,
-            "shape": (num, *first.shape[1:]),
-        }
-        np.lib.format.write_array_header_2_0(file, header)
-        for part in map(partial.load, names):
-            if sum(map(len, pictured)) < _MAX_PICTURED:
-                pictured.append(part)
-            file.write(np.ascontiguousarray(part).tobytes())
-    partial.mark_finishing()
-    picture = np.concatenate(pictured)[:_MAX_PICTURED]
-    pictures.save_samples(result_path(partial.out, ".png"), picture)
-    if frames:
-        _save_chain(partial, frames)
-    result_path(partial.out, ".json").write_text(json.dumps(note, indent=2) + "\n")
-    unfinished.replace(result_path(partial.out, ".npz"))
+    with files.replacing(result_path(partial.out, ".npz")) as whole:
+        # Streamed into the file, so that memory does not grow with the number; ZipInfo
+        # without a date, so that the same samples are the same bytes.
+        with (
+            zipfile.ZipFile(whole, "w") as archive,
+            archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file,
+        ):
+            header = {
+                "descr": np.lib.format.dtype_to_descr(first.dtype),
+                "fortran_order": False,
+                "shape": (num, *first.shape[1:]),
+            }
+            np.lib.format.write_array_header_2_0(file, header)
+            for part in map(partial.load, names):
+                if sum(map(len, pictured)) < _MAX_PICTURED:
+                    pictured.append(part)
+                file.write(np.ascontiguousarray(part).tobytes())
+        partial.mark_finishing()
+        picture = np.concatenate(pictured)[:_MAX_PICTURED]
+        pictures.save_samples(result_path(partial.out, ".png"), picture)
+        if frames:
+            _save_chain(partial, frames)
+        text = json.dumps(note, indent=2) + "\n"
+        files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
 
 

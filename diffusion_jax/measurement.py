@@ -11,6 +11,7 @@ from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.interrupts import Stopped, stop_on_interrupt
 from diffusion_jax.partial import Partial
 from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runtime.text import say
 
 # measure(x0 [N, ...], indices [N], on_progress) -> an array, of any shape
 MeasureBatch = Callable[[np.ndarray, np.ndarray, Callable[[int], None]], np.ndarray]
@@ -47,7 +48,7 @@ def over_images(
     """
     num_batches = -(-len(chosen) // size)
     first = partial.first_missing()
-    with stop_on_interrupt(print, sigterm=False) as stop:
+    with stop_on_interrupt(say, sigterm=False) as stop:
         bar = ProgressBar(what, num_batches * calls, "calls", first * calls)
         bar.say(
             f"{what}: {len(chosen):,} images, {calls:,} network calls each, {size} at a "

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax import cpu
+from diffusion_jax.runtime.text import say
 
 
 def make_mesh() -> Mesh:
@@ -45,15 +46,19 @@ def put_filled(mesh: Mesh, rows: np.ndarray, size: int) -> jax.Array:
 
 
 def describe_devices() -> str:
-    """What this process computes on; a warning line if an accelerator lies idle."""
+    """Return what this process computes on."""
     devices = jax.devices()
-    line = f"devices: {len(devices)} x {devices[0].device_kind}"
-    if devices[0].platform == "cpu" and not cpu.is_all_there_is():
-        line += (
-            "\nwarning: this machine seems to have a GPU or TPU that this jax cannot "
+    return f"devices: {len(devices)} x {devices[0].device_kind}"
+
+
+def say_devices() -> None:
+    """Print what this process computes on; warn if an accelerator lies idle."""
+    say(describe_devices())
+    if jax.devices()[0].platform == "cpu" and not cpu.is_all_there_is():
+        say(
+            "warning: this machine seems to have a GPU or TPU that this jax cannot "
             'use; install the extra: pip install -e ".[cuda]" or ".[tpu]"'
         )
-    return line
 
 
 def check_batch_size(name: str, batch_size: int) -> None:

@@ -8,12 +8,12 @@ refused, and nothing of somebody else is touched.
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax import runs
+from diffusion_jax.runtime import files
 from diffusion_jax.validation import BadRequest
 
 _FINISHING = "finishing"  # A mark in the folder: results are being written.
@@ -73,6 +73,8 @@ class Partial:
             )
         if old == self.request and not overwrite:
             return
+        files.delete_unfinished(self.folder)
+        files.delete_unfinished(self.folder.parent)
         # A kill can leave the folder without anything in it.
         if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
             if old is None or not overwrite:
@@ -85,9 +87,9 @@ class Partial:
                     f"give another --out{hint}"
                 )
             with runs.locked(self.folder, "writing to"):
-                shutil.rmtree(self.folder)
+                files.delete([self.folder])
         self.folder.mkdir(parents=True, exist_ok=True)
-        runs.write_whole(note, json.dumps(self.request, indent=2) + "\n")
+        files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
 
     def begin(self) -> None:
         """Makes the folder; goes on if it is of the same request, and else anew."""
@@ -96,7 +98,7 @@ class Partial:
 
     def _read(self, note: pathlib.Path) -> Any:
         try:
-            return json.loads(note.read_text())
+            return json.loads(files.read_text(note))
         except (OSError, ValueError):
             return None
 
@@ -115,6 +117,7 @@ class Partial:
 
     def _is_whole(self, path: pathlib.Path) -> bool:
         try:
+            files.check_regular(path)
             np.load(path, mmap_mode="r")
         except Exception:  # Of a damaged file nearly anything can come.
             return False
@@ -122,13 +125,13 @@ class Partial:
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Whole or not at all: a kill leaves no half-written file under this name."""
-        unfinished = self.folder / "unfinished.npy"
-        np.save(unfinished, array)
-        unfinished.replace(self.path(name))
+        with files.replacing(self.path(name)) as file:
+            np.save(file, array)
 
     def load(self, name: str) -> np.ndarray:
         """What was saved under this name."""
-        return np.load(self.path(name))
+        with files.open_regular(self.path(name)) as file:
+            return np.load(file)
 
     def path(self, name: str) -> pathlib.Path:
         """Where a part lies; numbered ones are called 000000, 000001, ..."""
@@ -140,6 +143,6 @@ class Partial:
 
     def remove(self) -> None:
         """All results are written."""
-        for part in self.folder.glob("*.np?"):
-            part.unlink()
-        shutil.rmtree(self.folder)  # A kill before this leaves what says whose it is.
+        # A kill after the first of these leaves what says whose it is.
+        files.delete(self.folder.glob("*.npy"))
+        files.delete([self.folder])

@@ -15,12 +15,13 @@ import os
 import pathlib
 import platform
 import reprlib
-import shutil
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import reason, say
 from diffusion_jax.validation import BadRequest
 
 _PARTS = (
@@ -38,7 +39,7 @@ _PARTS = (
     "loss.png",
 )
 _LOCK = ".lock"
-# A kill may leave these behind.
+# A kill of version 0.1 may have left these behind.
 _UNFINISHED = ("config.tmp", "run.tmp", "metrics.tmp", ".forward.png", ".reverse.png")
 # What a resumed run may change: when to stop, report and save, how to sample, and where
 # the data lies and how it is loaded. The batches stay the same.
@@ -104,17 +105,7 @@ def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Puts the config into the run folder, whole or not at all."""
-    write_whole(config_path(workdir), to_json(config))
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that a kill leaves as it was, or whole."""
-    unfinished = path.with_suffix(".tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    files.write_whole(config_path(workdir), to_json(config))
 
 
 @dataclasses.dataclass
@@ -151,7 +142,7 @@ class Record:
 def write_record(workdir: pathlib.Path, record: Record) -> None:
     """Puts run.json into the run folder, whole or not at all."""
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-    write_whole(workdir / "run.json", text)
+    files.write_whole(workdir / "run.json", text)
 
 
 def read_record(workdir: pathlib.Path) -> Record | None:
@@ -164,7 +155,7 @@ def read_record(workdir: pathlib.Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(files.read_text(path))
         known = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{k: v for k, v in tree.items() if k in known})
         for field in dataclasses.fields(Record):
@@ -177,7 +168,8 @@ def read_record(workdir: pathlib.Path) -> Record | None:
                 raise ValueError(f"{field.name} is {value!r}")
     except (ValueError, TypeError, AttributeError) as error:
         raise BadRequest(
-            f"{path} is not what a run has written ({error}); restore it, or remove it"
+            f"{path} is not what a run has written ({reason(error)}); "
+            "restore it, or remove it"
         ) from error
     if record.format > FORMAT:
         raise BadRequest(
@@ -210,9 +202,9 @@ def read_config(workdir: pathlib.Path) -> Config:
             "python train.py --config configs/digits.py"
         )
     try:
-        return from_json(path.read_text())
+        return from_json(files.read_text(path))
     except (ValueError, BadRequest) as error:
-        raise BadRequest(f"{path} is not the config of a run: {error}") from error
+        raise BadRequest(f"{path} is not the config of a run: {reason(error)}") from error
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -256,34 +248,42 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
     Raises:
       BadRequest: if another process is at work there; `what` says on what.
     """
-    with (folder / _LOCK).open("a+") as file:
+    with files.open_for_appending(folder / _LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            who = file.read().strip() or "unknown"
+            who = file.read(200).decode(errors="replace").strip() or "unknown"
             raise BadRequest(
                 f"another process ({who}) is {what} {folder}; wait for it, or stop it"
             ) from error
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {platform.node()}, since {now()}")
+        file.write(f"pid {os.getpid()} on {platform.node()}, since {now()}".encode())
         file.flush()
         yield
 
 
+def delete_unfinished(workdir: pathlib.Path) -> None:
+    """Delete what a kill has left half written in a run."""
+    for folder in (workdir, samples_path(workdir), evaluations_path(workdir)):
+        files.delete_unfinished(folder)
+
+
 def delete_run(workdir: pathlib.Path) -> None:
-    """Deletes what a run has put into its folder, but for its config, and nothing else.
+    """Delete what a run has put into its folder, except its config, and nothing else.
+
+    Of a part that is a link the link goes, and what it leads to stays.
 
     Raises:
       BadRequest: if the folder is not that of a run.
+      OSError: naming what cannot be deleted; then nothing is.
     """
     read_config(workdir)
-    for name in _PARTS:
-        path = workdir / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    parts = [workdir / name for name in _PARTS]
+    links = {path: os.readlink(path) for path in parts if path.is_symlink()}
+    files.delete(parts)
+    for path, target in links.items():
+        say(f"{path} was a link: {target} stays as it is")
 
 
 def _shown(value: object) -> str:
@@ -315,7 +315,11 @@ def check_resumable(
                 "bucket, or name another folder"
             )
         own = (*_PARTS, _LOCK, *_UNFINISHED)
-        foreign = [p.name for p in workdir.glob("*") if p.name not in own]
+        foreign = [
+            p.name
+            for p in workdir.glob("*")
+            if p.name not in own and not files.is_unfinished(p.name)
+        ]
         if foreign:
             raise BadRequest(
                 f"--workdir {workdir} holds {foreign[0]} and is not the folder of a run; "

@@ -23,6 +23,8 @@ from diffusion_jax.evaluation.best_timesteps import (
 from diffusion_jax.evaluation.timestep_scan import TimestepScan
 from diffusion_jax.measurement import batch_size, means, over_images
 from diffusion_jax.partial import Partial, result_path
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.validation import BadRequest
 
@@ -85,7 +87,7 @@ def choose(
         raise BadRequest(f"{out}.npz is a folder, where the run keeps a file; move it away")
     kept = _read(result_path(out, ".npz"), about)
     if kept is None:
-        print(
+        say(
             f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
             f"once for these weights: {out}.npz will keep what it takes"
         )
@@ -97,7 +99,7 @@ def choose(
         num,
     )
     shown = ", ".join(f"{t:g}" for t in timesteps)
-    print(f"chose the timesteps {shown}")
+    say(f"chose the timesteps {shown}")
     return timesteps
 
 
@@ -137,11 +139,9 @@ def _measure(
         w = len(shares_of(variance_type))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)
         found = Statistics(last, fractions, errors, float(mean[0, -1]))
-        unfinished = partial.folder / "unfinished.npz"
-        np.savez(
-            unfinished, about=json.dumps(about), sha256=_digest(found), **found._asdict()
-        )
-        unfinished.replace(result_path(out, ".npz"))
+        with files.replacing(result_path(out, ".npz")) as file:
+            digest = _digest(found)
+            np.savez(file, about=json.dumps(about), sha256=digest, **found._asdict())
         partial.remove()
     return found
 
@@ -154,7 +154,7 @@ def _digest(found: Statistics) -> str:
 def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:
     """What is kept, if it is of these weights."""
     try:
-        with np.load(path) as kept:
+        with files.open_regular(path) as file, np.load(file) as kept:
             found = Statistics(*(kept[name] for name in Statistics._fields))
             found = found._replace(second_moment=float(found.second_moment))
             whole = str(kept["sha256"]) == _digest(found)

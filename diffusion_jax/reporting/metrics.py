@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.runtime import files
+
 
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
@@ -40,7 +42,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _texts(path: pathlib.Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines() if path.exists() else []
+    return files.read_text(path, "replace").splitlines() if path.exists() else []
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
@@ -68,11 +70,8 @@ class MetricLog:
             torn = line is None and i == len(texts) - 1
             if not torn and (line is None or line["step"] <= start_step):
                 kept.append(text + "\n")
-        # By way of a second file: a kill in between leaves the old or the new one.
-        cut = path.with_suffix(".tmp")
-        cut.write_text("".join(kept))
-        cut.replace(path)
-        self._file = path.open("a", buffering=1)
+        files.write_whole(path, "".join(kept))
+        self._file = files.open_for_appending(path)
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         # TensorBoard forgets what an earlier file says of later steps.
@@ -83,7 +82,8 @@ class MetricLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line, with these values at this step: numbers, or dicts of numbers."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        self._file.flush()
         for name, value in values.items():
             parts = value.items() if isinstance(value, dict) else [("", value)]
             for part, number in parts:

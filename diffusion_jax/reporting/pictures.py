@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from diffusion_jax.runtime import files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -71,10 +73,16 @@ def save_animation(path: pathlib.Path, frames: np.ndarray) -> None:
         columns = int(np.ceil(np.sqrt(frames.shape[1])))
         images = [_tile(frame, columns) for frame in frames]
     durations = [80] * (len(images) - 1) + [2000]
-    _writable(path)
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=durations, loop=0
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as file:
+        images[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=durations,
+            loop=0,
+        )
 
 
 def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: str) -> None:
@@ -164,12 +172,6 @@ def _render(figure: "Figure") -> Image.Image:
 
 
 def _save_image(path: pathlib.Path, image: Image.Image) -> None:
-    _writable(path)
-    # By way of a second file: whoever looks, and a kill, finds a whole picture.
-    unfinished = path.with_name(f".{path.name}")
-    image.save(unfinished, format="PNG")
-    unfinished.replace(path)
-
-
-def _writable(path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as file:
+        image.save(file, format="PNG")

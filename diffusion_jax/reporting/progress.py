@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from diffusion_jax.runtime.text import shown
+
 _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
 
 
@@ -62,8 +64,8 @@ class ProgressBar:
         return (done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        self._console.print(Text(line))
+        """Print a line, above the bar if there is one."""
+        self._console.print(Text(shown(line)))
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

@@ -7,6 +7,7 @@ by `replacing`, and everything that it deletes by `delete`.
 import atexit
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import pathlib
@@ -87,15 +88,16 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    handle = os.open(unfinished, flags, 0o666)
     try:
+        handle = os.open(unfinished, flags, 0o666)
         with os.fdopen(handle, "w+b") as file:
+            _lock(file)  # As long as it is held, nobody takes the file for left behind.
             yield file
         os.replace(unfinished, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
-        if isinstance(error, OSError) and error.filename == str(unfinished):
+        if isinstance(error, OSError) and str(error.filename) == str(unfinished):
             error.filename = str(path)
         raise
 
@@ -130,11 +132,22 @@ def is_unfinished(name: str) -> bool:
 
 
 def delete_unfinished(folder: pathlib.Path) -> None:
-    """Delete what a kill has left half written in a folder; only its owner may ask."""
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder):
-            if is_unfinished(name):
-                (folder / name).unlink(missing_ok=True)
+    """Delete what a kill has left half written in a folder, and nobody writes any more."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if is_unfinished(path.name):
+                with contextlib.suppress(OSError), open_regular(path) as file:
+                    if _lock(file):
+                        path.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file; False if it is locked, or the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def delete(paths: Iterable[pathlib.Path]) -> None:

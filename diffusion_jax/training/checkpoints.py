@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import runs
 from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training.state import TrainState
 
 _EMA = "ema "  # What the name of an average's part begins with.
@@ -159,7 +160,7 @@ class Checkpoints:
                 again += 1
                 target = aside / f"{step}_{again}"
             self._folder(step).rename(target)
-            print(f"warning: checkpoint {step:,} is damaged ({why}); it is now {target}")
+            say(f"warning: checkpoint {step:,} is damaged ({why}); it is now {target}")
         if damaged:
             self._checkpointer.close()
             self._checkpointer = self._open()

@@ -6,6 +6,7 @@ from diffusion_jax import runs
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.interrupts import stop_on_interrupt
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.state import TrainState
@@ -58,29 +59,30 @@ def train(
         if anew or not runs.has_checkpoint(workdir):
             initial = load_for(config, init_from, init_weights)
         else:
-            print("--init_from is not used: the run has weights of its own")
+            say("--init_from is not used: the run has weights of its own")
     plan = load_data(plan)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         runs.locked(workdir, "training in"),
-        stop_on_interrupt(print, sigterm=True) as stop,
+        stop_on_interrupt(say, sigterm=True) as stop,
     ):
+        runs.delete_unfinished(workdir)
         if anew:
             runs.delete_run(workdir)
         if changed:
-            print(f"changed since the run was started: {', '.join(changed)}")
+            say(f"changed since the run was started: {', '.join(changed)}")
         record = runs.read_record(workdir) if changed else None
         goes_on = record is not None and record.step < config.training.num_steps
         of_length = "training.num_steps" in "".join(changed)
         if goes_on and of_length and config.optimizer.decay == "cosine":
-            print("the cosine decay follows the new training.num_steps from here on")
+            say("the cosine decay follows the new training.num_steps from here on")
         keep = config.training.keep_checkpoints
         with Checkpoints(workdir, keep, writing=True) as checkpoints:
             trainer = Trainer(plan, workdir, checkpoints, stop)
             state = trainer.run_or_say_what_is_left(initial)
     if stop.wanted:
         hint = ", without --overwrite" if overwrite else ""
-        print(f"the same command{hint} goes on from step {int(state.step):,}")
+        say(f"the same command{hint} goes on from step {int(state.step):,}")
         if not stop.by_system:
             raise KeyboardInterrupt
     return state

@@ -12,6 +12,7 @@ from diffusion_jax.data.transforms import to_examples, to_model_range
 from diffusion_jax.interrupts import Stop, Stopped
 from diffusion_jax.process import q_trajectory
 from diffusion_jax.reporting import pictures
+from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.training.averages import average_names
 from diffusion_jax.training.plan import Plan
@@ -56,7 +57,7 @@ class Previews:
         except Stopped:
             return
         if not np.isfinite(ema).all():
-            print(f"the samples at step {step:,} are not finite: no picture of them")
+            say(f"the samples at step {step:,} are not finite: no picture of them")
             return
         titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
         strip = self._examples(frames)

@@ -9,6 +9,7 @@ import jax
 import diffusion_jax
 from diffusion_jax import runs
 from diffusion_jax.data import sources
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training import snapshots
 from diffusion_jax.training.plan import Plan
 from diffusion_jax.validation import BadRequest
@@ -75,7 +76,7 @@ def new_record(
         every = record.snapshot_every
         if every:
             size = snapshots.num_bytes(config, every, num_parameters)
-            print(
+            say(
                 f"snapshots of {len(config.ema.stds)} averages every {every:,} steps: "
                 f"{size / 2**20:,.0f} MiB in all (--config.ema.snapshots=0 for none)"
             )

@@ -13,6 +13,8 @@ import numpy as np
 from diffusion_jax import runs
 from diffusion_jax.config import Config
 from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import say
 from diffusion_jax.training import weight_files
 from diffusion_jax.training.averages import STD, Moment, rebuilding_weights
 from diffusion_jax.training.state import TrainState
@@ -59,6 +61,7 @@ def delete_after(workdir: pathlib.Path, step: int) -> None:
 
     And what a kill has left half written.
     """
+    files.delete_unfinished(runs.snapshots_path(workdir))
     for path in runs.snapshots_path(workdir).glob(".step_*"):
         path.unlink()
     for moment, path in moments(workdir).items():
@@ -93,7 +96,7 @@ def rebuild(workdir: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], in
             ) from error
         for key, array in arrays.items():
             total[key] = total.get(key, 0) + weight * array.astype(np.float64)
-    print(
+    say(
         f"{name} at step {wanted.step:,}, rebuilt from {len(paths)} snapshots: its density "
         f"is met but for {100 * misfit:.2g} %"
     )

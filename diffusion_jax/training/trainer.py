@@ -16,6 +16,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog, read_metrics
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime.text import quoted, say
 from diffusion_jax.training import snapshots
 from diffusion_jax.training.checkpoints import (
     Checkpoints,
@@ -95,7 +96,7 @@ class Trainer:
         due = self.milestones.to_make_up(start)
         is_drawn = start < num_steps or self._loss_curve.exists()
         if start > num_steps or (start == num_steps and is_drawn and not any(due)):
-            print(
+            say(
                 f"{self.workdir} is finished: it has {start:,} steps of "
                 f"{num_steps:,}; for more: --config.training.num_steps"
             )
@@ -132,7 +133,7 @@ class Trainer:
             self.stop.wanted = False  # Too late: there is nothing to go on with.
             self._finish(state)
         elif step > start:
-            print(f"saved at step {step:,} in {self.workdir}")
+            say(f"saved at step {step:,} in {self.workdir}")
         return state
 
     def _dispatch(self, state: TrainState, step: int) -> tuple[TrainState, int]:
@@ -175,7 +176,7 @@ class Trainer:
         count = sum(x.size for x in jax.tree.leaves(shapes.params))
         data = self.plan.data
         classes = f", of {len(data.class_names):,} classes" if data.class_names else ""
-        print(
+        say(
             f"network: {count:,} parameters; data: {len(data.train):,} examples to train "
             f"on, {len(data.held_out):,} held out{classes}"
         )
@@ -194,13 +195,13 @@ class Trainer:
         self._saved: tuple[int, float] | None = None
         if found is not None:
             self.checkpoints.set_aside(found.damaged)
-            print(f"resuming {self.workdir} at step {found.step:,}")
+            say(f"resuming {self.workdir} at step {found.step:,}")
             return _owned(with_parts(shapes, found.parts)), found.step
         if runs.config_path(self.workdir).exists():
-            print(f"{self.workdir} has no checkpoint yet: starting at step 0")
+            say(f"{self.workdir} has no checkpoint yet: starting at step 0")
         state = jax.jit(initial, out_shardings=self.whole)()
         if given is not None:
-            print(f"starting from the {given.kind} weights of step {given.step:,} there")
+            say(f"starting from the {given.kind} weights of step {given.step:,} there")
             put = jax.device_put(given.params, self.whole)
             state = state._replace(params=put, emas=equal_averages(self.config, put))
             state = _owned(state)
@@ -296,11 +297,9 @@ class Trainer:
         for name, text, unit in ((LOSS, "held-out loss ", ""), (BITS, "", " bits/dim")):
             said += [f", {text}{line[name]:.4f}{unit}" for line in last if name in line]
         best_at = f", best checkpoint at step {best:,}" if best is not None else ""
-        print(
-            f"finished {step:,} steps{''.join(said)}{best_at}\n"
-            f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/\n"
-            f"sample with: python sample.py --workdir {self.workdir} --num 64"
-        )
+        say(f"finished {step:,} steps{''.join(said)}{best_at}")
+        say(f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/")
+        say(f"sample with: python sample.py --workdir {quoted(self.workdir)} --num 64")
 
 
 @jax.jit

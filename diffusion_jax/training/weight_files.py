@@ -6,7 +6,6 @@ Each array is named by its place in the network, "down0_res0.conv1.kernel"; kern
 
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -16,6 +15,8 @@ import safetensors
 from safetensors.numpy import save
 
 from diffusion_jax.config import Config, to_json
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import reason
 
 SUFFIXES = (".safetensors", ".npz")
 _ABOUT = "about"  # The name of the note.
@@ -62,19 +63,14 @@ def write(path: pathlib.Path, weights: Weights, config: Config) -> None:
         "sha256": _hash(arrays),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with files.replacing(path) as file:
         if path.suffix == ".npz":
-            with unfinished.open("wb") as file:
-                arrays[_ABOUT] = np.array(json.dumps(about))
-                np.savez(file, **arrays)
+            arrays[_ABOUT] = np.array(json.dumps(about))
+            np.savez(file, **arrays)
         else:
             # One entry: of several the order, and so the bytes, would be random. Written
             # here, so that a full disk is the same error as everywhere.
-            unfinished.write_bytes(save(arrays, metadata={_ABOUT: json.dumps(about)}))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            file.write(save(arrays, metadata={_ABOUT: json.dumps(about)}))
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -85,17 +81,18 @@ def read(path: pathlib.Path) -> Weights:
     """
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with files.open_regular(path) as content, np.load(content) as file:
                 arrays = {name: file[name] for name in file}
             about = json.loads(str(arrays.pop(_ABOUT)))
         else:
+            files.check_regular(path)
             with safetensors.safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {})[_ABOUT])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}
         found = Weights(arrays, about["kind"], int(about["step"]))
         whole = about.get("sha256") in (None, _hash(arrays))
     except Exception as error:  # Whatever the readers make of foreign or damaged bytes.
-        raise NotWeights(f"{type(error).__name__}: {error}") from error
+        raise NotWeights(f"{type(error).__name__}: {reason(error)}") from error
     if not whole:
         raise NotWeights("its arrays have changed since it was written")
     return found
