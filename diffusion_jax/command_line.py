@@ -173,9 +173,16 @@ def _check_fields(argv: Sequence[str], path: str, config: Config) -> None:
         given.add(field)
 
 
-def _quieten_orbax() -> None:
-    """What it raises becomes one line; on its own it says it three times more."""
-    logging.set_verbosity(logging.FATAL)
+def _hear_orbax() -> None:
+    """Show its warnings, which may mean a loss, and leave its errors to what it raises."""
+
+    def hear(record: python_logging.LogRecord) -> bool:
+        if record.levelno == python_logging.WARNING:
+            warnings.warn(record.getMessage(), stacklevel=2)
+        return False
+
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(hear)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
 
     def hook(unraisable: Any) -> None:
@@ -205,5 +212,5 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         value = flags.FLAGS[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
-    _quieten_orbax()
+    _hear_orbax()
     return rest

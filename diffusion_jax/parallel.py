@@ -6,7 +6,14 @@ is split over the axis "data", and the compiler adds the sums over devices.
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from diffusion_jax import cpu
 from diffusion_jax.runtime.text import say
@@ -22,6 +29,16 @@ def make_mesh() -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host(mesh: Mesh) -> Sharding:
+    """Return where arrays take no memory of the devices; on them if JAX has no CPU."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return replicated(mesh)
+    try:
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out.
+        return replicated(mesh)
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:

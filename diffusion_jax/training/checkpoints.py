@@ -6,7 +6,10 @@ computed of its bits: damage that the file format does not notice shows when it 
 """
 
 import contextlib
+import errno
+import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import runs
 from diffusion_jax.runs import RunFailed
-from diffusion_jax.runtime.text import say
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.text import reason, say
 from diffusion_jax.training.state import TrainState
 
 _EMA = "ema "  # What the name of an average's part begins with.
@@ -61,11 +65,14 @@ class Checkpoints:
         self.losses = {} if losses is None else losses
         self._workdir, self._keep, self._writing = workdir, keep, writing
         self._saving: int | None = None
+        if writing:
+            runs.checkpoints_path(workdir).mkdir(parents=True, exist_ok=True)
         self._checkpointer = self._open()
 
     def _open(self) -> Any:
         return ocp.training.Checkpointer(
-            runs.checkpoints_path(self._workdir).absolute(),
+            # Orbax and TensorStore take some characters of a path for patterns.
+            files.plain(runs.checkpoints_path(self._workdir)),
             preservation_policy=_NewestAndBest(self._keep, self.losses),
             cleanup_tmp_directories=self._writing,
         )
@@ -135,20 +142,46 @@ class Checkpoints:
             Nothing is changed then.
           BadRequest: if run.json is not what a run has written.
         """
-        damaged: dict[int, str] = {}
+        failed: dict[int, str] = {}
         record = runs.read_record(self._workdir)
         for step in reversed(self.steps):
             try:
-                return Restored(step, self._load(step, like, record), damaged)
-            except _Damaged as error:
-                damaged[step] = str(error)
-        if not damaged:
+                parts = self._load(step, like, record)
+            except _Unreadable as error:
+                failed[step] = str(error)
+                continue
+            # It is their fault only if they fail where this one does not.
+            for newer in list(failed):
+                with contextlib.suppress(_Unreadable):
+                    step, parts = newer, self._load(newer, like, record)
+                    break
+            return Restored(step, parts, {s: why for s, why in failed.items() if s > step})
+        if not failed:
             return None
-        each = "; ".join(f"{self._folder(s)}: {why}" for s, why in damaged.items())
+        each = "; ".join(f"{self._folder(s)}: {why}" for s, why in failed.items())
         raise RunFailed(
             f"no checkpoint of {self._workdir} can be read ({each}); nothing was changed; "
-            "restore one from a backup, or start anew with --overwrite"
+            "restore one from a backup, or start anew in another --workdir"
         )
+
+    def read_back(self, step: int, like: Mapping[str, Any]) -> None:
+        """Read a checkpoint that was just saved as a resume would.
+
+        Args:
+          step: of the checkpoint.
+          like: as of `restore`, all of its parts.
+
+        Raises:
+          RunFailed: if it cannot be read, or a checksum is wrong.
+        """
+        try:
+            for name, part in like.items():  # One after the other takes less memory.
+                self._load(step, {name: part}, runs.read_record(self._workdir))
+        except _Unreadable as error:
+            raise RunFailed(
+                f"the checkpoint of step {step:,} was written, and cannot be read back "
+                f"({error}); so the run stops while there is little to lose"
+            ) from error
 
     def set_aside(self, damaged: Mapping[int, str]) -> None:
         """Moves checkpoints that cannot be read out of the way, and says so."""
@@ -181,6 +214,7 @@ class Checkpoints:
         # Without this it wants to be told of every part that there is.
         context.pytree.loading.partial_load = True
         try:
+            self._check_files(step)
             if record is None or record.format != runs.FORMAT:
                 self._check_parts(step, like, record)
             with context:
@@ -193,14 +227,27 @@ class Checkpoints:
         except RunFailed:
             raise
         except Exception as error:  # Orbax raises nearly any kind.
-            raise _Damaged(_reason(error)) from error
+            cause = _first_cause(error)
+            if _is_of_the_system(cause):
+                raise RunFailed(
+                    f"{self._folder(step)} cannot be read ({_reason(cause)}), which says "
+                    "nothing of the checkpoint itself; nothing was changed; when that is "
+                    "mended, give the same command again"
+                ) from error
+            raise _Unreadable(_reason(cause)) from error
         if other:  # Orbax gives what the file says that it is, as bits without a type.
-            raise _Damaged(f"another type or shape of {', '.join(other)}")
+            raise _Unreadable(f"another type or shape of {', '.join(other)}")
         if wrong:
-            raise _Damaged(f"wrong checksum of {', '.join(wrong)}")
+            raise _Unreadable(f"wrong checksum of {', '.join(wrong)}")
         if int(found["parts"]["step"]) != step:
-            raise _Damaged(f"it is that of step {int(found['parts']['step']):,}")
+            raise _Unreadable(f"it is that of step {int(found['parts']['step']):,}")
         return {name: found["parts"][name] for name in like}
+
+    def _check_files(self, step: int) -> None:
+        """Refuse a named pipe among the files, which the reader would wait for."""
+        for folder, _, names in os.walk(self._folder(step)):
+            for name in names:
+                files.check_regular(os.path.join(folder, name))
 
     def _check_parts(
         self, step: int, like: Mapping[str, Any], record: runs.Record | None
@@ -227,8 +274,8 @@ class Checkpoints:
             self._checkpointer.close()
 
 
-class _Damaged(Exception):
-    """A checkpoint that cannot be read; str() says why."""
+class _Unreadable(Exception):
+    """A checkpoint that cannot be read, and not for want of something else; why."""
 
 
 class _NewestAndBest:
@@ -302,6 +349,32 @@ def _words(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
 
 
-def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:150]}" if said else type(error).__name__
+# What TensorStore says where a file may be whole.
+_OF_THE_SYSTEM = re.compile(
+    r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|UNAUTHENTICATED|ABORTED|CANCELLED"
+    r"|DEADLINE_EXCEEDED): "
+)
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Return whether a read failed for want of permission, memory or open files."""
+    if isinstance(error, OSError):
+        torn = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EIO)
+        return error.errno not in torn
+    of_device = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
+    return of_device or _OF_THE_SYSTEM.match(str(error)) is not None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return what the first of a chain of errors was; Orbax hides it below its own."""
+    seen = [error]
+    while (cause := seen[-1].__cause__ or seen[-1].__context__) and cause not in seen:
+        seen.append(cause)
+    return seen[-1]
+
+
+def _reason(error: BaseException) -> str:
+    said = reason(error)
+    if isinstance(error, files.NotRegular):
+        return f"{error.filename} {error.strerror}"
+    return f"{type(error).__name__}: {said[:150]}" if str(error) else said

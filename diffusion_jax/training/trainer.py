@@ -34,6 +34,8 @@ from diffusion_jax.training.state import TrainState, equal_averages, init_state
 from diffusion_jax.training.step import make_train_step, make_train_steps
 from diffusion_jax.training.weight_files import Weights
 
+_READING_SHARE = 0.01  # Of the time between checkpoints, for reading them back.
+
 
 class Trainer:
     """The compiled programs of a run and its folder; `run` is the loop."""
@@ -181,18 +183,20 @@ class Trainer:
             f"on, {len(data.held_out):,} held out{classes}"
         )
         found = self.checkpoints.restore(parts_of(abstract(shapes, self.whole)))
+        self._on_host = parts_of(abstract(shapes, parallel.on_host(self.mesh)))
         old = runs.read_record(self.workdir)
         if found is None and old is not None and old.step:
             raise RunFailed(
                 f"{runs.checkpoints_path(self.workdir)} is empty, but run.json says that "
                 f"the run has a checkpoint of step {old.step:,}; put it back, or start "
-                "anew with --overwrite"
+                "anew in another --workdir"
             )
         if found is None:
             old = None
         self.record = new_record(self.plan, self.workdir, old, count)
         self._wall_time, self._began = self.record.wall_time_s, time.monotonic()
         self._saved: tuple[int, float] | None = None
+        self._saved_at, self._reading_took = self._began, 0.0
         if found is not None:
             self.checkpoints.set_aside(found.damaged)
             say(f"resuming {self.workdir} at step {found.step:,}")
@@ -270,10 +274,20 @@ class Trainer:
         self._saved = step, round(self._wall_time + time.monotonic() - self._began, 1)
 
     def _note_saved(self) -> None:
-        """Puts what was saved into run.json, now that it is on disk."""
+        """Put what was saved into run.json, now that it is on disk."""
         if self._saved is not None:
-            (self.record.step, self.record.wall_time_s), self._saved = self._saved, None
+            (step, wall_time), self._saved = self._saved, None
+            self._read_back(step)
+            self.record.step, self.record.wall_time_s = step, wall_time
             runs.write_record(self.workdir, self.record)
+
+    def _read_back(self, step: int) -> None:
+        """Read back the first checkpoint of a start, and others where it costs little."""
+        began = time.monotonic()
+        interval, self._saved_at = began - self._saved_at, began
+        if self._reading_took <= _READING_SHARE * interval:  # Nothing before the first.
+            self.checkpoints.read_back(step, self._on_host)
+            self._reading_took = time.monotonic() - began
 
     @property
     def _loss_curve(self) -> pathlib.Path:
