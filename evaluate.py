@@ -9,12 +9,7 @@ Takes the newest run under runs/ and the images that were held out of its traini
 P.json, and of the bound P.csv and P.png; P is --out, or lies in the run's evaluations/.
 """
 
-import os
-import signal
-
-# Until there is something to save: importing and loading take seconds, and Python's own
-# exception may get lost, or end in a traceback, inside a library.
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import pathlib
 

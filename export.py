@@ -7,12 +7,7 @@ The name of the file ends in .safetensors or .npz; diffusion_jax/training/weight
 says what lies in it.
 """
 
-import os
-import signal
-
-# Until there is something to save: importing and loading take seconds, and Python's own
-# exception may get lost, or end in a traceback, inside a library.
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import pathlib
 

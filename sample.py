@@ -7,12 +7,7 @@ Takes the newest run under runs/ and what its config says about sampling, unless
 say otherwise. Writes P.npz, P.png and P.json; P is --out, or lies in the run's samples/.
 """
 
-import os
-import signal
-
-# Until there is something to save: importing and loading take seconds, and Python's own
-# exception may get lost, or end in a traceback, inside a library.
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import pathlib
 

@@ -7,12 +7,7 @@ The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field
 config can be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
 """
 
-import os
-import signal
-
-# Until there is something to save: importing and loading take seconds, and Python's own
-# exception may get lost, or end in a traceback, inside a library.
-signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import pathlib
 

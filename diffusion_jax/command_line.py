@@ -22,8 +22,9 @@ from ml_collections import config_flags
 from diffusion_jax import cpu
 from diffusion_jax.config import Config, fields_of
 from diffusion_jax.interrupts import leave
-from diffusion_jax.runs import RunFailed, is_disk_failure
-from diffusion_jax.runtime import files
+from diffusion_jax.runs import is_disk_failure
+from diffusion_jax.runtime import environment, files
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import reason, shown
 from diffusion_jax.validation import BadRequest, check_types
 
@@ -46,11 +47,15 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
             arguments.append(flag)
         return _parse_flags(argv)
 
+    def checked(*arguments: Any) -> None:
+        environment.check()
+        main(*arguments)
+
     if any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "h") for arg in sys.argv):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     try:
-        app.run(lambda _: main(*(flag.value for flag in arguments)), flags_parser=parse)
+        app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)
     except BadRequest as error:
         _fail(str(error), 2)
     except RunFailed as error:

@@ -1,5 +1,6 @@
 """Compiled programs kept on disk, so that the same command starts faster next time."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -7,11 +8,13 @@ import warnings
 
 import jax
 
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import say
 from diffusion_jax.validation import BadRequest
 
 OFF = "off"
 HELP = "Folder of compiled programs, which later runs take from it; or off."
+_MOST_BYTES = 2**31  # Of the folder; the programs that were used longest ago go.
 _MIN_SECONDS = 0.2  # What compiles faster is not worth a file.
 
 
@@ -49,7 +52,33 @@ def use(folder: str | None) -> None:
             raise BadRequest(f"{line}; name another folder, or off") from error
         warnings.warn(f"{line}, so every run compiles anew; name another", stacklevel=2)
         return
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_compilation_cache_dir", str(files.plain(path)))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
-    say(f"compilation cache: {path}")
+    mine = folder or "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    most = _MOST_BYTES if mine else None  # Of others' programs nothing goes.
+    size = f"{bounded(path, most) / 2**20:,.0f} MiB"
+    say(f"compilation cache: {path} ({size}{f' of {most / 2**20:,.0f}' if most else ''})")
+
+
+def bounded(folder: pathlib.Path, most: int | None) -> int:
+    """Return the size of the programs in a folder, in bytes, at most `most`.
+
+    Those that were used longest ago are deleted until the others fit.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):  # Another process may be at it.
+                if entry.name.endswith("-cache") and entry.is_file(follow_symlinks=False):
+                    about = entry.stat(follow_symlinks=False)
+                    used = max(about.st_atime, about.st_mtime)
+                    found.append((used, about.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if most is None or total <= most:
+            break
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            total -= size
+    return total

@@ -22,7 +22,8 @@ from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import environment, files
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.steps import AUTO
@@ -61,6 +62,7 @@ def generate(
     Raises:
       BadRequest: before anything is compiled or written.
     """
+    environment.check()
     config.validate()
     batch, shape = config.sampling.batch_size, config.data.shape
     with values_refused():
@@ -132,7 +134,7 @@ def generate(
                 samples, chain = sampler(params, table, jax.random.key(seed), indices)
                 kept = min(batch, num - i * batch)
                 if not np.isfinite(samples).all():
-                    raise runs.RunFailed(
+                    raise RunFailed(
                         f"samples {i * batch} to {i * batch + kept - 1} are not finite; "
                         "try another sampler, or an earlier checkpoint"
                     )

@@ -21,8 +21,8 @@ from typing import Any
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason, say
-from diffusion_jax.validation import BadRequest
 
 _PARTS = (
     "run.json",
@@ -55,10 +55,6 @@ _CHANGEABLE = (
 )
 LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
 FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
-
-
-class RunFailed(Exception):
-    """A run cannot go on; str() is one line that says why and what to do."""
 
 
 def config_path(workdir: pathlib.Path) -> pathlib.Path:

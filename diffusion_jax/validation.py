@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusion_jax.losses import NORMS
 from diffusion_jax.predictions import PREDICTION_TYPES, VARIANCES
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.samplers.steps import AUTO, SPACINGS, check_timesteps
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
@@ -19,10 +20,6 @@ from diffusion_jax.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
 from diffusion_jax.weightings import WEIGHTINGS
 
 MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
-
-
-class BadRequest(Exception):
-    """What the user asked for cannot be done; str() is one line that says why."""
 
 
 @contextlib.contextmanager

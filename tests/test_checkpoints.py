@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import runs
 from diffusion_jax.config import Config
-from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training import snapshots
 from diffusion_jax.training.averages import Moment
 from diffusion_jax.training.checkpoints import (

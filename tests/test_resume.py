@@ -14,6 +14,7 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import batch_indices
 from diffusion_jax.interrupts import Stop
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training import loop, trainer
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.plan import make_plan
@@ -186,7 +187,7 @@ def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):
     shutil.copytree(whole[0], workdir)
     (workdir / "checkpoints").rename(tmp_path / "elsewhere")
     before = files_of(workdir), lines_of(workdir)
-    with pytest.raises(runs.RunFailed, match="run.json says .* checkpoint of step 30"):
+    with pytest.raises(RunFailed, match="run.json says .* checkpoint of step 30"):
         loop.train(config_of(), workdir, points)
     assert (files_of(workdir), lines_of(workdir)) == before
     shutil.rmtree(workdir / "checkpoints")
@@ -378,7 +379,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_newest_good_checkpoint(tmp_
     """None is saved while updates are skipped, or it would push out the good ones."""
     config = points_config(num_steps=80, eval_every=0, max_skipped_in_a_row=20)
     config.training.checkpoint_every = 6
-    with pytest.raises(runs.RunFailed) as error:
+    with pytest.raises(RunFailed) as error:
         loop.train(config, tmp_path, data_bad_from(config, 13))
     said = str(error.value)
     assert said.startswith("loss is nan at step 32, and 20 updates in a row were skipped")
@@ -393,7 +394,7 @@ def test_a_streak_goes_on_over_a_stop(tmp_path):
     data = data_bad_from(config, 13)
     loop.train(config, tmp_path, data)
     config.training.num_steps = 40
-    with pytest.raises(runs.RunFailed, match="step 22, and 10 updates .* step 13 on"):
+    with pytest.raises(RunFailed, match="step 22, and 10 updates .* step 13 on"):
         loop.train(config, tmp_path, data)
 
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import runs
-from diffusion_jax.runs import RunFailed
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import reason, say
 from diffusion_jax.training.state import TrainState
 

@@ -11,6 +11,7 @@ from diffusion_jax import experiment, parallel, sampling
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runtime import environment
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.validation import BadRequest, values_refused
 
@@ -49,6 +50,7 @@ def make_plan(
     Raises:
       BadRequest: naming what does not fit.
     """
+    environment.check()
     config.validate()
     schedule = experiment.make_schedule(config.process)
     sampling.make_table(schedule, config.process, sampling.before_choice(config.sampling))

@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.reporting.metrics import MetricLog
 from diffusion_jax.reporting.progress import ProgressBar
-from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training.state import Tally
 from diffusion_jax.training.step import Dispatch
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from diffusion_jax import runs
 from diffusion_jax.config import Config
-from diffusion_jax.runs import RunFailed
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training import weight_files
 from diffusion_jax.training.averages import STD, Moment, rebuilding_weights

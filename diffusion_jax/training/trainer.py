@@ -15,7 +15,7 @@ from diffusion_jax.interrupts import Stop
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog, read_metrics
 from diffusion_jax.reporting.progress import ProgressBar
-from diffusion_jax.runs import RunFailed
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import quoted, say
 from diffusion_jax.training import snapshots
 from diffusion_jax.training.checkpoints import (

@@ -1,0 +1,52 @@
+"""Settings of the process that change what is computed, checked before anything else."""
+
+import os
+from typing import Any
+
+import jax
+
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.text import reason
+
+# What each may be, and why nothing else.
+_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "jax_enable_x64": ((False,), "all is of 32 bits here, in checkpoints as well"),
+    "jax_default_prng_impl": (("threefry2x32",), "a seed would give other samples"),
+    "jax_threefry_partitionable": ((True,), "a seed would give other samples"),
+    "jax_numpy_dtype_promotion": (("standard",), "the optimiser mixes types"),
+    "jax_transfer_guard": ((None, "allow", "log"), "numbers go to the device and back"),
+}
+
+
+def check() -> None:
+    """Refuse settings under which a run would fail later, or not be what it says.
+
+    Raises:
+      BadRequest: naming the variable of the environment, or the option of jax.
+    """
+    for name, (accepted, why) in _SETTINGS.items():
+        value = getattr(jax.config, name)
+        if value not in accepted:
+            raise BadRequest(f"{_named(name, value)} cannot be used: {why}; unset it")
+    try:
+        jax.devices()
+    except Exception as error:  # A bare AssertionError where there is no GPU.
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms:
+            raise BadRequest(
+                f"JAX_PLATFORMS={platforms}: jax finds no such device here "
+                f"({reason(error)}); unset it, or set it to cpu"
+            ) from error
+        raise BadRequest(
+            f"jax cannot use the devices of this machine ({reason(error)}); "
+            "JAX_PLATFORMS=cpu does without them"
+        ) from error
+
+
+def _named(option: str, value: object) -> str:
+    variable = option.upper()
+    return (
+        f"{variable}={os.environ[variable]}"
+        if variable in os.environ
+        else f"{option} {value}"
+    )

@@ -1,0 +1,9 @@
+"""The two ways in which a command fails with one line."""
+
+
+class BadRequest(Exception):
+    """What the user asked for cannot be done; str() is one line that says why."""
+
+
+class RunFailed(Exception):
+    """A run cannot go on; str() is one line that says why and what to do."""
