@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import reprlib
 import typing
 from collections.abc import Iterator
@@ -305,7 +306,7 @@ def check_resumable(
     if not config_path(workdir).exists():
         if workdir.exists() and not workdir.is_dir():
             raise BadRequest(f"--workdir {workdir} is a file; name a folder")
-        if "://" in str(workdir) or str(workdir).startswith(("gs:", "s3:")):
+        if re.match("(gs|s3|az|abfs|hdfs|https?):/", str(workdir)):  # // is / in a path.
             raise BadRequest(
                 f"--workdir {workdir}: a run folder lies in a file system; mount the "
                 "bucket, or name another folder"
@@ -338,9 +339,11 @@ def check_resumable(
     if fixed:
         only_rate = list(fixed) == [LEARNING_RATE]
         hint = ", or --change_learning_rate to go on with it" if only_rate else ""
+        # No advice that would cost somebody a trained network.
+        anew = "" if has_checkpoint(workdir) else ", or --overwrite to start anew"
         raise BadRequest(
             f"the run in {workdir} was started with another config: "
             f"{', '.join(fixed.values())}; "
-            f"give another --workdir, or --overwrite to start anew{hint}"
+            f"give another --workdir{anew}{hint}"
         )
     return [text for path, text in changed.items() if path != "name"]

@@ -28,6 +28,23 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Of files and folders, which a file system allows and a program may trip over.
+ODD_NAMES = [
+    "a b",
+    "[v2]",
+    "*?",
+    "%20#",
+    "quote'\"",
+    "back\\slash",
+    "new\nline",
+    "\x1b[2J",
+    "gs:x",
+    "-x",
+    "~",
+    "é",
+    "\udcff",  # A byte that is no UTF-8.
+    "$HOME {x,y}",
+]
 SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: which are kept, what damage does, and what other versions have written."""
 
 import json
+import os
+import resource
 import shutil
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import ODD_NAMES
 from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import runs
@@ -239,7 +242,91 @@ def test_with_none_left_nothing_is_touched(saved, state, tmp_path):
     said = str(error.value)
     assert all(f"checkpoints/{step}:" in said for step in (1, 2, 3))
     assert "nothing was changed" in said and "\n" not in said
+    assert "overwrite" not in said
     assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_run_under_any_name_is_saved_and_can_be_moved(saved, state, tmp_path, name):
+    """Also as the name of a folder above it; and a run that was saved under a plain one."""
+    workdir, moved = tmp_path / name / name, tmp_path / f"moved {name}"
+    workdir.mkdir(parents=True)
+    record(workdir)
+    with Checkpoints(workdir, 1, writing=True) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at(state, step))
+        checkpoints.wait()
+        checkpoints.read_back(2, like(state))
+    shutil.copytree(workdir, tmp_path / "plain")
+    shutil.copytree(saved, moved)
+    for folder, step in ((workdir, 2), (tmp_path / "plain", 2), (moved, 3)):
+        with Checkpoints(folder, writing=False) as checkpoints:
+            found = checkpoints.restore(like(state))
+        assert (found.step, found.damaged) == (step, {})
+        assert_same(with_parts(state, found.parts), at(state, step))
+
+
+def copied(saved, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    return workdir
+
+
+def test_what_cannot_be_read_back_is_said_at_once(saved, state, tmp_path):
+    workdir = copied(saved, tmp_path)
+    for path in files_of(workdir / "checkpoints/3/state/ocdbt.process_0/d"):
+        os.truncate(path, path.stat().st_size // 2)
+    shutil.rmtree(workdir / "checkpoints/2/state/d")
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        checkpoints.read_back(1, like(state))
+        for step in (2, 3):
+            with pytest.raises(RunFailed, match=f"step {step} .* cannot be read back"):
+                checkpoints.read_back(step, like(state))
+
+
+def test_too_many_open_files_are_not_the_checkpoints_fault(saved, state, tmp_path):
+    workdir = copied(saved, tmp_path)
+    before = sorted(workdir.rglob("*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+        try:
+            with pytest.raises(RunFailed) as error:
+                checkpoints.restore(like(state))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        said = str(error.value)
+        assert "Too many open files" in said and "damaged" not in said
+        assert "overwrite" not in said and "nothing was changed" in said
+        assert checkpoints.restore(like(state)).step == 3
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_fault_that_passes_costs_no_checkpoint(saved, state, tmp_path, monkeypatch):
+    """The newest cannot be read, and a moment later it can."""
+    workdir, tried = copied(saved, tmp_path), []
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        load = checkpoints._checkpointer.load
+
+        def fails_first(step, *arguments):
+            tried.append(step)
+            if len(tried) == 1:
+                raise ValueError("DATA_LOSS: of a moment")
+            return load(step, *arguments)
+
+        monkeypatch.setattr(checkpoints._checkpointer, "load", fails_first)
+        found = checkpoints.restore(like(state))
+    assert (found.step, found.damaged, tried) == (3, {}, [3, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "_METADATA", "commit_success.txt"])
+def test_a_named_pipe_in_a_checkpoint_is_not_waited_for(saved, state, tmp_path, name):
+    workdir = copied(saved, tmp_path)
+    (workdir / "checkpoints/3/state" / name).unlink()
+    os.mkfifo(workdir / "checkpoints/3/state" / name)
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        found = checkpoints.restore(like(state))
+    assert found.step == 2 and "is a named pipe" in found.damaged[3]
 
 
 def test_a_checkpoint_of_another_version_says_what_it_lacks(tmp_path, state):

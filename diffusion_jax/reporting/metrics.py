@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ class MetricLog:
         files.write_whole(path, "".join(kept))
         self._file = files.open_for_appending(path)
         (workdir / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        suffix = f".{secrets.token_hex(4)}"  # A name that no link can wait under.
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
         # TensorBoard forgets what an earlier file says of later steps.
         forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._board.write_event(

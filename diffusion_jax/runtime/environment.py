@@ -45,8 +45,6 @@ def check() -> None:
 
 def _named(option: str, value: object) -> str:
     variable = option.upper()
-    return (
-        f"{variable}={os.environ[variable]}"
-        if variable in os.environ
-        else f"{option} {value}"
-    )
+    if variable in os.environ:
+        return f"{variable}={os.environ[variable]}"
+    return f"{option} ({value})"

@@ -349,6 +349,10 @@ def _words(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
 
 
+_NOT_OF_THE_FILE = (
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT, errno.ENOBUFS, errno.EINTR),
+)
 # What TensorStore says where a file may be whole.
 _OF_THE_SYSTEM = re.compile(
     r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|UNAUTHENTICATED|ABORTED|CANCELLED"
@@ -359,8 +363,7 @@ _OF_THE_SYSTEM = re.compile(
 def _is_of_the_system(error: BaseException) -> bool:
     """Return whether a read failed for want of permission, memory or open files."""
     if isinstance(error, OSError):
-        torn = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EIO)
-        return error.errno not in torn
+        return error.errno in _NOT_OF_THE_FILE
     of_device = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
     return of_device or _OF_THE_SYSTEM.match(str(error)) is not None
 
