@@ -91,7 +91,8 @@ def load_config(path: str) -> Config:
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
         hint = f"there are {', '.join(known)}" if known else "give the path to a .py file"
         hint = f"did you mean {near[0]}?" if near else hint
-        raise BadRequest(f"--config {path}: there is no such file; {hint}")
+        what = "that is no file" if file.exists() else "there is no such file"
+        raise BadRequest(f"--config {path}: {what}; {hint}")
     try:
         spec = importlib.util.spec_from_file_location("config", file)
         if spec is None or spec.loader is None:

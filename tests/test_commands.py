@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,6 +84,32 @@ def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
     with np.load(f"{out}.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], images)
     assert content == (tmp_path / "out.npz").read_bytes()
+
+
+def test_any_path_works_and_none_is_executed_by_the_terminal(tmp_path, command):
+    """A run, its samples and the cache, below every odd name at once; an ASCII terminal."""
+    odd = "é [v2]*? %20 \x1b[31m\nerror: forged \udcff"
+    workdir, out = tmp_path / odd / "run [1]", tmp_path / odd / "out [1]"
+    options = {"env": {**os.environ, "PYTHONIOENCODING": "ascii"}, "cwd": ROOT}
+    cache = f"--compilation_cache={tmp_path / odd / 'cache'}"
+    few = ("--config.training.num_steps=2", "--config.training.num_held_out=16")
+    train = ("train.py", *TINY, *few, f"--workdir={workdir}", cache)
+    sample = ("sample.py", f"--workdir={workdir}", "--num=2", "--steps=2", f"--out={out}")
+    said = []
+    for args in (train, train, (*sample, cache)):
+        said.append(command(*args, check=0, **options))
+    text = "".join(result.stdout + result.stderr for result in said)
+    assert "is finished: it has 2 steps" in said[1].stdout
+    assert "\x1b" not in text and "\nerror" not in text and "Traceback" not in text
+    assert r"[v2]*? %20 \x1b[31m\nerror: forged \udcff" in text
+    assert len(np.load(f"{out}.npz")["arr_0"]) == 2
+    assert any(name.endswith("-cache") for name in os.listdir(tmp_path / odd / "cache"))
+    # The hint at the end of the first is a command.
+    hint = said[0].stdout.partition("sample with: python ")[2].splitlines()[0]
+    again = f"{shlex.quote(sys.executable)} {hint} --num=1 --steps=2"
+    assert (
+        subprocess.run(["bash", "-c", again], cwd=ROOT, capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.slow

@@ -14,10 +14,13 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import batch_indices
 from diffusion_jax.interrupts import Stop
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training import loop, trainer
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.checkpoints import Checkpoints, parts_of
+from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.plan import make_plan
+from diffusion_jax.training.state import init_state
 
 
 def config_of(**training):
@@ -413,3 +416,38 @@ def test_the_learning_rate_changes_only_if_one_says_so(tmp_path, points):
     with pytest.raises(runs.BadRequest) as error:
         loop.train(config, tmp_path, points, change_learning_rate=True)
     assert "change_learning_rate" not in str(error.value)
+
+
+def test_a_save_that_cannot_be_read_stops_the_run_at_once(points, tmp_path, monkeypatch):
+    """With what Orbax itself does below a folder whose name it takes for a pattern."""
+    monkeypatch.setattr(files, "plain", lambda path: path.absolute())
+    with pytest.raises(RunFailed, match="step 10 was written, and cannot be read back"):
+        loop.train(config_of(checkpoint_every=10), tmp_path / "exp [v2]", points)
+    assert lines_of(tmp_path / "exp [v2]")[-1]["step"] < 30  # And not at its end.
+    assert runs.read_record(tmp_path / "exp [v2]").step == 0
+
+
+def test_the_first_save_of_each_start_is_read_back(points, tmp_path, monkeypatch):
+    """And later ones where that takes less than 1 % of the time between them."""
+    read, real = [], Checkpoints.read_back
+
+    def noted(self, step, like):
+        assert like.keys() == parts_of(whole_state).keys()
+        read.append(step)
+        real(self, step, like)
+
+    monkeypatch.setattr(Checkpoints, "read_back", noted)
+    whole_state = init_of(points)
+    workdir = tmp_path / "run"
+    loop.train(config_of(num_steps=10, checkpoint_every=4), workdir, points)
+    loop.train(config_of(num_steps=20, checkpoint_every=4), workdir, points)
+    assert read == [4, 12]
+    monkeypatch.setattr(trainer, "_READING_SHARE", 1e9)
+    loop.train(config_of(num_steps=30, checkpoint_every=4), workdir, points)
+    assert read == [4, 12, 24, 28, 30]
+
+
+def init_of(points):
+    config = config_of()
+    tx = make_optimizer(config.optimizer, 30)
+    return jax.eval_shape(lambda: init_state(make_plan(config, points).init_fn, tx, config))

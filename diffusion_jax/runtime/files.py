@@ -190,6 +190,14 @@ def _check_writable(folder: pathlib.Path) -> None:
         )
 
 
+def is_full(folder: str | os.PathLike) -> bool:
+    """Return whether a file system has room for no more than a few small files."""
+    try:
+        return shutil.disk_usage(folder).free < 2**16
+    except OSError:
+        return False
+
+
 def plain(path: pathlib.Path) -> pathlib.Path:
     """Return another name of a path, for a library that takes some characters for patterns.
 

@@ -15,6 +15,7 @@ from diffusion_jax.interrupts import Stop
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog, read_metrics
 from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import quoted, say
 from diffusion_jax.training import snapshots
@@ -34,6 +35,7 @@ from diffusion_jax.training.state import TrainState, equal_averages, init_state
 from diffusion_jax.training.step import make_train_step, make_train_steps
 from diffusion_jax.training.weight_files import Weights
 
+_SHARED_MEMORY = "/dev/shm"  # Where Python's processes have their locks.
 _READING_SHARE = 0.01  # Of the time between checkpoints, for reading them back.
 
 
@@ -82,6 +84,11 @@ class Trainer:
         except OSError as error:
             if not runs.is_disk_failure(error):
                 raise
+            if files.is_full(_SHARED_MEMORY) and not files.is_full(self.workdir):
+                raise RunFailed(
+                    f"{_SHARED_MEMORY} is full, which the processes that load data need; "
+                    f"{self.left()}; make room, or do without: --config.data.num_workers=0"
+                ) from error
             raise RunFailed(
                 f"the run cannot be written ({error.strerror}); {self.left()}; when "
                 "that is mended, give the same command again"
