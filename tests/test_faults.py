@@ -4,14 +4,18 @@ import contextlib
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
 from processes import (
     assert_same_run,
     saved_steps,
@@ -234,6 +238,31 @@ def assert_says_in_one_line(log, *parts):
     errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and all(part in errors[0] for part in parts), log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_named_and_not_the_disk_of_the_run(tmp_path):
+    """In a mount namespace of its own, where /dev/shm is 4 kB and full."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        picture = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    of_files = ("source=folder", f"path={tmp_path}", "memory_gib=0", "batch_size=4")
+    arguments = train_arguments(
+        tmp_path / "run", *INTERVALS, *(f"--config.data.{x}" for x in of_files)
+    )
+    fill = "mount -t tmpfs -o size=4k tmpfs /dev/shm && head -c 4096 /dev/zero > /dev/shm/x"
+    train = shlex.join([sys.executable, *arguments])
+    result = subprocess.run(
+        ["unshare", "-m", "bash", "-c", f"{fill} && {train}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if "/dev/shm" not in result.stderr:
+        pytest.skip(f"no file system can be mounted here: {result.stderr}")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: /dev/shm is full")
 
 
 @pytest.mark.slow
