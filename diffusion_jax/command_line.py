@@ -34,6 +34,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     cpu.keep_memory()
     arguments: list[Any] = []
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
+    sys.excepthook = _show_traceback
     for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
@@ -119,6 +120,12 @@ def load_config(path: str) -> Config:
     except BadRequest as error:
         raise BadRequest(f"--config {path}: {error}") from error
     return config
+
+
+def _show_traceback(_kind: Any, error: BaseException, _trace: Any) -> None:
+    """Print what nobody has foreseen; its text may hold the names of files."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        print(shown(line), file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> None:

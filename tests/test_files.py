@@ -240,3 +240,14 @@ def test_nothing_is_deleted_where_something_cannot_be(tmp_path, monkeypatch):
         with pytest.raises(PermissionError, match="no permission"):
             runs.delete_run(workdir)
     assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", weight_files.SUFFIXES)
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_weights_come_back_from_a_file_of_any_name(tmp_path, name, suffix):
+    path = tmp_path / name / f"{name}{suffix}"
+    params = {"a": {"b": np.arange(3, dtype=np.float32)}}
+    weight_files.write(path, weight_files.Weights(params, "raw", 7), Config())
+    found = weight_files.read(path)
+    assert (found.kind, found.step) == ("raw", 7)
+    np.testing.assert_array_equal(found.params["a.b"], [0, 1, 2])
