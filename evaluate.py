@@ -28,6 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/
 _LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The variational bound.")
 _ODE = flags.DEFINE_bool("ode", False, "The likelihood under the probability-flow ODE.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
+_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
 _SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
 _MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
 _SAMPLED = flags.DEFINE_integer(
@@ -72,11 +73,13 @@ def main() -> None:
         weights=check_kind("--weights", _WEIGHTS.value),
         seed=_SEED.value,
     )
+    wanted = runs.check_step("--step", _STEP.value)
     check_choice("--split", request.split, assessment.SPLITS)
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
     command_line.check_not_empty(_WORKDIR, _OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
+    request.step = runs.chosen_step(workdir, config, wanted)
     learned = config.process.variance == "learned"
     if _VARIANCE.value is not None:
         check_choice("--variance", _VARIANCE.value, VARIANCES)
@@ -111,6 +114,8 @@ def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pa
     parts = [name, request.split]
     if request.weights != "ema":
         parts.append(request.weights.replace(":", ""))
+    if request.step is not None:
+        parts.append(f"step{request.step}")
     if name == "ode" and request.ode_steps != assessment.Request.ode_steps:
         parts.append(f"steps{request.ode_steps}")
     if name == "likelihood" and request.steps:

@@ -22,14 +22,17 @@ _OUT = flags.DEFINE_string(
     "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
 )
 _WEIGHTS = flags.DEFINE_string("weights", "ema", weights.HELP)
+_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
 def main() -> None:
     kind = weights.check_kind("--weights", _WEIGHTS.value)
+    wanted = runs.check_step("--step", _STEP.value)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
-    found = weights.load_from_run(workdir, config, kind)
+    step = runs.chosen_step(workdir, config, wanted)
+    found = weights.load_from_run(workdir, config, kind, step=step)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = pathlib.Path(_OUT.value or workdir / name).expanduser()
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)

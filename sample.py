@@ -33,6 +33,7 @@ _SEED = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
+_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
@@ -65,11 +66,13 @@ def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
+    wanted = runs.check_step("--step", _STEP.value)
     command_line.check_not_empty(_WORKDIR, _OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
+    step = runs.chosen_step(workdir, config, wanted)
     parallel.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
@@ -78,17 +81,21 @@ def main() -> None:
         config,
         num=_NUM.value,
         seed=_SEED.value,
-        out=_prefix(workdir, config, weights),
+        out=_prefix(workdir, config, weights, step),
         weights=weights,
+        step=step,
         show_chain=_SHOW_CHAIN.value,
         overwrite=_OVERWRITE.value,
     )
 
 
-def _prefix(workdir: pathlib.Path, config: Config, weights: str) -> pathlib.Path:
+def _prefix(
+    workdir: pathlib.Path, config: Config, weights: str, step: int | None
+) -> pathlib.Path:
     """Where the files go: into the run unless --out is a folder or a prefix."""
     name = f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
+    name += "" if step is None else f"_step{step}"
     if _OUT.value is None:
         return runs.samples_path(workdir) / f"{name}_num{_NUM.value}"
     return prefix(_OUT.value, name)

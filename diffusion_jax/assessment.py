@@ -45,6 +45,7 @@ class Request:
       split: "held_out" or "train".
       max_examples: of it; 0 is all. A fixed choice.
       weights: of `training.weights.check_kind`.
+      step: of the checkpoint, of `runs.chosen_step`; None is the newest.
       seed: of t and noise.
       num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
       steps, spacing: of the bound: of a chain over fewer timesteps; 0 is all T.
@@ -54,6 +55,7 @@ class Request:
     split: str = "held_out"
     max_examples: int = 0
     weights: str = "ema"
+    step: int | None = None
     seed: int = 0
     num_timesteps_sampled: int = 0
     steps: int = 0
@@ -291,7 +293,10 @@ def _results(
 def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
     plan = make_plan(config)
     mesh = parallel.make_mesh()
-    weights = load_from_run(workdir, config, request.weights, parallel.replicated(mesh))
+    weights = load_from_run(
+        workdir, config, request.weights, parallel.replicated(mesh), step=request.step
+    )
+    say(f"weights: {weights.kind} of step {weights.step:,}")
     data = load_data(plan).data
     images = data.held_out if request.split == "held_out" else data.train
     if not len(images):

@@ -24,7 +24,7 @@ from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.runtime import environment, files
 from diffusion_jax.runtime.errors import RunFailed
-from diffusion_jax.runtime.text import say
+from diffusion_jax.runtime.text import quoted, say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.training.weights import identity_of, load_from_run
@@ -43,10 +43,11 @@ def generate(
     seed: int = 0,
     out: pathlib.Path,
     weights: str = "ema",
+    step: int | None = None,
     show_chain: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Draws `num` samples with the newest checkpoint and writes them to `out`.*.
+    """Draws `num` samples with a checkpoint and writes them to `out`.*.
 
     Args:
       workdir: the run.
@@ -56,6 +57,7 @@ def generate(
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
         first 1,024 as a grid) and P.json (how they were made).
       weights: "ema" or "raw".
+      step: of the checkpoint, of `runs.chosen_step`; the newest unless given.
       show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
       overwrite: replace files that exist.
 
@@ -80,7 +82,8 @@ def generate(
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
     mesh = parallel.make_mesh()
     _, apply_fn = experiment.make_network(config)
-    loaded = load_from_run(workdir, config, weights, parallel.replicated(mesh))
+    loaded = load_from_run(workdir, config, weights, parallel.replicated(mesh), step=step)
+    say(f"weights: {loaded.kind} of step {loaded.step:,}")
     params, about = loaded.params, identity_of(loaded)
     request = {
         "run": str(workdir),
@@ -136,7 +139,7 @@ def generate(
                 if not np.isfinite(samples).all():
                     raise RunFailed(
                         f"samples {i * batch} to {i * batch + kept - 1} are not finite; "
-                        "try another sampler, or an earlier checkpoint"
+                        f"try another sampler{_another_checkpoint(workdir, loaded.step)}"
                     )
                 if show_chain and i == 0:
                     partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
@@ -155,6 +158,15 @@ def generate(
         note = {**partial.request, "timesteps": config.sampling.timesteps}
         _finish(partial, note, num_batches, num, frames)
     say("wrote", *results)
+
+
+def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
+    """Return what to try, if the run has a checkpoint from before this step."""
+    earlier = [s for s in runs.saved_steps(workdir) if s < step]
+    if not earlier:
+        return ""
+    command = f"python sample.py --workdir {quoted(workdir)} --step {earlier[-1]}"
+    return f", or an earlier checkpoint: {command}"
 
 
 def _finish(

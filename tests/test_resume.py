@@ -1,9 +1,11 @@
 """A run that is stopped, killed or moved ends as one that was not."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import assert_same_run, files_of, lines_of
@@ -15,12 +17,13 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import batch_indices
 from diffusion_jax.interrupts import Stop
 from diffusion_jax.runtime import files
-from diffusion_jax.runtime.errors import RunFailed
-from diffusion_jax.training import loop, trainer
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.training import loop, trainer, weight_files
 from diffusion_jax.training.checkpoints import Checkpoints, parts_of
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.plan import make_plan
 from diffusion_jax.training.state import init_state
+from diffusion_jax.training.weights import load_from_run, save_to_file
 
 
 def config_of(**training):
@@ -451,3 +454,97 @@ def init_of(points):
     config = config_of()
     tx = make_optimizer(config.optimizer, 30)
     return jax.eval_shape(lambda: init_state(make_plan(config, points).init_fn, tx, config))
+
+
+def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
+    """The best one by the losses that are logged; what is not there is named."""
+    workdir, config = tmp_path / "run", config_of(checkpoint_every=8, keep_checkpoints=5)
+    loop.train(config, workdir, points)
+    assert runs.saved_steps(workdir) == [8, 16, 24, 30]
+    log = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = {8: 3.0, 16: 0.5, 24: 2.0, 30: 1.0}
+    for line in lines:
+        if "held_out_loss" in line:
+            line["held_out_loss"] = losses[line["step"]]
+    foreign = ['{"step": 8, "held_out_loss": "-1"}', '{"step": 24, "held_out_loss": NaN}']
+    log.write_text("\n".join([*map(json.dumps, lines), *foreign]) + "\n")
+
+    def step_of(text, kind="ema"):
+        chosen = runs.chosen_step(workdir, config, runs.check_step("--step", text))
+        return load_from_run(workdir, config, kind, step=chosen).step
+
+    assert [step_of(text) for text in ("newest", "best", "8", "24")] == [30, 16, 8, 24]
+    weights = load_from_run(workdir, config, "raw", step=8)
+    assert not np.array_equal(
+        jax.tree.leaves(weights.params)[0],
+        jax.tree.leaves(load_from_run(workdir, config, "raw").params)[0],
+    )
+    with pytest.raises(BadRequest, match="no checkpoint of step 9; it has 8, 16, 24, 30"):
+        step_of("9")
+    # A rebuilt average is of a snapshot's step: these are 6, 12, 18, 24 and 30.
+    assert step_of("12", "std:0.08") == 12 and step_of("newest", "std:0.08") == 30
+    with pytest.raises(BadRequest, match="none of step 8, but of 6, 12, 18, 24, 30"):
+        step_of("8", "std:0.08")
+    for text in ("last", "-1", "1e3", "", "8.0"):
+        with pytest.raises(BadRequest, match="neither the number of a step nor newest"):
+            runs.check_step("--step", text)
+    log.write_text("")
+    with pytest.raises(BadRequest, match="best: of no checkpoint .* have held_out_loss"):
+        step_of("best")
+    for path in (workdir / "checkpoints/16/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(
+        RunFailed, match="16 cannot be .* checkpoints: 8, 24, 30"
+    ):
+        step_of("16")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path):
+    """From a file, from a checkpoint and from snapshots."""
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.npz"
+    config = runs.read_config(whole[0])
+    save_to_file(good, load_from_run(whole[0], config, "ema"), config)
+    names = list(weight_files.read(good).params)
+    for number in (np.nan, np.inf):
+        found = weight_files.read(good)
+        found.params[names[1]].reshape(-1)[0] = number
+        weight_files.write(bad, found, config)
+        with pytest.raises(BadRequest) as error:
+            loop.train(config_of(), tmp_path / "run", points, init_from=bad)
+        assert f"not all numbers are finite in {names[1]} (of" in str(error.value)
+        assert not (tmp_path / "run").exists()
+    workdir = tmp_path / "spoilt"
+    shutil.copytree(whole[0], workdir)
+    state = jax.tree.map(lambda x: x, whole[1])
+    params = jax.tree.map(jnp.copy, state.params)
+    params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
+    state = state._replace(step=jnp.int32(31), params=params)
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        checkpoints.save(state)
+    with pytest.raises(BadRequest, match="raw of .* step 31: not all .* and 11 more"):
+        load_from_run(workdir, config, "raw")
+    assert load_from_run(workdir, config, "ema").step == 31
+    for path in (workdir / "ema_snapshots").glob("*std0.05*"):
+        found = weight_files.read(path)
+        found.params[names[0]].reshape(-1)[0] = np.nan
+        weight_files.write(path, found, config)
+    with pytest.raises(BadRequest, match=f"std:0.08 of .* finite in {names[0]} "):
+        load_from_run(workdir, config, "std:0.08")
+
+
+def test_a_run_whose_every_update_was_skipped_has_failed(points, tmp_path):
+    """Also if it was stopped in between; and not one of which a single update was made."""
+    config = config_of(num_steps=6, max_skipped_in_a_row=100)
+    nowhere = points._replace(train=np.full_like(points.train, np.nan))
+    for name, steps in (("whole", (6,)), ("resumed", (3, 6, 6))):
+        for num_steps in steps:
+            config.training.num_steps = num_steps
+            with pytest.raises(RunFailed, match=f"all {num_steps} updates were skipped"):
+                loop.train(config, tmp_path / name, nowhere)
+    once = np.full_like(points.train, np.nan)
+    once[batch_indices(len(once), config.data.batch_size, config.seed, 3)] = 0.1
+    config.training.num_steps = 6
+    state = loop.train(config, tmp_path / "once", points._replace(train=once))
+    assert int(state.tally.skipped) == 5

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -40,6 +41,16 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that a kill or an editor has torn."""
     lines = map(_parsed, _texts(path))
     return [line for line in lines if line is not None]
+
+
+def losses_by_step(path: pathlib.Path, name: str) -> dict[int, float]:
+    """Return the finite values of one name ("held_out_loss") in a metrics.jsonl."""
+    found = {line["step"]: line[name] for line in read_metrics(path) if name in line}
+    return {
+        step: value
+        for step, value in found.items()
+        if type(value) in (int, float) and math.isfinite(value)
+    }
 
 
 def _texts(path: pathlib.Path) -> list[str]:

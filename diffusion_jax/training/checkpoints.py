@@ -130,12 +130,13 @@ class Checkpoints:
         """Step of the checkpoint with the lowest held-out loss; None if none has one."""
         return _best(self.steps, self.losses)
 
-    def restore(self, like: Mapping[str, Any]) -> Restored | None:
+    def restore(self, like: Mapping[str, Any], step: int | None = None) -> Restored | None:
         """Parts of the newest checkpoint that is whole; None if there are no checkpoints.
 
         Args:
           like: for each part `jax.ShapeDtypeStruct`s with shardings, as of
             `abstract`.
+          step: of the only checkpoint that will do, instead of the newest.
 
         Raises:
           RunFailed: if none can be read, or it is of another version and lacks a part.
@@ -144,20 +145,27 @@ class Checkpoints:
         """
         failed: dict[int, str] = {}
         record = runs.read_record(self._workdir)
-        for step in reversed(self.steps):
+        for tried in reversed(self.steps) if step is None else [step]:
             try:
-                parts = self._load(step, like, record)
+                parts = self._load(tried, like, record)
             except _Unreadable as error:
-                failed[step] = str(error)
+                failed[tried] = str(error)
                 continue
             # It is their fault only if they fail where this one does not.
             for newer in list(failed):
                 with contextlib.suppress(_Unreadable):
-                    step, parts = newer, self._load(newer, like, record)
+                    tried, parts = newer, self._load(newer, like, record)
                     break
-            return Restored(step, parts, {s: why for s, why in failed.items() if s > step})
+            damaged = {s: why for s, why in failed.items() if s > tried}
+            return Restored(tried, parts, damaged)
         if not failed:
             return None
+        if step is not None:
+            others = ", ".join(f"{s:,}" for s in self.steps if s != step) or "none"
+            raise RunFailed(
+                f"{self._folder(step)} cannot be read ({failed[step]}); other checkpoints: "
+                f"{others}"
+            )
         each = "; ".join(f"{self._folder(s)}: {why}" for s, why in failed.items())
         raise RunFailed(
             f"no checkpoint of {self._workdir} can be read ({each}); nothing was changed; "

@@ -23,6 +23,7 @@ def train(
     overwrite: bool = False,
     init_from: pathlib.Path | None = None,
     init_weights: str = "ema",
+    init_step: str = runs.NEWEST,
     change_learning_rate: bool = False,
 ) -> TrainState:
     """Trains until `config.training.num_steps`, or goes on where the run stopped.
@@ -34,6 +35,7 @@ def train(
       overwrite: delete the run that is in `workdir` and start anew.
       init_from: another run, or a file of weights, to start a new run with.
       init_weights: which weights of that run; see `weights.check_kind`.
+      init_step: which checkpoint of that run; see `runs.check_step`.
       change_learning_rate: an existing run may go on with another one.
 
     Returns:
@@ -57,7 +59,7 @@ def train(
         if anew and init_from.resolve() == workdir.resolve():
             raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
         if anew or not runs.has_checkpoint(workdir):
-            initial = load_for(config, init_from, init_weights)
+            initial = load_for(config, init_from, init_weights, init_step)
         else:
             say("--init_from is not used: the run has weights of its own")
     plan = load_data(plan)

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax import runs
 from diffusion_jax.config import Config
 from diffusion_jax.runtime import files
-from diffusion_jax.runtime.errors import RunFailed
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training import weight_files
 from diffusion_jax.training.averages import STD, Moment, rebuilding_weights
@@ -69,20 +69,32 @@ def delete_after(workdir: pathlib.Path, step: int) -> None:
             path.unlink()
 
 
-def rebuild(workdir: pathlib.Path, name: str) -> tuple[dict[str, np.ndarray], int]:
-    """An average that was not tracked, at the time of the newest snapshot.
+def rebuild(
+    workdir: pathlib.Path, name: str, step: int | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """An average that was not tracked, at the time of a snapshot.
 
     Args:
       workdir: a run with snapshots.
       name: of it, "std:0.08".
+      step: of the snapshot; the newest unless given.
 
     Returns:
       Its arrays by name, float32, and its step.
 
     Raises:
+      BadRequest: if there is no snapshot of this step, with those that are.
       RunFailed: naming a snapshot that cannot be read.
     """
     paths = moments(workdir)
+    if step is not None:
+        steps = sorted({m.step for m in paths})
+        if step not in steps:
+            raise BadRequest(
+                f"{name} is rebuilt from snapshots, and {workdir} has none of step "
+                f"{step:,}, but of {', '.join(f'{s:,}' for s in steps)}"
+            )
+        paths = {m: path for m, path in paths.items() if m.step <= step}
     wanted = Moment(max(m.step for m in paths), float(name.removeprefix(STD)))
     weights, misfit = rebuilding_weights(list(paths), wanted)
     total: dict[str, np.ndarray] = {}

@@ -102,6 +102,8 @@ class Trainer:
         """
         num_steps = self.config.training.num_steps
         state, start = self._first_state(initial)
+        if start >= num_steps:
+            _check_an_update_was_made(state)
         due = self.milestones.to_make_up(start)
         is_drawn = start < num_steps or self._loss_curve.exists()
         if start > num_steps or (start == num_steps and is_drawn and not any(due)):
@@ -136,6 +138,8 @@ class Trainer:
             self.log.close()
         self.checkpoints.wait()
         self._note_saved()
+        if step == num_steps:
+            _check_an_update_was_made(state)
         if step == num_steps and not (
             self.stop.wanted and any(self.milestones.to_make_up(step))
         ):
@@ -321,6 +325,18 @@ class Trainer:
         say(f"finished {step:,} steps{''.join(said)}{best_at}")
         say(f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/")
         say(f"sample with: python sample.py --workdir {quoted(self.workdir)} --num 64")
+
+
+def _check_an_update_was_made(state: TrainState) -> None:
+    """Raise RunFailed if there were updates, and every one of them was skipped."""
+    step = int(state.step)
+    if step and int(state.tally.skipped) == step:
+        raise RunFailed(
+            f"all {step:,} updates were skipped, because the loss or the gradient was not "
+            "finite: the weights are those of the start; take a lower "
+            "optimizer.learning_rate, or look at the data, and start anew in another "
+            "--workdir"
+        )
 
 
 @jax.jit

@@ -58,8 +58,9 @@ def load_from_run(
     sharding: jax.sharding.Sharding | None = None,
     *,
     flag: str = "--weights",
+    step: int | None = None,
 ) -> Weights:
-    """The weights of a run's newest checkpoint that is whole.
+    """The weights of a run's newest checkpoint that is whole, or of one step.
 
     An average that the run has not tracked is rebuilt from its snapshots.
 
@@ -69,9 +70,11 @@ def load_from_run(
       kind: of `check_kind`.
       sharding: where the arrays are to lie; the first device unless given.
       flag: that said which kind.
+      step: of `runs.chosen_step`.
 
     Raises:
-      BadRequest: if it has no checkpoint yet, or no such weights, with what it has.
+      BadRequest: if it has no checkpoint yet, or no such weights, with what it has; or if
+        they are not finite, naming the first.
       RunFailed: if no checkpoint, or a snapshot, can be read.
     """
     nothing = f"the run in {workdir} has no checkpoint yet; train it further with train.py"
@@ -93,21 +96,37 @@ def load_from_run(
                 f"{flag} {kind}: the run in {workdir} holds ema (which is {names[0]}), "
                 f"raw, {', '.join(names)}{more}"
             )
-        arrays, step = snapshots.rebuild(workdir, kind)
+        arrays, rebuilt = snapshots.rebuild(workdir, kind, step)
         params = jax.device_put(unnamed(arrays, shapes), sharding)
-        return Weights(params, kind, step)
+        return _finite(Weights(params, kind, rebuilt), f"{flag} {kind} of {workdir}")
+    if step is not None:
+        runs.check_has_step(workdir, step)
     part = part_name(names[0] if kind == "ema" else kind)
     with Checkpoints(workdir, writing=False) as checkpoints:
-        found = checkpoints.restore({part: abstract(shapes, sharding)})
+        found = checkpoints.restore({part: abstract(shapes, sharding)}, step)
     if found is None:
         raise BadRequest(nothing)
-    for step, why in found.damaged.items():
+    for damaged, why in found.damaged.items():
         warnings.warn(
-            f"checkpoint {step:,} of {workdir} is damaged ({why}); taking that of step "
+            f"checkpoint {damaged:,} of {workdir} is damaged ({why}); taking that of step "
             f"{found.step:,}",
             stacklevel=2,
         )
-    return Weights(found.parts[part], kind, found.step)
+    weights = Weights(found.parts[part], kind, found.step)
+    return _finite(weights, f"{flag} {kind} of {workdir}")
+
+
+def _finite(weights: Weights, where: str) -> Weights:
+    """Refuse weights that are not finite: every sample, and every update, would be void."""
+    arrays = named(weights.params)
+    bad = [name for name, x in arrays.items() if not np.isfinite(np.asarray(x)).all()]
+    if bad:
+        more = f" and {len(bad) - _MAX_NAMED:,} more" if bad[_MAX_NAMED:] else ""
+        raise BadRequest(
+            f"{where} at step {weights.step:,}: not all numbers are finite in "
+            f"{', '.join(bad[:_MAX_NAMED])}{more} (of {len(arrays):,} arrays); take others"
+        )
+    return weights
 
 
 def save_to_file(
@@ -133,19 +152,27 @@ def save_to_file(
     weight_files.write(path, weights, config)
 
 
-def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
+def load_for(
+    config: Config, source: pathlib.Path, kind: str, step: str = runs.NEWEST
+) -> Weights:
     """Weights for the network of `config`, from another run or from a file.
 
     Args:
       config: of the run that is to start with them.
       source: a run folder, or a file of `save_to_file`.
       kind: of `check_kind`, of a run; a file holds one kind.
+      step: of `runs.check_step`, of a run.
 
     Raises:
-      BadRequest: if there are none, or they do not fit: naming which arrays do not.
+      BadRequest: if there are none, or they do not fit, or are not finite: naming which
+        arrays.
     """
     if source.is_dir():
-        found = load_from_run(source, runs.read_config(source), kind, flag="--init_weights")
+        theirs_is = runs.read_config(source)
+        chosen = runs.chosen_step(source, theirs_is, step, "--init_step")
+        found = load_from_run(source, theirs_is, kind, flag="--init_weights", step=chosen)
+    elif step != runs.NEWEST:
+        raise BadRequest(f"--init_step {step}: --init_from {source} is not a run")
     elif source.suffix in SUFFIXES:
         found = _load_from_file(source)
     else:
@@ -167,7 +194,7 @@ def load_for(config: Config, source: pathlib.Path, kind: str) -> Weights:
             f"--init_from {source} is of another network: "
             f"{'; '.join(problems[:_MAX_NAMED])}{more}"
         )
-    return found._replace(params=unnamed(theirs, wanted))
+    return _finite(found._replace(params=unnamed(theirs, wanted)), f"--init_from {source}")
 
 
 def _load_from_file(path: pathlib.Path) -> Weights:
