@@ -20,6 +20,7 @@ from diffusion_jax.partial import prefix
 from diffusion_jax.predictions import VARIANCES
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
+from diffusion_jax.training import checkpoint_choice
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
 from diffusion_jax.validation import BadRequest, check_choice
@@ -28,7 +29,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/
 _LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The variational bound.")
 _ODE = flags.DEFINE_bool("ode", False, "The likelihood under the probability-flow ODE.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
-_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
+_STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
+_DATA_PATH = flags.DEFINE_string(
+    "data_path", None, "Where the run's data lie now, if they were moved."
+)
+_DATA_HELD_OUT = flags.DEFINE_string(
+    "data_held_out", None, "The same of what data.held_out names."
+)
 _SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
 _MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
 _SAMPLED = flags.DEFINE_integer(
@@ -73,13 +80,15 @@ def main() -> None:
         weights=check_kind("--weights", _WEIGHTS.value),
         seed=_SEED.value,
     )
-    wanted = runs.check_step("--step", _STEP.value)
+    wanted = checkpoint_choice.check_step("--step", _STEP.value)
     check_choice("--split", request.split, assessment.SPLITS)
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
-    command_line.check_not_empty(_WORKDIR, _OUT)
+    command_line.check_not_empty(_WORKDIR, _OUT, _DATA_PATH, _DATA_HELD_OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
-    request.step = runs.chosen_step(workdir, config, wanted)
+    request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
+    config.data.path = _DATA_PATH.value or config.data.path
+    config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     learned = config.process.variance == "learned"
     if _VARIANCE.value is not None:
         check_choice("--variance", _VARIANCE.value, VARIANCES)

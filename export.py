@@ -15,23 +15,23 @@ from absl import flags
 
 from diffusion_jax import command_line, runs
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import weights
+from diffusion_jax.training import checkpoint_choice, weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _OUT = flags.DEFINE_string(
     "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
 )
 _WEIGHTS = flags.DEFINE_string("weights", "ema", weights.HELP)
-_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
+_STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists.")
 
 
 def main() -> None:
     kind = weights.check_kind("--weights", _WEIGHTS.value)
-    wanted = runs.check_step("--step", _STEP.value)
+    wanted = checkpoint_choice.check_step("--step", _STEP.value)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
-    step = runs.chosen_step(workdir, config, wanted)
+    step = checkpoint_choice.chosen_step(workdir, config, wanted)
     found = weights.load_from_run(workdir, config, kind, step=step)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = pathlib.Path(_OUT.value or workdir / name).expanduser()

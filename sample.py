@@ -22,6 +22,7 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
+from diffusion_jax.training import checkpoint_choice
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
 from diffusion_jax.validation import BadRequest
@@ -33,7 +34,13 @@ _SEED = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
-_STEP = flags.DEFINE_string("step", runs.NEWEST, runs.STEP_HELP)
+_STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
+_DATA_PATH = flags.DEFINE_string(
+    "data_path", None, "Where the run's data lie now, if they were moved."
+)
+_DATA_HELD_OUT = flags.DEFINE_string(
+    "data_held_out", None, "The same of what data.held_out names."
+)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
@@ -66,13 +73,20 @@ def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
-    wanted = runs.check_step("--step", _STEP.value)
-    command_line.check_not_empty(_WORKDIR, _OUT)
+    wanted = checkpoint_choice.check_step("--step", _STEP.value)
+    command_line.check_not_empty(_WORKDIR, _OUT, _DATA_PATH, _DATA_HELD_OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
-    step = runs.chosen_step(workdir, config, wanted)
+    moved = _DATA_PATH.value or _DATA_HELD_OUT.value
+    if moved and config.sampling.spacing != AUTO:
+        raise BadRequest(
+            f"--data_path and --data_held_out ({moved}) are for --spacing auto"
+        )
+    config.data.path = _DATA_PATH.value or config.data.path
+    config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
+    step = checkpoint_choice.chosen_step(workdir, config, wanted)
     parallel.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")

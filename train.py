@@ -13,10 +13,10 @@ import pathlib
 
 from absl import flags
 
-from diffusion_jax import command_line, compilation_cache, parallel, runs
+from diffusion_jax import command_line, compilation_cache, parallel
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import loop
+from diffusion_jax.training import checkpoint_choice, loop
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.weights import check_kind
 
@@ -35,7 +35,9 @@ _INIT_FROM = flags.DEFINE_string(
 _INIT_WEIGHTS = flags.DEFINE_string(
     "init_weights", "ema", "Of that run; as --weights of sample.py."
 )
-_INIT_STEP = flags.DEFINE_string("init_step", runs.NEWEST, f"Of that run; {runs.STEP_HELP}")
+_INIT_STEP = flags.DEFINE_string(
+    "init_step", checkpoint_choice.NEWEST, f"Of that run; {checkpoint_choice.HELP}"
+)
 _CHANGE_RATE = flags.DEFINE_bool(
     "change_learning_rate", False, "Go on with another optimizer.learning_rate than before."
 )
@@ -50,7 +52,7 @@ def main(config: Config) -> None:
         print(to_json(plan.config), end="")
         return
     init_weights = check_kind("--init_weights", _INIT_WEIGHTS.value)
-    init_step = runs.check_step("--init_step", _INIT_STEP.value)
+    init_step = checkpoint_choice.check_step("--init_step", _INIT_STEP.value)
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
     loop.train(

@@ -31,6 +31,7 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.schedules import Schedule, respaced
 from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.training.record import check_same_data
 from diffusion_jax.training.weights import identity_of, load_from_run
 from diffusion_jax.validation import BadRequest
 
@@ -45,7 +46,7 @@ class Request:
       split: "held_out" or "train".
       max_examples: of it; 0 is all. A fixed choice.
       weights: of `training.weights.check_kind`.
-      step: of the checkpoint, of `runs.chosen_step`; None is the newest.
+      step: of the checkpoint, of `checkpoint_choice.chosen_step`; None is the newest.
       seed: of t and noise.
       num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
       steps, spacing: of the bound: of a chain over fewer timesteps; 0 is all T.
@@ -195,6 +196,7 @@ def _bound(
                 request.steps,
                 variance_type=config.process.variance,
                 clip=True,
+                beside=partial.out.parent / runs.auto_timesteps_path(workdir).name,
             )
         chain = chain[::-1].astype(np.int32)
         apply_fn, schedule = subject.apply_fn, subject.schedule
@@ -297,7 +299,9 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
         workdir, config, request.weights, parallel.replicated(mesh), step=request.step
     )
     say(f"weights: {weights.kind} of step {weights.step:,}")
-    data = load_data(plan).data
+    plan = load_data(plan)
+    check_same_data(workdir, plan)
+    data = plan.data
     images = data.held_out if request.split == "held_out" else data.train
     if not len(images):
         raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")

@@ -57,7 +57,7 @@ def generate(
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
         first 1,024 as a grid) and P.json (how they were made).
       weights: "ema" or "raw".
-      step: of the checkpoint, of `runs.chosen_step`; the newest unless given.
+      step: of the checkpoint, of `checkpoint_choice.chosen_step`; the newest unless given.
       show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
       overwrite: replace files that exist.
 
@@ -104,7 +104,8 @@ def generate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.locked(partial.folder, "writing to"))
         if config.sampling.spacing == AUTO:
-            config = step_choice.with_timesteps(workdir, config, params, about)
+            beside = out.parent / runs.auto_timesteps_path(workdir).name
+            config = step_choice.with_timesteps(workdir, config, params, about, beside)
             table = sampling.make_table(schedule, config.process, config.sampling)
         stop = stack.enter_context(stop_on_interrupt(say, sigterm=False))
         first, num_batches = partial.first_missing(), -(-num // batch)

@@ -55,8 +55,6 @@ _CHANGEABLE = (
     "data.num_workers",
     "data.unreadable",
 )
-NEWEST, BEST = "newest", "best"
-STEP_HELP = "The checkpoint: its step, newest, or best (by training.best_by)."
 _STEP = re.compile("[0-9]{1,18}")
 LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
 FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
@@ -219,57 +217,16 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name))
 
 
-def check_step(flag: str, text: str) -> str:
-    """Return "newest", "best" or the number of a train step, as `chosen_step` takes it.
-
-    Raises:
-      BadRequest: naming the flag, for another text.
-    """
-    plain = text.replace(",", "")
-    if text in (NEWEST, BEST) or _STEP.fullmatch(plain):
-        return plain
-    raise BadRequest(f"{flag} {text!r} is neither the number of a step nor newest nor best")
-
-
-def chosen_step(
-    workdir: pathlib.Path, config: Config, text: str, flag: str = "--step"
-) -> int | None:
-    """Return which checkpoint of a run is meant; None for the newest that can be read.
-
-    Args:
-      workdir: the run.
-      config: its config; `training.best_by` says what "best" is by.
-      text: of `check_step`.
-      flag: that said so, for messages.
-
-    Raises:
-      BadRequest: for the best one, if no checkpoint has what it is by.
-    """
-    if text != BEST:
-        return None if text == NEWEST else int(text)
-    # Imported where it is used: TensorBoard takes its time.
-    from diffusion_jax.reporting.metrics import losses_by_step
-
-    by = config.training.best_by
-    losses = losses_by_step(workdir / "metrics.jsonl", by)
-    scored = [step for step in saved_steps(workdir) if step in losses]
-    if not scored:
-        raise BadRequest(
-            f"{flag} best: of no checkpoint of {workdir} does metrics.jsonl have {by}; "
-            f"{_steps_there(workdir)}"
-        )
-    return min(scored, key=lambda step: losses[step])
-
-
 def check_has_step(workdir: pathlib.Path, step: int) -> None:
     """Raise BadRequest unless a run has a checkpoint of this step, with those it has."""
     if step not in saved_steps(workdir):
         raise BadRequest(
-            f"{workdir} has no checkpoint of step {step:,}; {_steps_there(workdir)}"
+            f"{workdir} has no checkpoint of step {step:,}; {steps_there(workdir)}"
         )
 
 
-def _steps_there(workdir: pathlib.Path) -> str:
+def steps_there(workdir: pathlib.Path) -> str:
+    """Return which checkpoints a run has, in words."""
     return f"it has {', '.join(f'{step:,}' for step in saved_steps(workdir)) or 'none'}"
 
 

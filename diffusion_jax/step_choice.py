@@ -26,13 +26,18 @@ from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.training.record import check_same_data
 from diffusion_jax.validation import BadRequest
 
 _NUM_IMAGES = 128  # Of the training images.
 
 
 def with_timesteps(
-    workdir: pathlib.Path, config: Config, params: Any, about: dict[str, Any]
+    workdir: pathlib.Path,
+    config: Config,
+    params: Any,
+    about: dict[str, Any],
+    beside: pathlib.Path,
 ) -> Config:
     """The config with the best `sampling.timesteps` for these weights in it."""
     sampling = config.sampling
@@ -45,6 +50,7 @@ def with_timesteps(
         sampling.steps,
         variance_type=of_ddpm or config.process.variance,
         clip=sampling.threshold != "none",
+        beside=beside,
     )
     chosen = dataclasses.replace(sampling, timesteps=tuple(timesteps.tolist()))
     return dataclasses.replace(config, sampling=chosen)
@@ -59,11 +65,13 @@ def choose(
     *,
     variance_type: str,
     clip: bool,
+    beside: pathlib.Path,
 ) -> np.ndarray:
     """The `num` timesteps with the best bound for these weights.
 
     What they are chosen by is measured once, on up to 128 training images, and kept in
-    the run's auto_timesteps/.
+    the run's auto_timesteps/, or, if that cannot be written, in a folder of that name
+    where the results go.
 
     Args:
       workdir: the run.
@@ -73,25 +81,29 @@ def choose(
       num: K, 2 .. T.
       variance_type: of the reverse steps.
       clip: whether the predicted x_0 is clipped to [-1, 1].
+      beside: that folder.
 
     Returns:
       float64 [K], falling.
     """
     schedule = experiment.make_schedule(config.process)
     kind = f"{about['weights']}_{about['checkpoint_step']:06d}".replace(":", "")
-    out = runs.auto_timesteps_path(workdir) / (
-        f"{kind}_{variance_type}{'' if clip else '_unclipped'}"
-    )
+    name = f"{kind}_{variance_type}{'' if clip else '_unclipped'}"
+    own, other = (folder / name for folder in (runs.auto_timesteps_path(workdir), beside))
     about = {**about, "variance": variance_type, "clip": clip, "num_images": _NUM_IMAGES}
-    if result_path(out, ".npz").is_dir():
-        raise BadRequest(f"{out}.npz is a folder, where the run keeps a file; move it away")
-    kept = _read(result_path(out, ".npz"), about)
+    for out in (own, other):
+        if result_path(out, ".npz").is_dir():
+            raise BadRequest(f"{out}.npz is a folder, where a file is kept; move it away")
+    kept = _read(result_path(own, ".npz"), about) or _read(
+        result_path(other, ".npz"), about
+    )
+    out = own if files.is_writable(own.parent) else other
     if kept is None:
         say(
             f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
             f"once for these weights: {out}.npz will keep what it takes"
         )
-        kept = _measure(config, params, about, out, variance_type, clip)
+        kept = _measure(workdir, config, params, about, out, variance_type, clip)
     timesteps, _ = best_timesteps(
         step_costs(schedule, variance_type, kept),
         last_costs(schedule, variance_type, kept),
@@ -104,6 +116,7 @@ def choose(
 
 
 def _measure(
+    workdir: pathlib.Path,
     config: Config,
     params: Any,
     about: dict[str, Any],
@@ -111,7 +124,8 @@ def _measure(
     variance_type: str,
     clip: bool,
 ) -> Statistics:
-    plan, mesh = make_plan(config), parallel.make_mesh()
+    plan, mesh = load_data(make_plan(config)), parallel.make_mesh()
+    check_same_data(workdir, plan)
     total = plan.schedule.num_timesteps
     measure = make_measure(
         plan.apply_fn,
@@ -122,7 +136,7 @@ def _measure(
     )
     # With the same noise everywhere, what differs between neighbours is not chance.
     scan = TimestepScan(measure, total, mesh, total, same_noise=True)
-    images = load_data(plan).data.train
+    images = plan.data.train
     chosen = np.sort(fixed_choice(len(images), _NUM_IMAGES))
     size = batch_size(len(chosen), config.data.batch_size, mesh)
 

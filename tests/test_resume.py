@@ -19,6 +19,7 @@ from diffusion_jax.interrupts import Stop
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.training import loop, trainer, weight_files
+from diffusion_jax.training.checkpoint_choice import check_step, chosen_step
 from diffusion_jax.training.checkpoints import Checkpoints, parts_of
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.plan import make_plan
@@ -471,7 +472,7 @@ def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
     log.write_text("\n".join([*map(json.dumps, lines), *foreign]) + "\n")
 
     def step_of(text, kind="ema"):
-        chosen = runs.chosen_step(workdir, config, runs.check_step("--step", text))
+        chosen = chosen_step(workdir, config, check_step("--step", text))
         return load_from_run(workdir, config, kind, step=chosen).step
 
     assert [step_of(text) for text in ("newest", "best", "8", "24")] == [30, 16, 8, 24]
@@ -488,16 +489,14 @@ def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
         step_of("8", "std:0.08")
     for text in ("last", "-1", "1e3", "", "8.0"):
         with pytest.raises(BadRequest, match="neither the number of a step nor newest"):
-            runs.check_step("--step", text)
+            check_step("--step", text)
     log.write_text("")
     with pytest.raises(BadRequest, match="best: of no checkpoint .* have held_out_loss"):
         step_of("best")
     for path in (workdir / "checkpoints/16/state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(
-        RunFailed, match="16 cannot be .* checkpoints: 8, 24, 30"
-    ):
+    with pytest.raises(RunFailed, match="16 cannot be .* checkpoints: 8, 24, 30"):
         step_of("16")
 
 

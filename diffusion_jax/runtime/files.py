@@ -190,6 +190,13 @@ def _check_writable(folder: pathlib.Path) -> None:
         )
 
 
+def is_writable(folder: pathlib.Path) -> bool:
+    """Return whether files can be made in a folder, or the folder itself if need be."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def is_full(folder: str | os.PathLike) -> bool:
     """Return whether a file system has room for no more than a few small files."""
     try:

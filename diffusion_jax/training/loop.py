@@ -7,6 +7,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.text import say
+from diffusion_jax.training import checkpoint_choice
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.state import TrainState
@@ -23,7 +24,7 @@ def train(
     overwrite: bool = False,
     init_from: pathlib.Path | None = None,
     init_weights: str = "ema",
-    init_step: str = runs.NEWEST,
+    init_step: str = checkpoint_choice.NEWEST,
     change_learning_rate: bool = False,
 ) -> TrainState:
     """Trains until `config.training.num_steps`, or goes on where the run stopped.
@@ -35,7 +36,7 @@ def train(
       overwrite: delete the run that is in `workdir` and start anew.
       init_from: another run, or a file of weights, to start a new run with.
       init_weights: which weights of that run; see `weights.check_kind`.
-      init_step: which checkpoint of that run; see `runs.check_step`.
+      init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
       change_learning_rate: an existing run may go on with another one.
 
     Returns:
@@ -59,7 +60,8 @@ def train(
         if anew and init_from.resolve() == workdir.resolve():
             raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
         if anew or not runs.has_checkpoint(workdir):
-            initial = load_for(config, init_from, init_weights, init_step)
+            step = checkpoint_choice.of_source(init_from, init_step)
+            initial = load_for(config, init_from, init_weights, step)
         else:
             say("--init_from is not used: the run has weights of its own")
     plan = load_data(plan)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
@@ -31,21 +32,8 @@ def new_record(
     Raises:
       BadRequest: if the examples are not those that the run was started with.
     """
-    config, data = plan.config, plan.data
-    about = {
-        "source": config.data.source,
-        "train": len(data.train),
-        "held_out": len(data.held_out),
-        "shape": list(data.shape),
-        "fingerprint": sources.fingerprint(data),
-        "whole_fingerprint": sources.whole_fingerprint(data),
-    }
-    known = {} if old is None else {k: v for k, v in old.data.items() if v != ""}
-    differ = [
-        f"{key} {value} -> {about[key]}"
-        for key, value in known.items()
-        if key in about and about[key] not in ("", value)
-    ]
+    config, about = plan.config, _about(plan)
+    differ = _differences({} if old is None else old.data, about)
     if differ:
         raise BadRequest(
             f"the examples are not those that the run in {workdir} was started with "
@@ -82,3 +70,53 @@ def new_record(
             )
         runs.write_record(workdir, record)
     return record
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    """What tells the examples of a run from others, as run.json has it."""
+    data = plan.data
+    return {
+        "source": plan.config.data.source,
+        "train": len(data.train),
+        "held_out": len(data.held_out),
+        "shape": list(data.shape),
+        "fingerprint": sources.fingerprint(data),
+        "whole_fingerprint": sources.whole_fingerprint(data),
+    }
+
+
+def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {known[key]} -> {value}"
+        for key, value in about.items()
+        if "" not in (value, known.get(key, "")) and known[key] != value
+    ]
+
+
+def check_same_data(workdir: pathlib.Path, plan: Plan) -> None:
+    """Refuse other examples than a run was trained on; keep the place of the same ones.
+
+    What was held out of others may have been trained on. If `plan.config` says another
+    place than the run's own config, that one says it from now on.
+
+    Raises:
+      BadRequest: naming what differs.
+    """
+    record = runs.read_record(workdir)
+    differ = _differences(record.data if record else {}, _about(plan))
+    if differ:
+        raise BadRequest(
+            f"the examples in {plan.config.data.path or plan.config.data.source} are not "
+            f"those that the run in {workdir} was trained on ({', '.join(differ)})"
+        )
+    config, data = runs.read_config(workdir), plan.config.data
+    place = data.path, data.held_out
+    if record is None or place == (config.data.path, config.data.held_out):
+        return
+    config.data.path, config.data.held_out = place
+    try:
+        runs.write_config(workdir, config)
+    except OSError as error:
+        say(f"where the data are now is not kept in {workdir}: {error.strerror}")
+    else:
+        say(f"the config of {workdir} says from now on where the data are")

@@ -70,7 +70,7 @@ def load_from_run(
       kind: of `check_kind`.
       sharding: where the arrays are to lie; the first device unless given.
       flag: that said which kind.
-      step: of `runs.chosen_step`.
+      step: of `checkpoint_choice.chosen_step`.
 
     Raises:
       BadRequest: if it has no checkpoint yet, or no such weights, with what it has; or if
@@ -153,7 +153,7 @@ def save_to_file(
 
 
 def load_for(
-    config: Config, source: pathlib.Path, kind: str, step: str = runs.NEWEST
+    config: Config, source: pathlib.Path, kind: str, step: int | None = None
 ) -> Weights:
     """Weights for the network of `config`, from another run or from a file.
 
@@ -161,18 +161,15 @@ def load_for(
       config: of the run that is to start with them.
       source: a run folder, or a file of `save_to_file`.
       kind: of `check_kind`, of a run; a file holds one kind.
-      step: of `runs.check_step`, of a run.
+      step: of `checkpoint_choice.chosen_step`, of a run.
 
     Raises:
       BadRequest: if there are none, or they do not fit, or are not finite: naming which
         arrays.
     """
     if source.is_dir():
-        theirs_is = runs.read_config(source)
-        chosen = runs.chosen_step(source, theirs_is, step, "--init_step")
-        found = load_from_run(source, theirs_is, kind, flag="--init_weights", step=chosen)
-    elif step != runs.NEWEST:
-        raise BadRequest(f"--init_step {step}: --init_from {source} is not a run")
+        old = runs.read_config(source)
+        found = load_from_run(source, old, kind, flag="--init_weights", step=step)
     elif source.suffix in SUFFIXES:
         found = _load_from_file(source)
     else:
