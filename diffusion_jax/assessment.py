@@ -31,7 +31,7 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO
 from diffusion_jax.schedules import Schedule, respaced
 from diffusion_jax.training.plan import load_data, make_plan
-from diffusion_jax.training.record import check_same_data
+from diffusion_jax.training.record import check_data_there, check_same_data
 from diffusion_jax.training.weights import identity_of, load_from_run
 from diffusion_jax.validation import BadRequest
 
@@ -293,6 +293,7 @@ def _results(
 
 
 def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
+    check_data_there(workdir, config)
     plan = make_plan(config)
     mesh = parallel.make_mesh()
     weights = load_from_run(

@@ -26,7 +26,7 @@ from diffusion_jax.partial import Partial, result_path
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training.plan import load_data, make_plan
-from diffusion_jax.training.record import check_same_data
+from diffusion_jax.training.record import check_data_there, check_same_data
 from diffusion_jax.validation import BadRequest
 
 _NUM_IMAGES = 128  # Of the training images.
@@ -124,6 +124,7 @@ def _measure(
     variance_type: str,
     clip: bool,
 ) -> Statistics:
+    check_data_there(workdir, config)
     plan, mesh = load_data(make_plan(config)), parallel.make_mesh()
     check_same_data(workdir, plan)
     total = plan.schedule.num_timesteps

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import pathlib
+import os
 import platform
 from typing import Any
 
 import jax
 
 import diffusion_jax
+from diffusion_jax.config import Config
 from diffusion_jax import runs
 from diffusion_jax.data import sources
 from diffusion_jax.runtime.text import say
@@ -91,6 +93,17 @@ def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
         for key, value in about.items()
         if "" not in (value, known.get(key, "")) and known[key] != value
     ]
+
+
+def check_data_there(workdir: pathlib.Path, config: Config) -> None:
+    """Raise BadRequest if what a run was trained on is not where its config says."""
+    for field, path in (("path", config.data.path), ("held_out", config.data.held_out)):
+        of_files = field == "path" or config.data.source in ("folder", "npz")
+        if of_files and path and not os.path.exists(os.path.expanduser(path)):
+            raise BadRequest(
+                f"data.{field} ({path!r}) of the run in {workdir} is not there; if it was "
+                f"moved, say where it is now: --data_{field}"
+            )
 
 
 def check_same_data(workdir: pathlib.Path, plan: Plan) -> None:

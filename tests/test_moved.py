@@ -1,0 +1,99 @@
+"""A run, or what it was trained on, that was moved; a run that cannot be written."""
+
+import errno
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from processes import train_arguments
+
+from diffusion_jax import runs
+from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.training.record import check_data_there, check_same_data, new_record
+
+
+def a_folder(folder, count=12):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def plan_of(path):
+    config = Config(name="folder")
+    config.data = DataConfig(source="folder", path=str(path), batch_size=4)
+    config.model.base_channels, config.model.num_groups = 4, 4
+    config.model.channel_mults, config.model.attn_resolutions = (1,), ()
+    return load_data(make_plan(config))
+
+
+def test_data_that_were_moved_are_found_again_and_others_refused(
+    tmp_path, monkeypatch, capsys
+):
+    workdir, old, new = tmp_path / "run", a_folder(tmp_path / "old"), tmp_path / "new [1]"
+    workdir.mkdir()
+    plan = plan_of(old)
+    runs.write_config(workdir, plan.config)
+    new_record(plan, workdir, None, 0)
+    before = (workdir / "config.json").read_bytes()
+    check_same_data(workdir, plan)
+    assert (workdir / "config.json").read_bytes() == before
+    old.rename(new)
+    with pytest.raises(BadRequest, match="is not there; .* where it is now: --data_path"):
+        check_data_there(workdir, plan.config)
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_config", refuse)
+        check_same_data(workdir, plan_of(new))
+    assert "not kept in" in capsys.readouterr().out
+    check_same_data(workdir, plan_of(new))
+    assert runs.read_config(workdir).data.path == str(new)
+    assert "from now on where the data are" in capsys.readouterr().out
+    shutil.copytree(new, tmp_path / "other")
+    pixel = Image.open(new / "03.png")
+    pixel.putpixel((0, 0), 255 - pixel.getpixel((0, 0)))
+    pixel.save(tmp_path / "other/03.png")
+    with pytest.raises(BadRequest, match=r"was trained on \(fingerprint \w+ -> \w+, whole"):
+        check_same_data(workdir, plan_of(tmp_path / "other"))
+    assert runs.read_config(workdir).data.path == str(new)
+
+
+@pytest.mark.slow
+def test_a_run_on_read_only_storage_keeps_its_statistics_beside_the_results(
+    tmp_path, command
+):
+    """In a mount namespace of its own; what is measured once is found the next time."""
+    workdir = tmp_path / "run"
+    command(*train_arguments(workdir, "--config.training.num_steps=3"), check=0)
+    bind = f"mount --bind {workdir} {workdir} && mount -o remount,ro,bind {workdir}"
+    sample = (
+        *(sys.executable, ROOT / "sample.py", "--workdir", workdir, "--spacing=auto"),
+        *("--steps=4", "--num=1", "--batch_size=4"),
+    )
+    first, second = (
+        shlex.join(map(str, (*sample, "--out", tmp_path / "out" / name))) for name in "ab"
+    )
+    result = subprocess.run(
+        ["unshare", "-m", "bash", "-c", f"{bind} && {first} && echo -- && {second}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if "mount" in result.stderr or "unshare" in result.stderr:
+        pytest.skip(f"no file system can be mounted here: {result.stderr}")
+    assert result.returncode == 0, result.stderr
+    one, two = result.stdout.split("--\n")
+    assert "choosing timesteps" in one and "choosing timesteps" not in two
+    assert len(list((tmp_path / "out/auto_timesteps").iterdir())) == 1
+    assert not (workdir / "auto_timesteps").exists()
