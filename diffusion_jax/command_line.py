@@ -36,7 +36,8 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
     sys.excepthook = _show_traceback
     for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # As it is where somebody has closed it.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def parse(argv: Sequence[str]) -> list[str]:
         argv = _underscored(argv)

@@ -1,9 +1,11 @@
 """runtime.text: what comes from outside is shown, not executed."""
 
+import shlex
 import subprocess
+import sys
 
 import pytest
-from conftest import ODD_NAMES
+from conftest import ODD_NAMES, ROOT
 
 from diffusion_jax.reporting.progress import ProgressBar
 from diffusion_jax.runtime.text import quoted, reason, say, shown
@@ -30,6 +32,26 @@ def test_each_way_to_print_prints_one_line(capsys):
         "\x1b" not in line and "\r" not in line for line in lines
     )
     assert lines[0] == lines[1] == r"read x\nERROR: forged\x1b]0;title\x07\r"
+
+
+@pytest.mark.parametrize("where", ["closed pipe", "/dev/full", "closed"])
+def test_what_cannot_be_printed_ends_nothing(where, tmp_path):
+    """A reader that has left, a full disk below a log, no output at all."""
+    code = (
+        "from diffusion_jax.reporting.progress import ProgressBar\n"
+        "from diffusion_jax.runtime.text import say\n"
+        "import sys, pathlib\n"
+        "bar = ProgressBar('training', 10, 'steps')\n"
+        "for i in range(3): say('line'); bar.say('line'); bar.report(i)\n"
+        "bar.close()\n"
+        "pathlib.Path(sys.argv[1]).write_text('done')\n"
+    )
+    redirection = {"closed pipe": "| true", "/dev/full": "> /dev/full", "closed": ">&-"}
+    arguments = [sys.executable, "-c", f"import time; time.sleep(0.2)\n{code}"]
+    line = f"{shlex.join([*arguments, str(tmp_path / 'end')])} {redirection[where]}"
+    result = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (tmp_path / "end").read_text() == "done"
+    assert "Error" not in result.stderr
 
 
 def test_reason_is_one_line():

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from diffusion_jax.runtime.text import shown
+from diffusion_jax.runtime.text import going_on, shown
 
 _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
 
@@ -65,11 +65,13 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
-        self._console.print(Text(shown(line)))
+        with going_on():
+            self._console.print(Text(shown(line)))
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
-        self._bar.stop()
+        with going_on():
+            self._bar.stop()
 
 
 def duration(seconds: float) -> str:

@@ -4,8 +4,12 @@ Everything that the package prints is one line of `say`, or passes `shown`: a fi
 cannot move the cursor, change the title of a terminal, or forge a line of its own.
 """
 
+import contextlib
+import os
 import shlex
+import sys
 import unicodedata
+from collections.abc import Iterator
 
 # Those that change the direction of what follows.
 _DIRECTIONS = frozenset(
@@ -29,7 +33,23 @@ def shown(text: object) -> str:
 
 def say(*parts: object) -> None:
     """Print one line, as of `shown`: the parts with a space between them."""
-    print(shown(" ".join(map(str, parts))), flush=True)
+    with going_on():
+        print(shown(" ".join(map(str, parts))), flush=True)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Go on in silence if nothing can be printed within this context, or any more.
+
+    A terminal that was closed, a reader that has left and a full disk below a log are
+    no reason to lose a run.
+    """
+    try:
+        yield
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
 
 
 def reason(error: BaseException) -> str:

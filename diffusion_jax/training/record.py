@@ -1,16 +1,16 @@
 """run.json at the start of a run, and when it goes on."""
 
 import importlib.metadata
-import pathlib
 import os
+import pathlib
 import platform
 from typing import Any
 
 import jax
 
 import diffusion_jax
-from diffusion_jax.config import Config
 from diffusion_jax import runs
+from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training import snapshots

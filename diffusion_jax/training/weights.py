@@ -195,7 +195,7 @@ def load_for(
 
 
 def _load_from_file(path: pathlib.Path) -> Weights:
-    if not path.is_file():
+    if not path.exists():
         raise BadRequest(f"--init_from {path}: there is no such file")
     try:
         return weight_files.read(path)
