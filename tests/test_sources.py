@@ -112,23 +112,32 @@ def test_channels_are_as_the_images_have_or_as_asked_for(folder, tmp_path):
     assert opened(tmp_path / "grey", channels=3).shape == (8, 8, 3)
     assert opened(folder, channels=0).shape == (8, 8, 3)
     picture(folder / "ants/odd.png", 7)
-    with pytest.raises(BadRequest) as error:
-        opened(folder, channels=0)
-    assert "ants/odd.png" in str(error.value) and "data.channels=3" in str(error.value)
     assert opened(folder, channels=1).shape == (8, 8, 1)
 
 
-def test_grey_held_out_pictures_do_not_go_with_coloured_ones(folder, tmp_path):
+def test_grey_among_coloured_ones_becomes_coloured_and_it_is_said(folder, tmp_path, capsys):
+    for i in range(3):
+        picture(folder / f"ants/odd{i}.png", 7 + i)
+    data = opened(folder, channels=0)
+    assert "3 grey images become coloured, as the other 40 are" in capsys.readouterr().out
+    pixels = np.concatenate([s[np.arange(len(s))] for s in (data.train, data.held_out)])
+    assert pixels.shape == (43, 8, 8, 3)
+    assert sum((image == image[..., :1]).all() for image in pixels) == 3
+    # The same between what is trained on and what is held out.
     for name in ("ants", "cats"):
-        picture(tmp_path / f"grey/{name}/0.png", 7)
-    with pytest.raises(BadRequest, match=r"grey \(data.held_out\)"):
-        opened(folder, channels=0, held_out=str(tmp_path / "grey"))
+        picture(tmp_path / f"grey/{name}/0.png", ord(name[0]))
+    data = opened(tmp_path / "grey", channels=0, held_out=str(folder))
+    assert data.shape == (8, 8, 3)
+    assert "5 grey images become coloured" in capsys.readouterr().out
+    opened(folder, channels=3)
+    assert "grey images" not in capsys.readouterr().out
 
 
-def wide(path):
+def wide(path, blue):
     """Green in the middle, red and blue at the sides, where a crop does not reach."""
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, :8, 0] = pixels[:, 8:16, 1] = pixels[:, 16:, 2] = 255
+    pixels[0, 0, 2] = blue  # No two are the same.
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return pixels
@@ -136,8 +145,8 @@ def wide(path):
 
 @pytest.mark.parametrize(("resize", "sides"), [("crop", 0), ("squash", 255)])
 def test_resize_is_as_the_config_says_everywhere(resize, sides, tmp_path):
-    for name in ("train/0.png", "train/1.png", "val/0.png"):
-        pixels = wide(tmp_path / name)
+    for blue, name in enumerate(("train/0.png", "train/1.png", "val/0.png")):
+        pixels = wide(tmp_path / name, blue)
     np.savez(tmp_path / "a.npz", np.stack([pixels, pixels]))
     for path, options in (
         (tmp_path / "train", {"held_out": str(tmp_path / "val")}),
@@ -217,7 +226,7 @@ def test_targets_need_not_be_square(folder):
 
 DAMAGE = {
     "ants/zero.png": (b"", "the file is empty"),
-    "ants/text.jpg": (b"no image", "not a PNG, JPEG or WebP"),
+    "ants/text.jpg": (b"no image", "not a PNG, JPEG, WEBP"),
 }
 
 
@@ -309,10 +318,10 @@ def test_a_damaged_member_of_a_zip_is_named(folder, tmp_path):
     [
         (lambda p: p / "nowhere", "there is no such folder or zip"),
         (lambda p: (p / "empty").mkdir() or p / "empty", "it is empty"),
-        (lambda p: (p / "a.gif").write_text("x") and p, "no images (.png .jpg .jpeg"),
+        (lambda p: (p / "a.mp4").write_text("x") and p, "it holds 1 .mp4"),
         (lambda p: (p / "a.zip").write_text("x") and p / "a.zip", "neither a folder"),
         (lambda p: pathlib.Path("~nobody-of-this-name/x"), "no such folder or zip"),
-        (lambda p: pathlib.Path("/dev/zero"), "no such folder or zip"),
+        (lambda p: pathlib.Path("/dev/zero"), "is a device, not a regular"),
         (lambda p: picture(p / "one.png", (1, 2, 3)) or p, "one example"),
     ],
 )
