@@ -2,6 +2,8 @@
 
 import functools
 import io
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -16,7 +18,19 @@ _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _IDENTICAL = 1  # Levels by which a profile may differ from sRGB and be taken for it.
 
 
-def transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+class Transform(NamedTuple):
+    """What converts images to sRGB.
+
+    Attributes:
+      source: the mode of the images: L, RGB or CMYK.
+      apply: gives another image, in mode L or RGB.
+    """
+
+    source: str
+    apply: Callable[[Image.Image], Image.Image]
+
+
+def transform_of(image: Image.Image) -> Transform | None:
     """Return what converts an image to sRGB, by the profile in its info.
 
     None if it has no profile, if that is sRGB itself, or if it is broken or not for such
@@ -35,30 +49,40 @@ def to_srgb(image: Image.Image) -> Image.Image:
     if transform is None:
         return image
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    converted = transform.apply(image.convert(transform.input_mode))
+    converted = transform.apply(image.convert(transform.source))
     if alpha:
         converted.putalpha(alpha)
     return converted
 
 
 @functools.lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From images of a mode to sRGB; None where that changes nothing, or cannot be done."""
+def _transform(profile: bytes, source: str) -> Transform | None:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space.strip() != _SPACES[mode]:
+        if opened.profile.xcolor_space.strip() != _SPACES[source]:
             return None
+        # Exact where only a table is made of it.
+        flags = ImageCms.Flags.NOOPTIMIZE if source == "L" else ImageCms.Flags.NONE
         transform = ImageCms.buildTransform(
-            opened, ImageCms.createProfile("sRGB"), mode, "RGB"
+            opened, ImageCms.createProfile("sRGB"), source, "RGB", flags=flags
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
-    if mode == "CMYK":
-        return transform
+    if source == "CMYK":
+        return Transform(source, transform.apply)
+    levels = np.arange(256, dtype=np.uint8)[None] if source == "L" else _grid()
+    moved = np.asarray(transform.apply(Image.fromarray(levels))).astype(int)
+    if source == "L":
+        moved = moved[..., 1]
+    if abs(moved - levels).max() <= _IDENTICAL:
+        return None
+    if source == "L":
+        table = moved.ravel().tolist()
+        return Transform(source, lambda image: image.point(table))
+    return Transform(source, transform.apply)
+
+
+def _grid() -> np.ndarray:
+    """Colours all over the cube; uint8 [1, N, 3]."""
     levels = np.arange(0, 256, 15, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
-    if mode == "L":
-        grid = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, 2)
-    image = Image.fromarray(grid).convert(mode)
-    moved = np.asarray(transform.apply(image)).astype(int)
-    return None if abs(moved - grid).max() <= _IDENTICAL else transform
+    return np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
