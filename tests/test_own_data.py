@@ -359,7 +359,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 BAD = [
     ((), "data.path is empty; give the folder: --config.data.path=DIR"),
     (("--config.data.path=EMPTY",), "no images"),
-    (("--config.data.path=MIXED", "--config.data.channels=0"), "grey.png"),
     (("--config.data.path=BROKEN",), "zero.png: the file is empty"),
     (("--config.data.source=npz", "--config.data.path=FLOATS"), "arr_0 is float64"),
     (("--config.data.source=tfds:cifr10",), "did you mean cifar10"),
@@ -385,10 +384,8 @@ def test_bad_input_gets_one_line_and_writes_nothing(
     args, said, run, pictures, command, tmp_path
 ):
     places = tmp_path / "places"
-    for name in ("EMPTY", "MIXED", "BROKEN"):
+    for name in ("EMPTY", "BROKEN"):
         (places / name).mkdir(parents=True)
-    Image.new("L", (9, 9)).save(places / "MIXED/grey.png")
-    Image.new("RGB", (9, 9)).save(places / "MIXED/color.png")
     Image.new("RGB", (9, 9)).save(places / "BROKEN/good.png")
     (places / "BROKEN/zero.png").touch()
     np.savez(places / "FLOATS.npz", np.zeros((4, 8, 8, 3)))

@@ -2,7 +2,13 @@
 
 import os
 import pathlib
+import re
+import shutil
+import signal
+import socket
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -51,7 +57,8 @@ def zipped(folder, path):
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                archive.write(file, pathlib.Path("top") / file.relative_to(folder))
+                name = os.fsencode(file.relative_to(folder)).decode("utf-8", "replace")
+                archive.write(file, pathlib.Path("top") / name)
     return path
 
 
@@ -112,23 +119,32 @@ def test_channels_are_as_the_images_have_or_as_asked_for(folder, tmp_path):
     assert opened(tmp_path / "grey", channels=3).shape == (8, 8, 3)
     assert opened(folder, channels=0).shape == (8, 8, 3)
     picture(folder / "ants/odd.png", 7)
-    with pytest.raises(BadRequest) as error:
-        opened(folder, channels=0)
-    assert "ants/odd.png" in str(error.value) and "data.channels=3" in str(error.value)
     assert opened(folder, channels=1).shape == (8, 8, 1)
 
 
-def test_grey_held_out_pictures_do_not_go_with_coloured_ones(folder, tmp_path):
+def test_grey_among_coloured_ones_becomes_coloured_and_it_is_said(folder, tmp_path, capsys):
+    for i in range(3):
+        picture(folder / f"ants/odd{i}.png", 7 + i)
+    data = opened(folder, channels=0)
+    assert "3 grey images become coloured, as the other 40 are" in capsys.readouterr().out
+    pixels = np.concatenate([s[np.arange(len(s))] for s in (data.train, data.held_out)])
+    assert pixels.shape == (43, 8, 8, 3)
+    assert sum((image == image[..., :1]).all() for image in pixels) == 3
+    # The same between what is trained on and what is held out.
     for name in ("ants", "cats"):
-        picture(tmp_path / f"grey/{name}/0.png", 7)
-    with pytest.raises(BadRequest, match=r"grey \(data.held_out\)"):
-        opened(folder, channels=0, held_out=str(tmp_path / "grey"))
+        picture(tmp_path / f"grey/{name}/0.png", ord(name[0]))
+    data = opened(tmp_path / "grey", channels=0, held_out=str(folder))
+    assert data.shape == (8, 8, 3)
+    assert "5 grey images become coloured" in capsys.readouterr().out
+    opened(folder, channels=3)
+    assert "grey images" not in capsys.readouterr().out
 
 
-def wide(path):
+def wide(path, blue):
     """Green in the middle, red and blue at the sides, where a crop does not reach."""
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, :8, 0] = pixels[:, 8:16, 1] = pixels[:, 16:, 2] = 255
+    pixels[0, 0, 2] = blue  # No two are the same.
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return pixels
@@ -136,8 +152,8 @@ def wide(path):
 
 @pytest.mark.parametrize(("resize", "sides"), [("crop", 0), ("squash", 255)])
 def test_resize_is_as_the_config_says_everywhere(resize, sides, tmp_path):
-    for name in ("train/0.png", "train/1.png", "val/0.png"):
-        pixels = wide(tmp_path / name)
+    for blue, name in enumerate(("train/0.png", "train/1.png", "val/0.png")):
+        pixels = wide(tmp_path / name, blue)
     np.savez(tmp_path / "a.npz", np.stack([pixels, pixels]))
     for path, options in (
         (tmp_path / "train", {"held_out": str(tmp_path / "val")}),
@@ -217,7 +233,7 @@ def test_targets_need_not_be_square(folder):
 
 DAMAGE = {
     "ants/zero.png": (b"", "the file is empty"),
-    "ants/text.jpg": (b"no image", "not a PNG, JPEG or WebP"),
+    "ants/text.jpg": (b"no image", "not a PNG, JPEG, WEBP"),
 }
 
 
@@ -309,10 +325,10 @@ def test_a_damaged_member_of_a_zip_is_named(folder, tmp_path):
     [
         (lambda p: p / "nowhere", "there is no such folder or zip"),
         (lambda p: (p / "empty").mkdir() or p / "empty", "it is empty"),
-        (lambda p: (p / "a.gif").write_text("x") and p, "no images (.png .jpg .jpeg"),
+        (lambda p: (p / "a.mp4").write_text("x") and p, "it holds 1 .mp4"),
         (lambda p: (p / "a.zip").write_text("x") and p / "a.zip", "neither a folder"),
         (lambda p: pathlib.Path("~nobody-of-this-name/x"), "no such folder or zip"),
-        (lambda p: pathlib.Path("/dev/zero"), "no such folder or zip"),
+        (lambda p: pathlib.Path("/dev/zero"), "is a device, not a regular"),
         (lambda p: picture(p / "one.png", (1, 2, 3)) or p, "one example"),
     ],
 )
@@ -468,3 +484,493 @@ def test_a_folder_path_is_for_sources_that_read_one():
         sources.open_data_set(DataConfig(source="folder", path="x", image_size=()))
     with pytest.raises(BadRequest, match=r"data\.channels \(2\)"):
         sources.open_data_set(DataConfig(source="folder", path="x", channels=2))
+
+
+# Paths are paths; what is no regular file is never waited for.
+
+STRANGE = (
+    "a [v2]",
+    "b*?",
+    "c%20#",
+    "d\n\t",
+    "e'\"\\",
+    os.fsdecode(b"f\xe9"),
+    "{x,y}~",
+    "-g",
+)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_any_path_that_a_file_system_allows_works(name, folder, tmp_path, capsys):
+    strange = tmp_path / name
+    strange.mkdir()
+    shutil.copytree(folder, strange / "pictures")
+    picture(strange / f"pictures/ants/{name}.png", (50, 0, 0))
+    picture(strange / "val/ants/0.png", (51, 0, 0))
+    picture(strange / "val/cats/0.png", (52, 0, 0))
+    archive = zipped(strange / "pictures", strange / "pictures.zip")
+    for path in (strange / "pictures", archive):
+        data = opened(path, held_out=str(strange / "val"))
+        assert sorted(numbers(data.train)) == [*range(40), 50]
+        assert sorted(numbers(data.held_out)) == [51, 52]
+        batches = StepBatches(data.train, 4, 0, slice(0, 4))
+        with Loader(batches, 0, most=1, num_workers=0) as loader:
+            np.testing.assert_array_equal(loader.load(0, 1)[0], batches[0])
+    images = RNG.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    path = saved(strange / "a.npz", images)
+    other = saved(strange / "b.npz", images[:1])
+    data = opened(path, source="npz", held_out=str(other))
+    np.testing.assert_array_equal(data.train, images)
+    # And in messages it is one line that can be printed.
+    (strange / "pictures/ants/broken.png").write_bytes(b"")
+    (strange / f"pictures/{name}.txt").touch()
+    with pytest.raises(BadRequest) as error:
+        opened(strange / "pictures")
+    assert str(error.value).isprintable()
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable() and "left out" in said
+
+
+@pytest.fixture
+def in_time():
+    """Fail where something waits for ever, as opening a named pipe does."""
+
+    def fail(*_):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def special(path, kind):
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            os.chdir(path.parent)  # A socket's path must be short.
+            end.bind(path.name)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.symlink_to(path.parent)  # A folder; os.walk does not list it as a file.
+    return path
+
+
+KINDS = ("a named pipe", "a socket", "a device")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_unreadable_for_the_true_reason(
+    kind, folder, tmp_path, monkeypatch, in_time, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    special(folder / "ants/x.png", kind)
+    with pytest.raises(BadRequest, match=f"1 of 41 .*ants/x.png: is {kind}, not a regular"):
+        opened(folder)
+    assert len(opened(folder, unreadable="skip").train) == 39
+    place = special(tmp_path / "place", kind)
+    for options in ({"source": "folder"}, {"source": "npz"}):
+        with pytest.raises(BadRequest, match=rf"data\.path .* is {kind}"):
+            opened(place, **options)
+    with pytest.raises(BadRequest, match=rf"data\.held_out .* is {kind}"):
+        opened(folder, unreadable="skip", held_out=str(place))
+    path = saved(tmp_path / "a.npz", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(BadRequest, match=rf"data\.held_out .* is {kind}"):
+        opened(path, source="npz", held_out=str(place))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("what", ["a picture", "the zip"])
+def test_a_pipe_that_takes_the_place_of_a_file_stops_the_stream(
+    workers, what, folder, tmp_path, in_time
+):
+    path = folder if what == "a picture" else zipped(folder, tmp_path / "a.zip")
+    data = opened(path)
+    victim = path if what == "the zip" else folder / "cats/deeper/07.webp"
+    victim.unlink()
+    os.mkfifo(victim)
+    data.train.encoded._archive = None  # As in a process that has not opened it yet.
+    batches = StepBatches(data.train, len(data.train), 0, slice(0, len(data.train)))
+    with Loader(batches, 0, 1, workers) as loader:
+        with pytest.raises(Unreadable, match="is a named pipe"):
+            loader.load(0, 1)
+
+
+def test_a_path_that_cannot_even_be_looked_at_is_refused(tmp_path):
+    for path in ("x" * 300, "a\0b", str(tmp_path / "a.npz/b")):
+        (tmp_path / "a.npz").touch()
+        for source in ("folder", "npz"):
+            with pytest.raises(BadRequest, match="no such|cannot be read"):
+                opened(path, source=source)
+
+
+# Names of others
+
+
+def test_names_and_classes_cannot_forge_lines(tmp_path, capsys):
+    evil = "\x1b]0;title\x07\nERROR: forged\u202e"
+    for name in (f"{evil}/0.png", "cats/1.png", f"cats/{evil}.png"):
+        picture(tmp_path / "train" / name, (1, 2, len(name)))
+        picture(tmp_path / "val" / f"more{name}", (3, 2, len(name)))
+    (tmp_path / "train" / evil / "bad.png").touch()
+    (tmp_path / "train" / f"notes.{evil}").touch()
+    with pytest.raises(BadRequest) as error:
+        opened(tmp_path / "train")
+    assert str(error.value).isprintable()
+    with pytest.raises(BadRequest, match="other classes") as error:
+        opened(tmp_path / "train", held_out=str(tmp_path / "val"), unreadable="skip")
+    assert str(error.value).isprintable()
+    said = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in said)
+    assert not any(line.startswith("ERROR") for line in said)
+
+
+def listed(said):
+    return pathlib.Path(re.search(r"\(all of them: (.*?)\)", said)[1])
+
+
+def test_a_list_that_is_cut_short_is_whole_in_a_file(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for i in range(7):
+        (folder / f"ants/bad{i}\n.png").touch()
+        (folder / f"clip{i}.mp4").touch()
+    opened(folder, unreadable="skip")
+    others, bad = capsys.readouterr().out.splitlines()
+    assert "7 .mp4, 1 .txt" in others and "and 3 more" in others
+    lines = listed(bad).read_text().splitlines()
+    assert lines == [f"ants/bad{i}\\n.png: the file is empty" for i in range(7)]
+    names = listed(others).read_text().splitlines()
+    assert sorted(names) == [*(f"clip{i}.mp4" for i in range(7)), "notes.txt"]
+    assert listed(bad).stat().st_mode & 0o077 == 0
+    for path in (listed(bad), listed(others)):
+        path.unlink()
+    # Where all are named there is nothing more to say, and no file.
+    for i in range(4):
+        (folder / f"clip{i}.mp4").unlink()
+        (folder / f"ants/bad{i}\n.png").unlink()
+    opened(folder, unreadable="skip")
+    assert "all of them" not in capsys.readouterr().out
+    assert not list(tmp_path.glob("diffusion_jax*"))
+
+
+def test_streaming_says_that_pixels_are_not_looked_at_yet(folder, capsys):
+    config = DataConfig(source="folder", path=str(folder), channels=3, memory_gib=0)
+    data = sources.open_data_set(config)
+    capsys.readouterr()
+    sources.into_memory(data, config)
+    assert "not decoded now" in capsys.readouterr().out
+    for options in ({"unreadable": "skip"}, {"memory_gib": 1}):
+        sources.into_memory(data, DataConfig(channels=3, **options))
+        assert "not decoded now" not in capsys.readouterr().out
+
+
+def test_files_of_all_kinds_are_taken_and_others_counted(tmp_path, capsys):
+    for i, suffix in enumerate((".gif", ".bmp", ".TIF", ".tiff", ".jfif", ".jpe", ".ppm")):
+        kind = "JPEG" if suffix.startswith(".j") else None
+        color = Image.new("RGB", (8, 8), (10 * i, 0, 0))
+        color.save(tmp_path / f"{i}{suffix}", kind)
+    for i in range(2):
+        (tmp_path / f"{i}.heic").touch()
+    data = opened(tmp_path)
+    seen = sorted([*numbers(data.train), *numbers(data.held_out)])
+    assert abs(np.array(seen) - 10 * np.arange(7)).max() <= 3
+    assert "2 .heic" in capsys.readouterr().out
+
+
+# Zips
+
+
+def entries(path, *named, **options):
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, content in named:
+            archive.writestr(name, content)
+    return path
+
+
+def png_bytes(tmp_path, color):
+    picture(tmp_path / "one.png", color)
+    return (tmp_path / "one.png").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_is_itself_even_if_another_has_its_name(tmp_path):
+    named = [("a.png", png_bytes(tmp_path, (i, 0, 0))) for i in (1, 2, 3)]
+    data = opened(entries(tmp_path / "a.zip", *named, ("b.png", named[0][1])))
+    assert sorted([*numbers(data.train), *numbers(data.held_out)]) == [1, 1, 2, 3]
+    workers = StepBatches(data.train, 3, 0, slice(0, 3))
+    with Loader(workers, 0, 1, num_workers=1) as loader:
+        np.testing.assert_array_equal(loader.load(0, 1)[0], workers[0])
+
+
+def test_backslashes_separate_folders_where_nothing_else_does(tmp_path):
+    named = [
+        (rf"top\{c}\{i}.png", png_bytes(tmp_path, (i, 0, 0)))
+        for i, c in enumerate(("ants", "cats"))
+    ]
+    data = opened(entries(tmp_path / "a.zip", ("top\\ants\\", b""), *named))
+    assert data.class_names == ("ants", "cats")
+    data = opened(entries(tmp_path / "b.zip", (r"x/a\b.png", named[0][1]), named[1]))
+    assert data.class_names == ()
+
+
+def test_names_that_lead_out_of_a_zip_lead_nowhere(tmp_path):
+    names = ("/etc/a.png", "../../b.png", "./c.png", "x/../d.png")
+    named = [(n, png_bytes(tmp_path, (i, 0, 0))) for i, n in enumerate(names)]
+    data = opened(entries(tmp_path / "a.zip", *named))
+    assert data.train.encoded.names == ["b.png", "c.png", "etc/a.png", "x/d.png"]
+    seen = [data.train.encoded.read(i) for i in range(4)]
+    assert seen == [named[i][1] for i in (1, 2, 0, 3)]
+
+
+def test_an_encrypted_entry_is_called_so(tmp_path):
+    path = entries(tmp_path / "a.zip", *[(f"{i}.png", b"x" * 99) for i in range(3)])
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    content[start + 8] |= 1  # In the table of contents, and where the entry lies.
+    content[6] |= 1
+    path.write_bytes(content)
+    with pytest.raises(BadRequest, match=r"0.png: it is encrypted"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"RIFF\xf8\xff\xff\xffWEBPVP8 \xec\xff\xff\xff",
+        b"RIFF\xf8\xff\xff\xffWEBPVP8X\x0a\0\0\0" + bytes(10),
+        b"\0\0\0\x18ftypavif",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+    ],
+)
+def test_a_bomb_in_a_zip_is_not_unpacked(head, tmp_path):
+    """Of 256 MiB, as headers are read as well as whole files; and it is said."""
+    tight = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = tight.compress(head) + b"".join(tight.compress(bytes(2**22)) for _ in range(64))
+    data += tight.flush()
+    path = entries(tmp_path / "a.zip", ("x.webp", b""))
+    size = len(head) + 2**28
+    sizes = struct.pack("<LLL", 0, len(data), size)
+    local = struct.pack("<4sHHHHH", b"PK\3\4", 20, 0, 8, 0, 0) + sizes
+    local += struct.pack("<HH", 6, 0) + b"x.webp"
+    table = struct.pack("<4sHHHHHH", b"PK\1\2", 20, 20, 0, 8, 0, 0) + sizes
+    table += struct.pack("<HHHHHLL", 6, 0, 0, 0, 0, 0, 0) + b"x.webp"
+    end = struct.pack(
+        "<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, len(table), len(local) + len(data), 0
+    )
+    path.write_bytes(local + data + table + end)
+    with pytest.raises(BadRequest, match=r"taken for a bomb"):
+        opened(path)
+    # If it claims to be small, no more than that is unpacked.
+    small = struct.pack("<LLL", 0, len(data), 1000)
+    path.write_bytes((local + data + table + end).replace(sizes, small))
+    with pytest.raises(BadRequest, match=r"1 of 1 images cannot be read"):
+        sources.into_memory(opened(path), DataConfig(channels=3))
+
+
+def test_a_huge_file_is_not_read(folder):
+    with (folder / "ants/x.png").open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(BadRequest, match=r"x.png: it has more than 536,870,912 bytes"):
+        opened(folder)
+
+
+# What is no folder, zip or .npz
+
+FORMATS = [
+    (b"\x80\x04\x95", "a pickle", "np.savez"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "np.savez"),
+    (b"PAR1", "a Parquet file", "np.savez"),
+    (b"\x1f\x8b\x08", "compressed by gzip", "unpack it"),
+    (bytes(257) + b"ustar\x00", "a tar", "unpack it"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
+]
+
+
+@pytest.mark.parametrize("source", ["folder", "npz"])
+@pytest.mark.parametrize(("content", "name", "remedy"), FORMATS)
+def test_other_formats_are_named_with_what_to_do(content, name, remedy, source, tmp_path):
+    (tmp_path / "data").write_bytes(content + bytes(1000))
+    with pytest.raises(BadRequest, match=f"is {name}.*{remedy}"):
+        opened(tmp_path / "data", source=source)
+
+
+def test_one_picture_and_the_wrong_source_are_named(folder, tmp_path):
+    one = folder / "ants/deeper/00.png"
+    for source in ("folder", "npz"):
+        with pytest.raises(BadRequest, match="is one image"):
+            opened(one, source=source)
+    with pytest.raises(BadRequest, match="is a zip of images.*source=folder"):
+        opened(zipped(folder, tmp_path / "a.zip"), source="npz")
+    with pytest.raises(BadRequest, match="data.source=npz"):
+        opened(saved(tmp_path / "a.npz", np.zeros(3)))
+    with pytest.raises(BadRequest, match="is a folder.*source=folder"):
+        opened(folder, source="npz")
+
+
+# Arrays
+
+
+def test_a_npy_is_read_as_it_is(tmp_path):
+    images = RNG.integers(0, 256, (10, 8, 8, 3), np.uint8)
+    for order in "CF":
+        np.save(tmp_path / "a.npy", np.asarray(images, order=order))
+        np.save(tmp_path / "b.npy", images[:2])
+        data = opened(tmp_path / "a.npy", source="npz", held_out=str(tmp_path / "b.npy"))
+        np.testing.assert_array_equal(data.train, images)
+        np.testing.assert_array_equal(data.held_out, images[:2])
+    np.save(tmp_path / "a.npy", np.array([{}], object))
+    with pytest.raises(BadRequest, match="allow_pickle=False"):
+        opened(tmp_path / "a.npy", source="npz")
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_of_any_order_come_back(order, write, tmp_path):
+    images = np.asarray(RNG.integers(0, 256, (10, 8, 8, 3), np.uint8), order=order)
+    write(tmp_path / "a.npz", images, np.arange(10, dtype=">i8"))
+    data = opened(tmp_path / "a.npz", source="npz", held_out_fraction=0.5)
+    np.testing.assert_array_equal(data.train, images[data.labels])
+
+
+UINT8 = RNG.integers(0, 256, (4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ([UINT8.transpose(0, 3, 1, 2)], "looks like [N, C, H, W]"),
+        ([UINT8.transpose(0, 3, 1, 2) / 255], "looks like [N, C, H, W]"),
+        ([UINT8 / 255], "np.rint(arr_0 * 255)"),
+        ([(UINT8 / 127.5 - 1).astype(np.float32)], "np.rint((arr_0 + 1) * 127.5)"),
+        ([UINT8.astype(np.float32)], "scale it to 0 to 255"),
+        ([UINT8.astype(np.int64)], "save arr_0.astype(np.uint8)"),
+        ([UINT8 > 9], "arr_0.astype(np.uint8) * 255"),
+        ([UINT8.astype(np.uint16) * 257], "np.rint(arr_0 / 257)"),
+        ([UINT8[..., 0]], "save arr_0[..., None]"),
+        ([UINT8, np.array([0, 1, 2, 2**31])], "must fit into int32"),
+        ([UINT8, np.array([0, 1, 2, 2**63], np.uint64)], "must fit into int32"),
+        ([UINT8, np.array([0, 1, 2, -(2**31) - 1])], "must fit into int32"),
+    ],
+)
+def test_arrays_of_another_form_are_refused_with_the_remedy(arrays, said, tmp_path):
+    with pytest.raises(BadRequest) as error:
+        opened(saved(tmp_path / "a.npz", *arrays), source="npz")
+    assert said in str(error.value)
+
+
+def test_points_of_another_kind_are_refused_with_the_remedy(tmp_path):
+    path = saved(tmp_path / "a.npz", np.zeros((4, 2)))
+    with pytest.raises(BadRequest, match=r"arr_0.astype\(np.float32\)"):
+        opened(path, source="npz", image_size=())
+
+
+def claiming(path, shape, content=b"", size=None):
+    """A .npy whose header says another shape than there are bytes."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header.ljust(117) + "\n"
+    whole = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+    if path.suffix == ".npy":
+        path.write_bytes(whole + content)
+        if size:
+            os.truncate(path, size)
+        return path
+    return entries(path, ("arr_0.npy", whole + content), compression=zipfile.ZIP_DEFLATED)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_an_array_that_claims_more_than_is_there_is_refused(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    for shape in ((10**9, 1000, 1000, 3), (2**62, 4, 4, 4), (4, 8, 8, 4), (-4, 8, 8, -3)):
+        with pytest.raises(BadRequest, match="claims|damaged"):
+            opened(claiming(path, shape, bytes(768)), source="npz")
+
+
+def test_arrays_that_are_bombs_are_not_unpacked(tmp_path):
+    shape = (2**18, 32, 32, 3)
+    path = claiming(tmp_path / "a.npy", shape, size=128 + 2**18 * 3072)
+    with pytest.raises(BadRequest, match="bomb.*data.memory_gib allows it"):
+        opened(path, source="npz", memory_gib=0.5)
+    path = claiming(tmp_path / "a.npz", (2**28,), bytes(2**28 + 1))
+    with pytest.raises(BadRequest, match="bomb"):
+        opened(path, source="npz", memory_gib=0.1)
+
+
+# Held out means held out
+
+
+def test_what_is_held_out_is_never_trained_on_under_another_name(tmp_path):
+    for i in range(4):
+        picture(tmp_path / f"a/{i}.png", (i, 0, 0))
+        picture(tmp_path / f"b/{i}.png", (9 + i, 0, 0))
+    a, b = tmp_path / "a", tmp_path / "b"
+    opened(a, held_out=str(b))
+
+    def refused(said="in common"):
+        for one, other in ((a, b), (b, a)):
+            with pytest.raises(BadRequest, match=said):
+                opened(one, held_out=str(other))
+
+    for link in (os.symlink, os.link, shutil.copy):
+        link(b / "1.png", a / "other.png")
+        refused("other.png|1.png")
+        (a / "other.png").unlink()
+    (a / "more").symlink_to(b)
+    refused()
+    (a / "more").unlink()
+    (tmp_path / "c").symlink_to(a)
+    with pytest.raises(BadRequest, match="would be trained on"):
+        opened(a, held_out=str(tmp_path / "c"))
+    # The same in a zip, by content, and zips by their entries.
+    archive = zipped(b, tmp_path / "b.zip")
+    with pytest.raises(BadRequest, match=r"4 images in common.*top/0.png is 0.png"):
+        opened(b, held_out=str(archive))
+    os.link(archive, tmp_path / "again.zip")
+    with pytest.raises(BadRequest, match="in common"):
+        opened(archive, held_out=str(tmp_path / "again.zip"))
+    opened(a, held_out=str(archive))
+
+
+def test_files_of_one_size_are_not_taken_for_one(tmp_path):
+    """Uncompressed pictures that differ at their end alone, behind 64 KiB."""
+    pixels = RNG.integers(0, 256, (200, 200, 3), np.uint8)
+    for name in ("a/0.bmp", "a/1.bmp", "b/0.bmp"):
+        pixels[0, 0] += 1  # The first row is the last in the file.
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    opened(tmp_path / "a", held_out=str(tmp_path / "b"))
+    shutil.copy(tmp_path / "a/0.bmp", tmp_path / "b/1.bmp")
+    with pytest.raises(BadRequest, match="1 images in common.*: 1.bmp is 0.bmp"):
+        opened(tmp_path / "a", held_out=str(tmp_path / "b"))
+
+
+def test_one_file_under_two_names_is_on_one_side_only(folder, capsys):
+    for i in range(0, 40, 2):
+        os.symlink(
+            folder / f"{'cats' if i % 4 else 'ants'}/deeper/{i:02}.png",
+            folder / f"ants/link{i}.png",
+        )
+    os.link(folder / "ants/deeper/00.png", folder / "ants/hard.png")
+    data = opened(folder, held_out_fraction=0.5)
+    both = [*numbers(data.train), *numbers(data.held_out)]
+    assert sorted(both) == list(range(40))
+    assert "21 names of files that have another name" in capsys.readouterr().out
+
+
+def test_a_home_is_a_place_like_others(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(opened("~/pictures").train) == 39
+    with pytest.raises(BadRequest, match="lie in one another"):
+        opened(folder, held_out="~/pictures/ants")
+
+
+def test_the_same_arrays_are_not_held_out(tmp_path):
+    np.savez(tmp_path / "a.npz", UINT8)
+    np.savez_compressed(tmp_path / "b.npz", UINT8)
+    with pytest.raises(BadRequest, match="the same examples"):
+        opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / "b.npz"))

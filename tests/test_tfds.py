@@ -16,6 +16,7 @@ from conftest import ROOT, SHARED
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
+from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.validation import BadRequest
 
 needs_real_data = pytest.mark.skipif(
@@ -206,6 +207,36 @@ def test_a_damaged_set_is_refused_or_its_images_are_named(tiny, tmp_path):
     )
     with pytest.raises(BadRequest, match=r"cannot be read: image \d+ of train: "):
         sources.into_memory(sources.open_data_set(config), config)
+
+
+STRANGE = ("a [v2]", "b*?", "c%20#", "d\n\t", "e'\"\\", os.fsdecode(b"f\xe9"), "{x,y}~")
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_any_place_is_a_place(name, tiny, tmp_path):
+    place = tmp_path / name
+    place.symlink_to(tiny)
+    data = opened("tiny", place)
+    np.testing.assert_array_equal(all_of(data.train), all_of(opened("tiny", tiny).train))
+    with pytest.raises(BadRequest) as error:
+        opened("tiny:9.9.9", place)
+    assert str(error.value).isprintable()
+
+
+def test_worker_processes_read_from_any_place(tiny, tmp_path):
+    place = tmp_path / "runs [v2]*"
+    shutil.copytree(tiny, place)
+    data = opened("tiny", place)
+    batches = StepBatches(data.train, 8, 0, slice(0, 8))
+    with Loader(batches, 0, most=2, num_workers=1) as loader:
+        np.testing.assert_array_equal(loader.load(0, 2), [batches[0], batches[1]])
+    # What is missing is named by the place that the user has given.
+    (record,) = (place / "tiny/1.0.0").glob("*train.array*")
+    record.unlink()
+    os.mkfifo(record)
+    with pytest.raises(BadRequest) as error:
+        opened("tiny", place)
+    assert f"{record} is a named pipe" in str(error.value)
 
 
 def test_a_set_of_one_split_has_a_fixed_part_held_out(tiny):

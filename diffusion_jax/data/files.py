@@ -2,16 +2,23 @@
 
 import os
 import pathlib
+import stat
 import zipfile
 from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
 
-from diffusion_jax.data.images import SUFFIXES, Unreadable
+from diffusion_jax.data import formats
+from diffusion_jax.data.report import by_suffix
+from diffusion_jax.data.unreadable import Unreadable, reason
+from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime.text import shown
 from diffusion_jax.validation import BadRequest
 
 _MAX_BYTES = 2**29  # A larger file, unpacked, is taken for a bomb.
+# What is larger, and packed more tightly than any image, is taken for one as well.
+_MAX_PACKED_BYTES, _MAX_RATIO = 2**26, 100
 
 
 class Files:
@@ -19,27 +26,41 @@ class Files:
 
     Attributes:
       names: path of each file below the folder, with "/".
+      others: the same of the files that are left out, since they are no images.
       class_names: the sub-folders, if all files lie in two or more of them; else ().
       labels: which of them each file lies in, int32; all 0 if there are none.
     """
 
-    def __init__(self, root: pathlib.Path, names: Sequence[str]):
-        self.root, self.names = root, sorted(names)
+    def __init__(self, root: pathlib.Path, names: Sequence[str], others: Sequence[str]):
+        self.root, self.names, self.others = root, sorted(names), others
         self.class_names, self.labels = _classes(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """How a message names this image; it can be printed, whatever the bytes are."""
-        return self.names[index].encode("utf-8", "backslashreplace").decode()
+        """Return what a message calls this image; it can be printed, whatever it is."""
+        return shown(self.names[index])
 
     def open(self, index: int) -> IO[bytes]:
-        """The file, to read its header from."""
-        return (self.root / self.names[index]).open("rb")
+        """Open the file.
+
+        Raises:
+          Unreadable: if it is too large to be read, or cannot be.
+          OSError: if it is gone, or no regular file.
+        """
+        file = regular.open_regular(self.root / self.names[index])
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            file.close()
+            raise _too_large()
+        return file
+
+    def identity(self, index: int, file: IO[bytes]) -> tuple[tuple[int, ...], int]:
+        """Return what is the same for one file under two names, and the file's size."""
+        return _identity(file)
 
     def read(self, index: int) -> bytes:
-        """The whole file.
+        """Return the whole file.
 
         Raises:
           Unreadable: if it is gone, too large, or the zip is damaged there.
@@ -47,12 +68,10 @@ class Files:
         try:
             with self.open(index) as file:
                 content = file.read(_MAX_BYTES + 1)
-        except Unreadable:
-            raise
         except Exception as error:  # Whatever the disk or the zip does.
-            raise Unreadable(f"{type(error).__name__}: {error}") from error
+            raise Unreadable(reason(error)) from error
         if len(content) > _MAX_BYTES:
-            raise Unreadable(f"it has more than {_MAX_BYTES:,} bytes")
+            raise _too_large()
         return content
 
 
@@ -61,18 +80,89 @@ class ZippedFiles(Files):
 
     _archive: zipfile.ZipFile | None = None
 
-    def open(self, index: int) -> IO[bytes]:
+    def __init__(
+        self,
+        root: pathlib.Path,
+        entries: Sequence[tuple[str, int, int]],
+        others: Sequence[str],
+    ):
+        """Take entries as (name, position in the zip's table, place in the zip)."""
+        self._entries = sorted(entries)
+        super().__init__(root, [name for name, *_ in entries], others)
+
+    def _entry(self, index: int) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
         if self._archive is None:
-            self._archive = zipfile.ZipFile(self.root)
-        return self._archive.open(self.names[index])
+            self._archive = zipfile.ZipFile(regular.open_regular(self.root))
+        infos = self._archive.infolist()
+        _, position, offset = self._entries[index]
+        if position >= len(infos) or infos[position].header_offset != offset:
+            raise Unreadable("the zip has been replaced by another one")
+        return self._archive, infos[position]
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open an entry; it gives no more bytes than the zip claims, which are bounded."""
+        archive, info = self._entry(index)
+        if info.flag_bits & 1:
+            raise Unreadable("it is encrypted; unpack the zip by its password")
+        if info.file_size > _MAX_BYTES:
+            raise _too_large()
+        if info.file_size > max(_MAX_PACKED_BYTES, _MAX_RATIO * info.compress_size):
+            raise Unreadable(
+                f"it unpacks to {info.file_size:,} bytes from {info.compress_size:,}, and "
+                "is taken for a bomb"
+            )
+        # By the entry, since a name can be there twice.
+        return archive.open(info)
+
+    def identity(self, index: int, file: IO[bytes]) -> tuple[tuple[int, ...], int]:
+        """Return the place of the entry in the zip, and its unpacked size."""
+        archive, info = self._entry(index)
+        assert archive.fp is not None
+        whole, _ = _identity(archive.fp)
+        return (*whole, info.header_offset), info.file_size
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker process, which opens the zip itself."""
+        """Return what a worker process gets, which opens the zip itself."""
         return {**self.__dict__, "_archive": None}
 
 
+def _too_large() -> Unreadable:
+    return Unreadable(f"it has more than {_MAX_BYTES:,} bytes")
+
+
+def _identity(file: IO[bytes]) -> tuple[tuple[int, ...], int]:
+    status = os.fstat(file.fileno())
+    # Some network file systems use a number of an inode again.
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return key, status.st_size
+
+
+def existing(path: str, field: str, what: str) -> pathlib.Path:
+    """Return the path of a folder or regular file that is there.
+
+    Args:
+      path: of it; "~" is the user's home.
+      field: of the config that names it, for messages.
+      what: "folder or zip", for messages.
+
+    Raises:
+      BadRequest: if there is no such thing.
+    """
+    found = pathlib.Path(os.path.expanduser(path))
+    try:
+        if not stat.S_ISDIR(os.stat(found).st_mode):
+            regular.check_regular(found)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadRequest(f"{field} ({path!r}): there is no such {what}") from error
+    except regular.NotRegular as error:
+        raise BadRequest(f"{field} ({path!r}) {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{field} ({path!r}) cannot be read: {reason(error)}") from error
+    return found
+
+
 def find_files(path: str, field: str = "data.path") -> Files:
-    """The image files below a folder, or in a zip.
+    """Return the image files below a folder, or in a zip.
 
     Args:
       path: of the folder or zip.
@@ -81,41 +171,78 @@ def find_files(path: str, field: str = "data.path") -> Files:
     Raises:
       BadRequest: if there is no such thing, or no image in it.
     """
-    root = pathlib.Path(os.path.expanduser(path))
     if not path:
         raise BadRequest(f"{field} is empty; give the folder: --config.{field}=DIR")
-    if not (root.is_dir() or root.is_file()):
-        raise BadRequest(f"{field} ({path!r}): there is no such folder or zip")
+    root = existing(path, field, "folder or zip")
+    entries: list[tuple[str, int, int]] = []
     if root.is_dir():
-        kind, names = Files, _names_below(root, field)
+        names = _names_below(root, field)
     else:
-        kind = ZippedFiles
-        try:
-            with zipfile.ZipFile(root) as archive:
-                names = [i.filename for i in archive.infolist() if not i.is_dir()]
-        except Exception as error:  # Damaged bytes make zipfile raise nearly any kind.
-            hint = (
-                "; for an .npz: --config.data.source=npz" if root.suffix == ".npz" else ""
-            )
-            raise BadRequest(
-                f"{field} ({path!r}) is neither a folder nor a zip: {error}{hint}"
-            ) from error
-    hidden = (".", "__MACOSX")  # What a Mac leaves beside the real files.
-    images = [
-        name
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-        and not any(part.startswith(hidden) for part in name.split("/"))
-    ]
+        entries = _entries(root, f"{field} ({path!r})")
+        names = [name for name, *_ in entries]
+    seen = [name for name in names if not _is_hidden(name)]
+    images = [name for name in seen if _is_image(name)]
+    others = [name for name in seen if not _is_image(name)]
     if not images:
-        others = f"; it holds {names[0]}" if names else "; it is empty"
-        raise BadRequest(f"{field} ({path!r}) has no images ({' '.join(SUFFIXES)}){others}")
-    return kind(root, images)
+        said = f"it holds {by_suffix(others)}" if others else "it is empty"
+        if any(name.endswith(".npy") for name in others):
+            said += "; for arrays: --config.data.source=npz"
+        known = " ".join(formats.SUFFIXES)
+        raise BadRequest(f"{field} ({path!r}) has no images ({known}); {said}")
+    if root.is_dir():
+        return Files(root, images, others)
+    chosen = [e for e in entries if not _is_hidden(e[0]) and _is_image(e[0])]
+    return ZippedFiles(root, chosen, others)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(formats.SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    hidden = (".", "__MACOSX")  # What a Mac leaves beside the real files.
+    return any(part.startswith(hidden) for part in name.split("/"))
+
+
+def _entries(root: pathlib.Path, where: str) -> list[tuple[str, int, int]]:
+    """Name, position and place of the files in a zip.
+
+    No file is ever written under such a name; "/" at its beginning and ".." mean nothing.
+    """
+    head = b""
+    try:
+        with regular.open_regular(root) as file:
+            head = file.read(formats.HEAD)
+            with zipfile.ZipFile(file) as archive:
+                infos = archive.infolist()
+    except Exception as error:  # Damaged bytes make zipfile raise nearly any kind.
+        raise BadRequest(f"{where} {_what_else(head, error)}") from error
+    # Some programs of Windows separate folders by a backslash.
+    windows = not any("/" in info.filename for info in infos)
+    entries = []
+    for position, info in enumerate(infos):
+        name = info.filename.replace("\\", "/") if windows else info.filename
+        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        if parts and not name.endswith("/"):
+            entries.append(("/".join(parts), position, info.header_offset))
+    return entries
+
+
+def _what_else(head: bytes, error: Exception) -> str:
+    other = formats.other_kind(head)
+    if head.startswith(b"PK\x03\x04"):
+        return f"is a damaged zip: {reason(error)}"
+    if other:
+        return f"is {other.name}, neither a folder nor a zip; {other.remedy}"
+    if formats.image_kind(head):
+        return "is one image, neither a folder nor a zip; give the folder it lies in"
+    return f"is neither a folder nor a zip: {reason(error)}"
 
 
 def _names_below(root: pathlib.Path, field: str) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise BadRequest(f"{field}: {error.filename} cannot be read: {error.strerror}")
+        place = shown(os.fsdecode(error.filename))
+        raise BadRequest(f"{field}: {place} cannot be read: {error.strerror}")
 
     found, seen = [], {os.path.realpath(root)}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):

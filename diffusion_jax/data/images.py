@@ -1,56 +1,116 @@
 """From the bytes of an image file to uint8 pixels of the shape that is wanted."""
 
+import contextlib
 import io
+import re
+import threading
 import warnings
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")
+from diffusion_jax.data import colours, formats, png
+from diffusion_jax.data.unreadable import Unreadable, reason
+
 _MAX_PIXELS = 90_000_000  # More in one picture is taken for a decompression bomb.
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+_STRIP = 2**22  # Pixels that are converted at a time.
+_LARGE = 2**24  # Of pictures with more pixels than this, one at a time is decoded.
+_one_large = threading.Lock()
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+_ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # In EXIF.
+_BITS, _PHOTOMETRIC = 258, 262  # In TIFF.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # After compressed data.
+# Pillow's own, of large or odd pictures. (A filter within a context is not for threads.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class Unreadable(ValueError):
-    """An image cannot be read; str() is the reason."""
+def num_channels(file: IO[bytes], size: int | None = None) -> int:
+    """Return 1 if an image is grey, 3 if it is in colour; only the header is read.
 
-
-def num_channels(file: IO[bytes]) -> int:
-    """1 if an image is grey, 3 if it is in colour; only the header is read.
+    Args:
+      file: that can be sought in.
+      size: of it, if that is known.
 
     Raises:
-      Unreadable: if the header is not that of a PNG, JPEG or WebP of a sane size.
+      Unreadable: if the header is not that of an image of a sane size.
     """
-    return 1 if _is_grey(_open(file)) else 3
+    head = file.read(formats.HEAD)
+    kind = _kind(head)
+    file.seek(0)
+    if kind == "PNG":
+        header = png.read_header(file)
+        _check_size(header.width, header.height)
+        return 1 if png.is_grey(file, header) else 3
+    if kind == "WEBP":
+        _check_webp(head, size)
+        return 3
+    return 1 if _is_grey(_open(file, kind)) else 3
 
 
 def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
-    """The pixels of an image file; uint8 [H, W, C].
+    """Return the pixels of an image file; uint8 [H, W, C].
 
-    A rotation that EXIF asks for is done; what is transparent lies on white; 16 bits of
-    grey become 8 by rounding v / 257, those of colour by their upper byte (Pillow has no
-    16-bit colour), which is less than one level lower; colour becomes grey as
-    0.299 R + 0.587 G + 0.114 B. Of an animation the first frame counts.
+    A rotation that EXIF asks for is done; an embedded colour profile is converted to sRGB;
+    what is transparent lies on white; 16 bits of grey become 8 by rounding v / 257, those
+    of colour by their upper byte (Pillow has no 16-bit colour), which is less than one
+    level lower; colour becomes grey as 0.299 R + 0.587 G + 0.114 B. Of an animation the
+    first frame counts.
 
     Args:
-      content: of a PNG, JPEG or WebP file.
+      content: of a file of one of `formats.KINDS`.
       shape: (H, W, C) with C 1 or 3.
       resize: "crop" or "squash"; see `fit`.
 
     Raises:
       Unreadable: if it is none of these, truncated, or larger than 90 million pixels.
     """
-    image = _open(io.BytesIO(content))
-    try:
-        return fit(ImageOps.exif_transpose(image), shape, resize)
-    except Exception as error:  # Damaged bytes make Pillow raise nearly any kind.
-        raise Unreadable(str(error) or type(error).__name__) from error
+    head = content[: formats.HEAD]
+    kind = _kind(head)
+    whole = None
+    if kind == "PNG":
+        whole = png.read(content)
+        content = whole.content
+    elif kind == "JPEG":
+        content = _without_end(content)
+    elif kind == "WEBP":
+        _check_webp(head, len(content))
+    image = _open(io.BytesIO(content), kind)
+    large = image.width * image.height > _LARGE
+    with _one_large if large else contextlib.nullcontext():
+        try:
+            return _decoded(image, whole, shape, resize)
+        except Unreadable:
+            raise
+        except Exception as error:  # Damaged bytes make Pillow raise nearly any kind.
+            raise Unreadable(reason(error)) from error
+
+
+def _decoded(
+    image: Image.Image, whole: png.Png | None, shape: tuple[int, int, int], resize: str
+) -> np.ndarray:
+    low_bytes = _load_png(image, whole) if whole else None
+    image.load()
+    _check_mode(image)
+    rotation = None
+    with contextlib.suppress(Exception):  # Damaged EXIF asks for nothing.
+        rotation = _ROTATIONS.get(image.getexif().get(_ORIENTATION, 1))
+    key = whole.transparent if whole else ()
+    image = _plain(image, "L" if shape[2] == 1 else "RGB", key, low_bytes)
+    return fit(image if rotation is None else image.transpose(rotation), shape, resize)
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndarray:
-    """An image of any mode and size as uint8 [H, W, C].
+    """Return an image of any mode and size as uint8 [H, W, C].
 
     Args:
       image: with any mode.
@@ -59,7 +119,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndar
         image. Both by one Lanczos filter that is as wide as the pixels that it averages.
     """
     height, width, channels = shape
-    image = _on_white(image).convert("L" if channels == 1 else "RGB")
+    image = _plain(image, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
         box = (0.0, 0.0, float(image.width), float(image.height))
         if resize == "crop":
@@ -71,41 +131,180 @@ def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndar
     return np.asarray(image).reshape(shape)
 
 
-def _open(file: IO[bytes]) -> Image.Image:
-    if not file.read(1):
+def _kind(head: bytes) -> str:
+    if not head:
         raise Unreadable("the file is empty")
-    file.seek(0)
+    kind = formats.image_kind(head)
+    if kind is None:
+        other = formats.other_kind(head)
+        wanted = f"it is not a {formats.listed_kinds()} image"
+        raise Unreadable(f"it is {other.name}; {other.remedy}" if other else wanted)
+    return kind
+
+
+def _open(file: IO[bytes], kind: str) -> Image.Image:
+    if kind not in Image.OPEN:
+        Image.init()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own, of large or odd pictures.
-            image = Image.open(file, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Unreadable("it is a decompression bomb") from error
-    except Exception as error:
-        raise Unreadable("it is not a PNG, JPEG or WebP image") from error
-    if image.width * image.height > _MAX_PIXELS:
-        raise Unreadable(
-            f"{image.width} x {image.height} pixels are taken for a decompression bomb"
-        )
+        # As Image.open does, which does not tell why an image cannot be read.
+        image = Image.OPEN[kind][0](file, "")
+    except Unreadable:
+        raise
+    except Exception as error:  # Damaged bytes make Pillow raise nearly any kind.
+        raise Unreadable(f"this {kind} cannot be read: {reason(error)}") from error
+    _check_size(image.width, image.height)
     return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} pixels are taken for a decompression bomb")
+    if not width * height:
+        raise Unreadable("it has no pixels")
+
+
+def _check_webp(head: bytes, num_bytes: int | None) -> None:
+    """Refuse by the size in the header, since Pillow's reader makes the canvas at once."""
+    kind, size = head[12:16], head[20:30]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(size[i : i + 3], "little") for i in (4, 7))
+    elif kind == b"VP8L" and size[:1] == b"\x2f":
+        bits = int.from_bytes(size[1:5], "little")
+        width, height = 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+    elif kind == b"VP8 " and size[3:6] == b"\x9d\x01\x2a":
+        width, height = (int.from_bytes(size[i : i + 2], "little") % 2**14 for i in (6, 8))
+    else:
+        raise Unreadable("it is damaged: it has no header of a WebP")
+    _check_size(width, height)
+    if num_bytes is not None and num_bytes < int.from_bytes(head[4:8], "little") + 8:
+        raise Unreadable("it is truncated")
+
+
+def _check_mode(image: Image.Image) -> None:
+    tags = getattr(image, "tag_v2", {})
+    bits = set(np.ravel(tags.get(_BITS, 8)))
+    if image.mode == "F" or (tags and image.mode == "I") or not bits <= {1, 2, 4, 8, 16}:
+        depth = "/".join(map(str, sorted(bits)))
+        raise Unreadable(
+            f"its pixels are numbers of {depth} bits, whose range is not known"
+        )
+
+
+def _without_end(content: bytes) -> bytes:
+    """A JPEG of one scan without its end, for the decoder to miss what is missing.
+
+    Where the data end too early, at the marker of an end, it would make up the rest.
+    """
+    at, sequential = 2, False
+    while content[at : at + 1] == b"\xff":
+        marker, length = content[at + 1 : at + 2], content[at + 2 : at + 4]
+        if marker == b"\xff":  # Filling.
+            at += 1
+            continue
+        at += 2 + int.from_bytes(length, "big")
+        if marker in (b"\xc0", b"\xc1"):
+            sequential = True
+        if marker == b"\xda":
+            end = _JPEG_MARKER.search(content, at)
+            if sequential and end and end[0] == b"\xff\xd9":
+                return content[: end.start()] + bytes(16)
+            break
+    return content
 
 
 def _is_grey(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette:
         # Not getpalette(), which would decode the image.
-        raw = bytes(image.palette.palette or b"")
-        colours = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-        return bool((colours == colours[:, :1]).all())
+        raw, mode = bytes(image.palette.palette or b""), image.palette.rawmode or "RGB"
+        values = np.frombuffer(raw, np.uint8)
+        if mode.endswith(";L"):  # All of red, then all of green, then all of blue.
+            values = values.reshape(3, -1).T
+        else:
+            values = values.reshape(-1, len(mode))[:, :3]
+        return bool((values == values[:, :1]).all())
     return image.mode in _GREY_MODES
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """The image without transparency, in a mode of 8 bits a channel."""
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip((wide + 128) // 257, 0, 255).astype(np.uint8))
-    if not image.has_transparency_data:
+def _load_png(image: Image.Image, whole: png.Png) -> Image.Image | None:
+    """Decode a PNG and check that it is complete.
+
+    Returns:
+      The lower bytes of 16-bit colour, if these are needed to tell what is transparent.
+    """
+    low_bytes = None
+    if whole.transparent and whole.header[2:4] == (16, 2):
+        low_bytes = Image.open(io.BytesIO(whole.content), formats=("PNG",))
+        # As if the bytes came in the other order: Pillow keeps the upper one.
+        low_bytes.tile = [tile._replace(args="RGB;16L") for tile in low_bytes.tile]
+        low_bytes.load()
+    image.load()
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    # Pixels that the data do not reach are 0.
+    if whole.header.interlaced or not any(last.tobytes()):
+        whole.check_complete()
+    return low_bytes
+
+
+def _plain(
+    image: Image.Image,
+    mode: str,
+    key: tuple[int, ...] = (),
+    low_bytes: Image.Image | None = None,
+) -> Image.Image:
+    """The image in sRGB on white, in mode L or RGB; strip by strip, to spare memory.
+
+    Args:
+      image: of any mode.
+      mode: L or RGB.
+      key: samples of the colour that is transparent, if there is one.
+      low_bytes: those of its samples, if it has 16 bits.
+    """
+    changed = key or image.has_transparency_data or colours.transform_of(image)
+    if image.mode == mode and not changed:
         return image
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image)
+    if image.width * image.height <= _STRIP:
+        return _plain_strip(image, mode, key, low_bytes)
+    plain = Image.new(mode, image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        lower = low_bytes.crop(box) if low_bytes else None
+        plain.paste(_plain_strip(image.crop(box), mode, key, lower), box)
+    return plain
+
+
+def _plain_strip(
+    image: Image.Image, mode: str, key: tuple[int, ...], low_bytes: Image.Image | None
+) -> Image.Image:
+    seen = _differs(image, key, low_bytes) if key else None
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    image = colours.to_srgb(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert(mode)
+    if seen is not None:
+        image = Image.composite(image, Image.new(mode, image.size, "white"), seen)
+    image.info = {}
+    return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    wide = np.asarray(image).astype(np.int32)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # White is 0, in TIFF.
+        wide = 65535 - wide
+    narrow = Image.fromarray(np.clip((wide + 128) // 257, 0, 255).astype(np.uint8))
+    narrow.info = image.info
+    return narrow
+
+
+def _differs(
+    image: Image.Image, key: tuple[int, ...], low_bytes: Image.Image | None
+) -> Image.Image:
+    """A mask, mode L, of where an image has another colour than this one."""
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if low_bytes:
+        samples = samples.astype(np.int32) * 256 + np.asarray(low_bytes)
+    differs = samples.reshape(image.height, image.width, -1) != key
+    return Image.fromarray(differs.any(-1).astype(np.uint8) * 255)

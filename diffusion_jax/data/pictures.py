@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +11,6 @@ from diffusion_jax.data.images import Unreadable, decode
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 _CHUNK = 256
-_MAX_NAMED = 5
 
 
 class Encoded(Protocol):
@@ -117,9 +116,3 @@ def decode_all(
                 good = (good + 1) % len(pictures)
             pixels[i] = pixels[good]
     return pixels, [bad[i] for i in sorted(bad)]
-
-
-def named(bad: Sequence[str]) -> str:
-    """The first few of "NAME: REASON", and how many more there are."""
-    more = f" and {len(bad) - _MAX_NAMED:,} more" if len(bad) > _MAX_NAMED else ""
-    return "; ".join(bad[:_MAX_NAMED]) + more

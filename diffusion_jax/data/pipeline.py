@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.sources import Source
+from diffusion_jax.data.unreadable import Unreadable
 
 
 def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:

@@ -9,11 +9,14 @@ process of its own. A set that is there already is left as it is.
 import os
 import sys
 
+from diffusion_jax.data.prepared import plain_place
+from diffusion_jax.runtime.text import shown
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def prepare(name: str, data_dir: str | None = None) -> None:
-    """Prepares a set of images by its name in TFDS's notation.
+    """Prepare a set of images by its name in TFDS's notation.
 
     Raises:
       ValueError: if it is not a set of images.
@@ -21,7 +24,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    if data_dir and "://" not in data_dir:
+        os.makedirs(os.path.expanduser(data_dir), exist_ok=True)
+    builder = tfds.builder(
+        name, data_dir=plain_place(data_dir or ""), file_format="array_record"
+    )
     features = builder.info.features or {}
     if not any(type(f) is tfds.features.Image for f in features.values()):
         raise ValueError(f"{name} is not a set of images: it has {', '.join(features)}")
@@ -35,4 +42,4 @@ if __name__ == "__main__":
         prepare(*sys.argv[1:])
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        sys.exit(f"error: {type(error).__name__}: {lines[0]}")
+        sys.exit(shown(f"error: {type(error).__name__}: {lines[0]}"))

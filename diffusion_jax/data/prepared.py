@@ -6,16 +6,18 @@ runs as a process of its own, prepare.py; nothing else imports TensorFlow.
 
 import difflib
 import importlib.util
-import io
 import os
-import shlex
+import pathlib
+import re
 import subprocess
 import sys
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.images import Unreadable
+from diffusion_jax.data.unreadable import Unreadable, reason
+from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime.text import quoted, say, shown
 from diffusion_jax.validation import BadRequest
 
 _INSTALL = "pip install -r requirements.txt"
@@ -47,10 +49,6 @@ class PreparedImages:
         """How a message names this image."""
         return f"image {index} of {self.split}"
 
-    def open(self, index: int) -> IO[bytes]:
-        """The image, to read its header from."""
-        return io.BytesIO(self.read(index))
-
     def read(self, index: int) -> bytes:
         """The bytes of the image's file.
 
@@ -60,7 +58,7 @@ class PreparedImages:
         try:
             return self._source[index][self._feature]
         except Exception as error:  # Whatever the record reader raises.
-            raise Unreadable(f"{type(error).__name__}: {error}") from error
+            raise Unreadable(reason(error)) from error
 
 
 def open_prepared(
@@ -108,12 +106,12 @@ def open_prepared(
     if not images or features[images[0]].np_dtype != np.uint8:
         raise BadRequest(
             f"data.source (tfds:{name}) is not a set of 8-bit images: it has "
-            f"{', '.join(features)}"
+            f"{shown(', '.join(features))}"
         )
-    train = _open(builder, name, "data.split", split, images[0])
+    train = _open(builder, name, data_dir, "data.split", split, images[0])
     other: PreparedImages | None = None
     if held_out:
-        other = _open(builder, name, "data.held_out", held_out, images[0])
+        other = _open(builder, name, data_dir, "data.held_out", held_out, images[0])
         if _overlap(train, other):
             raise BadRequest(
                 f"data.held_out ({held_out!r}) and data.split ({split!r}) have examples in "
@@ -122,7 +120,7 @@ def open_prepared(
     else:
         for own in ("validation", "test"):
             if own in builder.info.splits and other is None:
-                found = _open(builder, name, "data.held_out", own, images[0])
+                found = _open(builder, name, data_dir, "data.held_out", own, images[0])
                 other = None if _overlap(train, found) else found
     channels = features[images[0]].shape[-1] or 0
     labels = [
@@ -133,27 +131,35 @@ def open_prepared(
     return train, other, channels, tuple(labels[0].names) if labels else ()
 
 
-def _open(builder: Any, name: str, field: str, split: str, feature: str) -> PreparedImages:
+def _open(
+    builder: Any, name: str, data_dir: str, field: str, split: str, feature: str
+) -> PreparedImages:
     try:
         opened = PreparedImages(builder, split, feature)
         if len(opened) < 1:
             raise ValueError("no examples")
     except NotImplementedError as error:
         raise BadRequest(
-            f"{builder.data_path} was prepared as {builder.info.file_format.value}, "
-            f"which only TensorFlow reads; prepare it once more: "
-            f"{_command(name, 'DIR')}, and train with --config.data.path=DIR"
+            f"{_named(builder.data_path, data_dir)} was prepared as "
+            f"{builder.info.file_format.value}, which only TensorFlow reads; prepare it "
+            f"once more: {_command(name, 'DIR')}, and train with --config.data.path=DIR"
         ) from error
     except (ValueError, KeyError) as error:
         raise BadRequest(
             f"{field} ({split!r}) is not a split of {name} with examples in it; it has "
-            f"{', '.join(builder.info.splits)}"
+            f"{shown(', '.join(builder.info.splits))}"
         ) from error
     for path, *_ in opened.parts:
-        if not os.path.exists(path):
-            raise BadRequest(
-                f"{path} is missing; remove {builder.data_path} and prepare it once more"
+        try:
+            regular.check_regular(path)
+        except OSError as error:
+            problem = (
+                "is missing" if isinstance(error, FileNotFoundError) else reason(error)
             )
+            raise BadRequest(
+                f"{_named(path, data_dir)} {problem}; remove "
+                f"{_named(builder.data_path, data_dir)} and prepare it once more"
+            ) from error
     return opened
 
 
@@ -171,16 +177,16 @@ def _find(name: str, data_dir: str) -> Any:
 
     try:
         return read_only_builder.builder_from_files(
-            name, data_dir=data_dir or None, file_format="array_record"
+            name, data_dir=plain_place(data_dir), file_format="array_record"
         )
     except registered.DatasetNotFoundError:
         return None
     except Exception as error:  # A damaged set makes TFDS raise nearly any kind.
         # Only the first of its many lines says what is wrong.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadRequest(
             f"data.source (tfds:{name}): what lies in {_place(data_dir)} cannot be read: "
-            f"{reason}"
+            f"{_named(first, data_dir)}"
         ) from error
 
 
@@ -208,7 +214,7 @@ def _prepare(name: str, data_dir: str) -> None:
             f"{_not_prepared(name, data_dir)} (once; it needs TensorFlow, which is not "
             f"installed: {_INSTALL})"
         )
-    print(f"preparing tfds:{name} in {_place(data_dir)}, once")
+    say(f"preparing tfds:{name} in {_place(data_dir)}, once")
     command = [sys.executable, "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
     said = b""
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -216,14 +222,14 @@ def _prepare(name: str, data_dir: str) -> None:
         while chunk := process.stderr.read1():  # type: ignore[attr-defined]
             said = (said + chunk)[-4096:]
             if sys.stdout.isatty():  # The progress bars of TFDS.
-                sys.stdout.buffer.write(chunk)
+                sys.stdout.write(_bars(chunk))
                 sys.stdout.flush()
     if process.returncode:
         last = said.decode(errors="replace").strip().splitlines()[-1:]
-        reason = last[0].removeprefix("error: ") if last else f"status {process.returncode}"
+        why = last[0].removeprefix("error: ") if last else f"status {process.returncode}"
         raise BadRequest(
             f"data.source (tfds:{name}) is not prepared in {_place(data_dir)} (data.path), "
-            f"and preparing it failed: {reason}; where there is internet it is: "
+            f"and preparing it failed: {shown(why)}; where there is internet it is: "
             f"{_command(name, data_dir)}"
         )
 
@@ -238,7 +244,31 @@ def _not_prepared(name: str, data_dir: str) -> str:
 def _place(data_dir: str) -> str:
     import tensorflow_datasets as tfds
 
-    return data_dir or str(tfds.core.constants.DATA_DIR)
+    return shown(data_dir or tfds.core.constants.DATA_DIR)
+
+
+def plain_place(data_dir: str) -> str | None:
+    """Return a name of a folder that TFDS, which looks for files by patterns, reads right.
+
+    Args:
+      data_dir: the folder; "" gives None, and an address (gs://...) itself.
+    """
+    if not data_dir or re.match(r"\w+://", data_dir):
+        return data_dir or None
+    return str(regular.plain(pathlib.Path(os.path.expanduser(data_dir))))
+
+
+def _named(said: object, data_dir: str) -> str:
+    """What TFDS says, with the place as the user has named it."""
+    plain = plain_place(data_dir)
+    return shown(str(said).replace(plain, data_dir) if plain else said)
+
+
+def _bars(chunk: bytes) -> str:
+    """Bars of progress in ASCII, without what would move the cursor but to its line."""
+    text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", chunk).decode("ascii", "replace")
+    parts = re.split(r"([\r\n])", text.replace("\ufffd", "#"))
+    return "".join(part if part in ("\r", "\n") else shown(part) for part in parts)
 
 
 def _folder(data_dir: str) -> list[str]:
@@ -246,6 +276,5 @@ def _folder(data_dir: str) -> list[str]:
 
 
 def _command(name: str, data_dir: str) -> str:
-    return shlex.join(
-        ["python", "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
-    )
+    command = ["python", "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
+    return " ".join(map(quoted, command))

@@ -15,10 +15,12 @@ import numpy as np
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
 from diffusion_jax.data.files import Files, find_files
-from diffusion_jax.data.images import Unreadable, num_channels
+from diffusion_jax.data.headers import Headers, in_common, read_headers
 from diffusion_jax.data.npz import read_npz
-from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all, named
+from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all
 from diffusion_jax.data.prepared import open_prepared
+from diffusion_jax.data.report import by_suffix, named
+from diffusion_jax.runtime.text import say, shown
 from diffusion_jax.validation import BadRequest, nearest
 
 _TOYS = {
@@ -134,70 +136,71 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
 def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
     """Images in a folder or zip: headers are read, so that what is none is found now."""
     files = find_files(config.path)
-    usable, channels = _usable(files, config, f"data.path ({config.path!r})", progress)
+    mine = _usable(files, config, f"data.path ({config.path!r})", progress)
+    both = [mine]
     if config.held_out:
         _check_apart(config)
         other = find_files(config.held_out, "data.held_out")
         if other.class_names != files.class_names:
             raise BadRequest(
                 f"data.held_out ({config.held_out!r}) has other classes than data.path: "
-                f"{', '.join(other.class_names)}; not {', '.join(files.class_names)}"
+                f"{shown(', '.join(other.class_names))}; not "
+                f"{shown(', '.join(files.class_names))}"
             )
         where = f"data.held_out ({config.held_out!r})"
-        theirs, other_channels = _usable(other, config, where, progress)
-        channels = _one_count([channels, other_channels], ["data.path", "data.held_out"])
-        mine = usable
+        both.append(_usable(other, config, where, progress))
+        _check_nothing_in_common(mine, both[1], config)
+        train, held_out = mine.indices, both[1].indices
     else:
         other = files
-        mine, theirs = _split(usable, config.held_out_fraction)
-    form = _form(config, channels)
+        train, held_out = _split(mine.indices, config.held_out_fraction)
+    form = _form(config, config.channels or _common_channels(both))
     return DataSet(
-        Pictures(files, mine, form),
-        Pictures(other, theirs, form),
+        Pictures(files, train, form),
+        Pictures(other, held_out, form),
         form.shape,
-        files.labels[mine] if files.class_names else None,
-        other.labels[theirs] if files.class_names else None,
+        files.labels[train] if files.class_names else None,
+        other.labels[held_out] if files.class_names else None,
         files.class_names,
     )
 
 
 def _usable(
     files: Files, config: DataConfig, where: str, progress: Progress | None
-) -> tuple[np.ndarray, int]:
-    """Which files are images by their headers, and their channels as the config wants."""
-    good, bad, counts = [], [], []
-    for i in range(len(files)):
-        try:
-            with files.open(i) as file:
-                counts.append(num_channels(file))
-            good.append(i)
-        except Unreadable as error:
-            bad.append(f"{files.name(i)}: {error}")
-        except Exception as error:  # Whatever the disk or the zip does.
-            bad.append(f"{files.name(i)}: {type(error).__name__}: {error}")
-        if progress and (i % 256 == 255 or i + 1 == len(files)):
-            progress("reading headers", i + 1, len(files))
-    _report_unreadable(bad, len(files), where, config, all_bad=not good)
-    if config.channels:
-        return np.array(good), config.channels
-    return np.array(good), _one_count(counts, [files.name(i) for i in good])
-
-
-def _one_count(counts: Sequence[int], names: Sequence[str]) -> int:
-    """The number of channels that all have."""
-    if len(set(counts)) > 1:
-        grey, colour = names[counts.index(1)], names[counts.index(3)]
-        raise BadRequest(
-            f"some images are grey ({grey}) and some in colour ({colour}); make all of "
-            "them the same with --config.data.channels=3 (or 1, which drops the colour)"
+) -> Headers:
+    """The headers of the files; what is left out is said."""
+    headers = read_headers(files, progress)
+    if files.others:
+        say(
+            f"left out of {where}, as no images: {by_suffix(files.others)} "
+            f"({named(files.others)})"
         )
-    return counts[0]
+    if headers.again:
+        say(
+            f"counted once in {where}: {len(headers.again):,} names of files that have "
+            f"another name there: {named(headers.again)}"
+        )
+    all_bad = not len(headers.indices)
+    _report_unreadable(headers.bad, len(files), where, config, all_bad=all_bad)
+    return headers
+
+
+def _common_channels(both: Sequence[Headers]) -> int:
+    """1 if all are grey, else 3; where grey ones become coloured it is said."""
+    channels = np.concatenate([headers.channels for headers in both])
+    grey = int((channels == 1).sum())
+    if 0 < grey < len(channels):
+        say(
+            f"{grey:,} grey images become coloured, as the other {len(channels) - grey:,} "
+            "are (data.channels=1 makes all of them grey)"
+        )
+    return int(channels.max())
 
 
 def _report_unreadable(
     bad: Sequence[str], total: int, where: str, config: DataConfig, *, all_bad: bool
 ) -> None:
-    """Names the images that cannot be read.
+    """Name the images that cannot be read.
 
     Raises:
       BadRequest: unless the config skips them and some can be read.
@@ -211,7 +214,7 @@ def _report_unreadable(
         raise BadRequest(
             f"{where}: {said}; remove them, or skip them with --config.data.unreadable=skip"
         )
-    print(f"skipped: {said}")
+    say(f"skipped: {said}")
 
 
 def _tfds(config: DataConfig, prepare: bool) -> DataSet:
@@ -240,6 +243,11 @@ def _npz(config: DataConfig) -> DataSet:
     if config.held_out:
         _check_apart(config)
         other, other_labels = read_npz(config.held_out, "data.held_out", config)
+        if np.array_equal(examples, other):
+            raise BadRequest(
+                f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) hold "
+                "the same examples: what is held out would be trained on"
+            )
         data = arrays(examples, other)
         return data._replace(labels=labels, held_out_labels=other_labels)
     mine, theirs = _split(np.arange(len(examples)), config.held_out_fraction)
@@ -250,12 +258,24 @@ def _npz(config: DataConfig) -> DataSet:
 
 
 def _check_apart(config: DataConfig) -> None:
-    """Raises BadRequest if what is held out would be trained on."""
-    path, held_out = map(os.path.realpath, (config.path, config.held_out))
+    """Raise BadRequest if what is held out would be trained on, by where it lies."""
+    path, held_out = (
+        os.path.realpath(os.path.expanduser(p)) for p in (config.path, config.held_out)
+    )
     if os.path.commonpath([path, held_out]) in (path, held_out):
         raise BadRequest(
             f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) lie in "
             "one another: what is held out would be trained on"
+        )
+
+
+def _check_nothing_in_common(mine: Headers, theirs: Headers, config: DataConfig) -> None:
+    common = in_common(mine, theirs)
+    if common:
+        raise BadRequest(
+            f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) have "
+            f"{len(common):,} images in common, so that what is held out would be trained "
+            f"on; remove them from one of the two: {named(common)}"
         )
 
 
@@ -278,14 +298,24 @@ def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray
 def into_memory(
     data: DataSet, config: DataConfig, progress: Progress | None = None
 ) -> DataSet:
-    """Decodes a set's images once, if their pixels fit into `config.memory_gib`.
+    """Decode a set's images once, if their pixels fit into `config.memory_gib`.
 
     Raises:
       BadRequest: if some cannot be read, unless the config skips them.
     """
     splits = {"train": data.train, "held_out": data.held_out}
     pictures = {k: s for k, s in splits.items() if isinstance(s, Pictures)}
-    if sum(p.num_bytes for p in pictures.values()) > config.memory_gib * 2**30:
+    if not pictures:
+        return data
+    total = sum(len(split) for split in pictures.values())
+    num_bytes = sum(p.num_bytes for p in pictures.values())
+    if num_bytes > config.memory_gib * 2**30:
+        if config.unreadable == "refuse":
+            say(
+                f"streamed: {total:,} images need {num_bytes / 2**30:,.1f} GiB in memory "
+                f"(data.memory_gib is {config.memory_gib:g}), so that they are not decoded "
+                "now: one that proves damaged stops the run when its batch comes"
+            )
         return data
     decoded: dict[str, Any] = {}
     bad, all_bad = [], False
@@ -293,7 +323,6 @@ def into_memory(
         decoded[name], unread = decode_all(split, progress)
         bad += unread
         all_bad |= len(unread) == len(split)
-    total = sum(len(split) for split in pictures.values())
     where = f"data.source ({config.source!r})"
     _report_unreadable(bad, total, where, config, all_bad=all_bad)
     return data._replace(**decoded)
