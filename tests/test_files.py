@@ -1,5 +1,6 @@
 """runtime.files: what is read, written and deleted is what was meant, and nothing else."""
 
+import ast
 import os
 import pathlib
 import re
@@ -251,3 +252,41 @@ def test_weights_come_back_from_a_file_of_any_name(tmp_path, name, suffix):
     found = weight_files.read(path)
     assert (found.kind, found.step) == ("raw", 7)
     np.testing.assert_array_equal(found.params["a.b"], [0, 1, 2])
+
+
+# What opens, writes or deletes by a name, and where that is what is meant.
+BY_NAME = {"write_text", "write_bytes", "read_text", "read_bytes", "rmtree", "fdopen"}
+ALLOWED = {
+    "diffusion_jax/runtime/files.py": BY_NAME | {"open"},
+    "diffusion_jax/data/report.py": {"fdopen"},  # A new file in the temporary folder.
+}
+
+
+def calls_by_name(source):
+    """Calls of what is named above, and of `open`, other than through `files`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name) and function.id == "open":
+                yield node.lineno, "open"
+            elif isinstance(function, ast.Attribute) and function.attr in BY_NAME:
+                of = function.value
+                if not (isinstance(of, ast.Name) and of.id in ("files", "regular")):
+                    yield node.lineno, function.attr
+
+
+def test_nothing_opens_writes_or_deletes_but_runtime_files():
+    assert list(calls_by_name("a.write_text(b); open(c); files.read_text(d)")) == [
+        (1, "write_text"),
+        (1, "open"),
+    ]
+    found = []
+    for path in [*(ROOT / "diffusion_jax").rglob("*.py"), *ROOT.glob("*.py")]:
+        name = path.relative_to(ROOT).as_posix()
+        allowed = ALLOWED.get(name, set())
+        found += [
+            f"{name}:{line}: {call}"
+            for line, call in calls_by_name(path.read_text())
+            if call not in allowed
+        ]
+    assert found == []
