@@ -238,8 +238,8 @@ def test_what_comes_from_files_is_not_trained_in_their_memory(whole, points, tmp
     with pytest.MonkeyPatch.context() as patch:
         restore = Checkpoints.restore
 
-        def spied(self, like):
-            found = restore(self, like)
+        def spied(self, like, step=None):
+            found = restore(self, like, step)
             seen.append(found)
             return found
 
