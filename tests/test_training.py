@@ -428,6 +428,7 @@ MAY_CHANGE = {
         "ema.snapshots",
         "name",
         "data.path",
+        "data.held_out",
         "data.memory_gib",
         "data.num_workers",
         "data.unreadable",
