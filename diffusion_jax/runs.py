@@ -356,7 +356,12 @@ def check_resumable(
         if old.get(path) != new.get(path)
     }
     changeable = (*_CHANGEABLE, LEARNING_RATE) if change_learning_rate else _CHANGEABLE
-    fixed = {path: t for path, t in changed.items() if not path.startswith(changeable)}
+    sections = tuple(name for name in changeable if name.endswith("."))
+    fixed = {
+        path: text
+        for path, text in changed.items()
+        if path not in changeable and not path.startswith(sections)
+    }
     if fixed:
         only_rate = list(fixed) == [LEARNING_RATE]
         hint = ", or --change_learning_rate to go on with it" if only_rate else ""
