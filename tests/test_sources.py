@@ -599,12 +599,15 @@ def test_a_pipe_that_takes_the_place_of_a_file_stops_the_stream(
             loader.load(0, 1)
 
 
-def test_a_path_that_cannot_even_be_looked_at_is_refused(tmp_path):
+def test_a_path_that_cannot_even_be_looked_at_is_refused(folder, tmp_path):
     for path in ("x" * 300, "a\0b", str(tmp_path / "a.npz/b")):
         (tmp_path / "a.npz").touch()
         for source in ("folder", "npz"):
             with pytest.raises(BadRequest, match="no such|cannot be read"):
                 opened(path, source=source)
+            good = folder if source == "folder" else saved(tmp_path / "b.npz", IMAGES)
+            with pytest.raises(BadRequest, match="held_out.*(no such|cannot be read)"):
+                opened(good, source=source, held_out=path)
 
 
 # Names of others

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import threading
 import warnings
@@ -30,8 +31,9 @@ _ROTATIONS = {
 _ORIENTATION = 0x0112  # In EXIF.
 _BITS, _PHOTOMETRIC = 258, 262  # In TIFF.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # After compressed data.
-# Pillow's own, of large or odd pictures. (A filter within a context is not for threads.)
+# What Pillow says of large or odd pictures. (A filter within a context is not for threads.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def num_channels(file: IO[bytes], size: int | None = None) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
-from diffusion_jax.data.files import Files, find_files
+from diffusion_jax.data.files import Files, existing, find_files
 from diffusion_jax.data.headers import Headers, in_common, read_headers
 from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all
@@ -139,7 +139,7 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
     mine = _usable(files, config, f"data.path ({config.path!r})", progress)
     both = [mine]
     if config.held_out:
-        _check_apart(config)
+        _check_apart(config, "folder or zip")
         other = find_files(config.held_out, "data.held_out")
         if other.class_names != files.class_names:
             raise BadRequest(
@@ -241,7 +241,7 @@ def _npz(config: DataConfig) -> DataSet:
     """arr_0: images, uint8 [N, H, W, C], or points, float32 [N, D]; arr_1: labels."""
     examples, labels = read_npz(config.path, "data.path", config)
     if config.held_out:
-        _check_apart(config)
+        _check_apart(config, "file")
         other, other_labels = read_npz(config.held_out, "data.held_out", config)
         if np.array_equal(examples, other):
             raise BadRequest(
@@ -257,10 +257,11 @@ def _npz(config: DataConfig) -> DataSet:
     return data._replace(labels=labels[mine], held_out_labels=labels[theirs])
 
 
-def _check_apart(config: DataConfig) -> None:
+def _check_apart(config: DataConfig, what: str) -> None:
     """Raise BadRequest if what is held out would be trained on, by where it lies."""
     path, held_out = (
-        os.path.realpath(os.path.expanduser(p)) for p in (config.path, config.held_out)
+        os.path.realpath(existing(getattr(config, field), f"data.{field}", what))
+        for field in ("path", "held_out")
     )
     if os.path.commonpath([path, held_out]) in (path, held_out):
         raise BadRequest(
