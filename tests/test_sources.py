@@ -355,10 +355,10 @@ def test_npz_images_and_labels_come_back(tmp_path):
     np.testing.assert_array_equal(images[data.labels], data.train)
     np.testing.assert_array_equal(images[data.held_out_labels], data.held_out)
     assert sorted([*data.labels, *data.held_out_labels]) == list(range(50))
-    other = saved(tmp_path / "b.npz", images[:3], np.array([100, 101, 102]))
+    other = saved(tmp_path / "b.npz", 255 - images[:3], np.array([100, 101, 102]))
     data = opened(path, source="npz", held_out=str(other))
     np.testing.assert_array_equal(data.train, images)
-    np.testing.assert_array_equal(data.held_out, images[:3])
+    np.testing.assert_array_equal(data.held_out, 255 - images[:3])
     assert data.labels.tolist() == list(range(50))
     assert data.held_out_labels.tolist() == [100, 101, 102]
     with pytest.raises(BadRequest, match="would be trained on"):
@@ -518,7 +518,7 @@ def test_any_path_that_a_file_system_allows_works(name, folder, tmp_path, capsys
             np.testing.assert_array_equal(loader.load(0, 1)[0], batches[0])
     images = RNG.integers(0, 256, (4, 8, 8, 3), np.uint8)
     path = saved(strange / "a.npz", images)
-    other = saved(strange / "b.npz", images[:1])
+    other = saved(strange / "b.npz", 255 - images[:1])
     data = opened(path, source="npz", held_out=str(other))
     np.testing.assert_array_equal(data.train, images)
     # And in messages it is one line that can be printed.
@@ -822,10 +822,10 @@ def test_a_npy_is_read_as_it_is(tmp_path):
     images = RNG.integers(0, 256, (10, 8, 8, 3), np.uint8)
     for order in "CF":
         np.save(tmp_path / "a.npy", np.asarray(images, order=order))
-        np.save(tmp_path / "b.npy", images[:2])
+        np.save(tmp_path / "b.npy", 255 - images[:2])
         data = opened(tmp_path / "a.npy", source="npz", held_out=str(tmp_path / "b.npy"))
         np.testing.assert_array_equal(data.train, images)
-        np.testing.assert_array_equal(data.held_out, images[:2])
+        np.testing.assert_array_equal(data.held_out, 255 - images[:2])
     np.save(tmp_path / "a.npy", np.array([{}], object))
     with pytest.raises(BadRequest, match="allow_pickle=False"):
         opened(tmp_path / "a.npy", source="npz")
@@ -972,8 +972,11 @@ def test_a_home_is_a_place_like_others(folder, tmp_path, monkeypatch):
         opened(folder, held_out="~/pictures/ants")
 
 
-def test_the_same_arrays_are_not_held_out(tmp_path):
+def test_arrays_that_are_trained_on_are_not_held_out(tmp_path):
     np.savez(tmp_path / "a.npz", UINT8)
-    np.savez_compressed(tmp_path / "b.npz", UINT8)
-    with pytest.raises(BadRequest, match="the same examples"):
-        opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / "b.npz"))
+    for name, part in (("all", UINT8), ("some", UINT8[1:3][::-1])):
+        np.savez_compressed(tmp_path / f"{name}.npz", part)
+        with pytest.raises(BadRequest, match="would be trained on"):
+            opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / f"{name}.npz"))
+    np.savez(tmp_path / "other.npz", np.concatenate([UINT8[:1], 255 - UINT8[:1]]))
+    opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / "other.npz"))

@@ -90,15 +90,7 @@ def open_prepared(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 
-    builder = _find(name, data_dir)
-    if builder is None:
-        _check_known(name)
-        if not prepare:
-            raise BadRequest(_not_prepared(name, data_dir))
-        _prepare(name, data_dir)
-        builder = _find(name, data_dir)
-        if builder is None:
-            raise BadRequest(_not_prepared(name, data_dir))
+    builder = _builder(name, data_dir, prepare)
     features = builder.info.features
     # Their order differs from process to process; "image" is what most sets call it.
     images = sorted(k for k, f in features.items() if type(f) is tfds.features.Image)
@@ -129,6 +121,19 @@ def open_prepared(
         if type(features[key]) is tfds.features.ClassLabel
     ]
     return train, other, channels, tuple(labels[0].names) if labels else ()
+
+
+def _builder(name: str, data_dir: str, prepare: bool) -> Any:
+    builder = _find(name, data_dir)
+    if builder is None:
+        _check_known(name)
+        if not prepare:
+            raise BadRequest(_not_prepared(name, data_dir))
+        _prepare(name, data_dir)
+        builder = _find(name, data_dir)
+        if builder is None:
+            raise BadRequest(_not_prepared(name, data_dir))
+    return builder
 
 
 def _open(
