@@ -241,6 +241,26 @@ def assert_says_in_one_line(log, *parts):
 
 
 @pytest.mark.slow
+def test_a_warning_of_a_loss_is_heard_and_the_run_stops(tmp_path):
+    """Of Orbax itself, below a folder whose name it takes for a pattern."""
+    code = (
+        "import sys, runpy\n"
+        "from diffusion_jax.runtime import files\n"
+        "files.plain = lambda path: path.absolute()\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    arguments = train_arguments(tmp_path / "exp [v2]", *INTERVALS)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    warning, error = result.stderr.splitlines()[-2:]
+    assert warning.startswith("warning: ") and "Skipping merge" in warning
+    assert error.startswith("error: the checkpoint of step 20 was written, and cannot be")
+
+
+@pytest.mark.slow
 def test_full_shared_memory_is_named_and_not_the_disk_of_the_run(tmp_path):
     """In a mount namespace of its own, where /dev/shm is 4 kB and full."""
     rng = np.random.default_rng(0)
