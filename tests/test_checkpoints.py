@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, what damage does, and what other versions have written."""
 
+import errno
 import json
 import os
 import resource
@@ -297,9 +298,37 @@ def test_too_many_open_files_are_not_the_checkpoints_fault(saved, state, tmp_pat
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         said = str(error.value)
         assert "Too many open files" in said and "damaged" not in said
+        assert "says nothing of the checkpoint itself" in said
         assert "overwrite" not in said and "nothing was changed" in said
         assert checkpoints.restore(like(state)).step == 3
     assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        MemoryError(),
+        ValueError("RESOURCE_EXHAUSTED: of memory"),
+    ],
+)
+def test_the_newest_is_not_passed_over_for_want_of_permission(
+    saved, state, tmp_path, monkeypatch, fault
+):
+    """The one before could be read: the work since then would be lost."""
+    with Checkpoints(copied(saved, tmp_path), writing=True) as checkpoints:
+        load = checkpoints._checkpointer.load
+
+        def fails(step, *arguments):
+            if step == 3:  # As Orbax does it, whatever the cause.
+                raise KeyError("incompatible handler") from fault
+            return load(step, *arguments)
+
+        monkeypatch.setattr(checkpoints._checkpointer, "load", fails)
+        with pytest.raises(
+            RunFailed, match="3 cannot be read .* nothing of the checkpoint"
+        ):
+            checkpoints.restore(like(state))
 
 
 def test_a_fault_that_passes_costs_no_checkpoint(saved, state, tmp_path, monkeypatch):
