@@ -325,9 +325,7 @@ def test_the_newest_is_not_passed_over_for_want_of_permission(
             return load(step, *arguments)
 
         monkeypatch.setattr(checkpoints._checkpointer, "load", fails)
-        with pytest.raises(
-            RunFailed, match="3 cannot be read .* nothing of the checkpoint"
-        ):
+        with pytest.raises(RunFailed, match="3 cannot be .* nothing of the checkpoint"):
             checkpoints.restore(like(state))
 
 
