@@ -55,6 +55,7 @@ _CHANGEABLE = (
     "data.unreadable",
 )
 LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
+_MOST = {"steps_per_dispatch": 10**4}  # As of its field of the config.
 FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
 
 
@@ -152,17 +153,18 @@ def read_record(workdir: pathlib.Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(files.read_text(path))
+        tree = files.parse_json(files.read_note(path))
         known = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{k: v for k, v in tree.items() if k in known})
         for field in dataclasses.fields(Record):
             value, kind = getattr(record, field.name), typing.cast(Any, field.type)
             if kind is float and type(value) is int:
-                continue
-            if not isinstance(value, typing.get_origin(kind) or kind):
-                raise TypeError(f"{field.name} is {value!r}")
-            if kind in (int, float) and value < 0:
-                raise ValueError(f"{field.name} is {value!r}")
+                kind = int
+            if type(value) is not (typing.get_origin(kind) or kind):
+                raise TypeError(f"{field.name} is {reprlib.repr(value)}")
+            most = _MOST.get(field.name, 2**53)
+            if kind in (int, float) and not 0 <= value <= most:
+                raise ValueError(f"{field.name} is {reprlib.repr(value)}")
     except (ValueError, TypeError, AttributeError) as error:
         raise BadRequest(
             f"{path} is not what a run has written ({reason(error)}); "
@@ -190,7 +192,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The config of an existing run.
 
     Raises:
-      BadRequest: if the folder is not that of a run.
+      BadRequest: if the folder is not that of a run, or `train` would refuse its config.
     """
     path = config_path(workdir)
     if not path.is_file():
@@ -199,7 +201,11 @@ def read_config(workdir: pathlib.Path) -> Config:
             "python train.py --config configs/digits.py"
         )
     try:
-        return from_json(files.read_text(path))
+        config = from_json(files.read_note(path))
+        config.validate()
+        if not config.data.channels:  # A run knows what the data have.
+            raise BadRequest("data.channels (0) must be at least 1")
+        return config
     except (ValueError, BadRequest) as error:
         raise BadRequest(f"{path} is not the config of a run: {reason(error)}") from error
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -26,6 +27,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+_MOST_JSON = 2**26  # Bytes of a file; a config with a million betas has a third of it.
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.unfinished")
 # What no library takes for a pattern, an escape or the name of a protocol.
 _PLAIN = re.compile(r"[\w./ +=@,~-]*", re.ASCII)
@@ -76,6 +78,32 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
     """Return what is in a regular file, as UTF-8."""
     return read_bytes(path).decode("utf-8", errors)
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+      ValueError: for all that is wrong with it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_note(path: str | os.PathLike) -> str:
+    """Return the text of a small file, such as a config.
+
+    Raises:
+      ValueError: if it is not UTF-8, or larger than any that is written here.
+      OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        content = file.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"it is larger than {_MOST_JSON // 2**20} MiB")
+    return content.decode()
 
 
 @contextlib.contextmanager
