@@ -90,8 +90,8 @@ def check(config: Any) -> None:
     if calls > _MAX_CALLS:
         raise BadRequest(
             f"sampling.langevin_steps ({config.sampling.langevin_steps}) after each of "
-            f"{config.sampling.steps:,} steps makes {calls:,} calls of the network; at most "
-            f"{_MAX_CALLS:,} are possible"
+            f"{config.sampling.steps:,} steps makes {calls:,} calls of the network; "
+            f"at most {_MAX_CALLS:,} are possible"
         )
     if config.sampling.timesteps:
         try:
@@ -123,10 +123,11 @@ def check(config: Any) -> None:
 
 
 def _check_averages(ema: Any) -> None:
-    if len(ema.more_decays) + len(ema.stds) > _MAX_AVERAGES:
+    count = len(ema.more_decays) + len(ema.stds)
+    if count > _MAX_AVERAGES:
         raise BadRequest(
-            f"ema.more_decays and ema.stds ({len(ema.more_decays) + len(ema.stds)} of them) "
-            f"must be at most {_MAX_AVERAGES}: each is a whole network"
+            f"ema.more_decays and ema.stds ({count:,} of them) must be at most "
+            f"{_MAX_AVERAGES}: each is a whole network"
         )
     for path, rates in (("decay", (ema.decay,)), ("more_decays", ema.more_decays)):
         for rate in rates:
@@ -245,7 +246,8 @@ def _check_network_size(config: Any) -> None:
         if blocks > _MAX_BLOCKS:
             raise BadRequest(
                 f"model.num_res_blocks ({model.num_res_blocks}) gives {blocks:,} blocks at "
-                f"{len(widths)} levels, 2 n + 1 at each; at most {_MAX_BLOCKS:,} are possible"
+                f"{len(widths)} levels, 2 n + 1 at each; at most {_MAX_BLOCKS:,} are "
+                "possible"
             )
     else:
         parameters = 3 * model.num_blocks * model.width**2
@@ -371,7 +373,7 @@ def check_types(config: Any, prefix: str = "") -> None:
                 type(v) not in (int, float) or not abs(v) < 1e300 for v in value
             ):
                 raise BadRequest(
-                    f"{path} ({_text(value)}) must be a tuple of finite Python numbers; of "
+                    f"{path} ({_text(value)}) must be a tuple of Python numbers, finite; of "
                     "an array that is tuple(array.tolist())"
                 )
         elif kind == tuple[int, ...]:
