@@ -74,7 +74,6 @@ def main() -> None:
     )
     check_choice("--split", request.split, assessment.SPLITS)
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
-    command_line.check_not_empty(_WORKDIR, _OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     learned = config.process.variance == "learned"

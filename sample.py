@@ -65,7 +65,6 @@ def main() -> None:
     if not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
-    command_line.check_not_empty(_WORKDIR, _OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}

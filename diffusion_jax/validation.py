@@ -349,7 +349,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def nearest(value: str, choices: tuple[str, ...]) -> str:
     """ "did you mean X?" where one is near, and the list of all where it is short."""
-    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
     listed = f"it can be {', '.join(c for c in choices if c)}"
     if not close:
         return listed
@@ -373,7 +373,7 @@ def check_types(config: Any, prefix: str = "") -> None:
                 type(v) not in (int, float) or not abs(v) < 1e300 for v in value
             ):
                 raise BadRequest(
-                    f"{path} ({_text(value)}) must be a tuple of Python numbers, finite; of "
+                    f"{path} ({_text(value)}) must be a tuple of Python numbers; of "
                     "an array that is tuple(array.tolist())"
                 )
         elif kind == tuple[int, ...]:
