@@ -9,8 +9,6 @@ says what lies in it.
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
-import pathlib
-
 from absl import flags
 
 from diffusion_jax import command_line, runs
@@ -31,7 +29,7 @@ def main() -> None:
     config = runs.read_config(workdir)
     found = weights.load_from_run(workdir, config, kind)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
-    out = pathlib.Path(_OUT.value or workdir / name).expanduser()
+    out = runs.expanded("--out", _OUT.value) if _OUT.value else workdir / name
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 

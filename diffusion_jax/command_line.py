@@ -9,6 +9,7 @@ import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -85,7 +86,7 @@ def load_config(path: str) -> Config:
     file = pathlib.Path(path)
     if not file.is_file():
         known = {p.stem: str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))}
-        near = difflib.get_close_matches(file.stem, known, n=1, cutoff=_NEAR)
+        near = difflib.get_close_matches(file.stem[:99], known, n=1, cutoff=_NEAR)
         listed = ", ".join(known.values())
         hint = f"there are {listed}" if known else "give the path to a .py file"
         what = "there is no such file"
@@ -195,11 +196,13 @@ def _not_a_field(field: str, known: list[str], path: str) -> str:
         return f"config.{field} is a section; set a field of it: {', '.join(below)}"
     said = f"the config of {path} has no such field"
     last = {name.rpartition(".")[2] for name in known}
-    near = difflib.get_close_matches(field.rpartition(".")[2], last, n=1, cutoff=_NEAR)
+    near = difflib.get_close_matches(field.rpartition(".")[2][:99], last, n=1, cutoff=_NEAR)
     if not near:
         return f"{said}; diffusion_jax/config.py lists them"
     named = [name for name in known if name.rpartition(".")[2] == near[0]]
-    nearest = max(named, key=lambda n: difflib.SequenceMatcher(None, n, field).ratio())
+    nearest = max(
+        named, key=lambda n: difflib.SequenceMatcher(None, n, field[-99:]).ratio()
+    )
     return f"{said}; did you mean config.{nearest}?"
 
 
@@ -212,7 +215,8 @@ def _with_flagfiles(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS.read_flags_from_files(argv)
     except (flags.Error, OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"--flagfile: {reason(error)}") from error
+        said = reason(error).removeprefix("ERROR:: ").removeprefix("--flagfile ")
+        raise BadRequest(f"--flagfile: {said}") from error
 
 
 def _check_own(argv: Sequence[str]) -> None:
@@ -229,7 +233,7 @@ def _check_own(argv: Sequence[str]) -> None:
 
 
 def _no_such_flag(name: str) -> str:
-    near = difflib.get_close_matches(name, _own_flags(), n=1, cutoff=_NEAR)
+    near = difflib.get_close_matches(name[:99], _own_flags(), n=1, cutoff=_NEAR)
     hint = f"did you mean --{near[0]}?" if near else "--help lists all"
     return f"there is no such flag; {hint}"
 
@@ -263,6 +267,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, ValueError, TypeError) as error:
         hint = "; --help lists the flags" if "config." not in str(error) else ""
         said = " ".join(": ".join(map(str, error.args)).split())
+        said = re.sub(r"\('Non-boolean.*\)$", "must be true or false", said)
         raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(

@@ -18,12 +18,12 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.text import reason, say
+from diffusion_jax.runtime.text import quoted, reason, say
 
 _PARTS = (
     "run.json",
@@ -198,7 +198,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     if not path.is_file():
         raise BadRequest(
             f"there is no run in {workdir} (no config.json); train one with "
-            "python train.py --config configs/digits.py"
+            f"python train.py --config configs/digits.py --workdir {quoted(workdir)}"
         )
     try:
         config = from_json(files.read_note(path))
@@ -252,18 +252,29 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
       BadRequest: if another process is at work there; `what` says on what.
     """
     with files.open_for_appending(folder / _LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            who = file.read(200).decode(errors="replace").strip() or "unknown"
-            raise BadRequest(
-                f"another process ({who}) is {what} {folder}; wait for it, or stop it"
-            ) from error
+        _lock(file, folder, what)
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}, since {now()}".encode())
         file.flush()
         yield
+
+
+def check_not_locked(folder: pathlib.Path, what: str) -> None:
+    """Refuse a folder that `locked` would refuse; nothing is written there."""
+    with contextlib.suppress(FileNotFoundError, files.NotRegular):
+        with files.open_regular(folder / _LOCK) as file:
+            _lock(file, folder, what)
+
+
+def _lock(file: BinaryIO, folder: pathlib.Path, what: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        who = file.read(200).decode(errors="replace").strip() or "unknown"
+        raise BadRequest(
+            f"another process ({who}) is {what} {folder}; wait for it, or stop it"
+        ) from error
 
 
 def delete_unfinished(workdir: pathlib.Path) -> None:
@@ -287,6 +298,12 @@ def delete_run(workdir: pathlib.Path) -> None:
     files.delete(parts)
     for path, target in links.items():
         say(f"{path} was a link: {target} stays as it is")
+
+
+def check_deletable(workdir: pathlib.Path) -> None:
+    """Refuse what `delete_run` would refuse, and delete nothing."""
+    read_config(workdir)
+    files.check_deletable(workdir / name for name in _PARTS)
 
 
 def _shown(value: object) -> str:

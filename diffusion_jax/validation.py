@@ -349,7 +349,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def nearest(value: str, choices: tuple[str, ...]) -> str:
     """ "did you mean X?" where one is near, and the list of all where it is short."""
-    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(value[:99], choices, n=1, cutoff=0.7)
     listed = f"it can be {', '.join(c for c in choices if c)}"
     if not close:
         return listed

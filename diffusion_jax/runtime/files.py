@@ -185,14 +185,20 @@ def delete(paths: Iterable[pathlib.Path]) -> None:
       OSError: naming what cannot be deleted, as far as permissions and mounts tell; then
         nothing is deleted.
     """
-    there = [path for path in paths if os.path.lexists(path)]
-    for path in there:
-        _check_deletable(path)
+    there = check_deletable(paths)
     for path in there:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def check_deletable(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Return those of the paths that are there; an OSError as of `delete`."""
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        _check_deletable(path)
+    return there
 
 
 def _check_deletable(path: pathlib.Path) -> None:
@@ -216,6 +222,22 @@ def _check_writable(folder: pathlib.Path) -> None:
         raise PermissionError(
             errno.EACCES, "nothing in it may be deleted: no permission", str(folder)
         )
+
+
+def check_can_be_made(folder: pathlib.Path) -> None:
+    """Refuse a folder that cannot be written, or made; nothing is left there.
+
+    Raises:
+      OSError: naming the folder.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from error
 
 
 def is_full(folder: str | os.PathLike) -> bool:

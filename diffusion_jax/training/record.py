@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
@@ -17,19 +18,13 @@ from diffusion_jax.validation import BadRequest
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def new_record(
-    plan: Plan, workdir: pathlib.Path, old: runs.Record | None, num_parameters: int
-) -> runs.Record:
-    """What run.json is to say from now on; of a new run it is written at once.
-
-    Args:
-      plan: of the run.
-      workdir: its folder.
-      old: what run.json says of a run that goes on.
-      num_parameters: of the network.
+def check_examples(
+    plan: Plan, workdir: pathlib.Path, old: runs.Record | None
+) -> dict[str, Any]:
+    """What run.json says of the examples.
 
     Raises:
-      BadRequest: if the examples are not those that the run was started with.
+      BadRequest: if they are not those that the run was started with.
     """
     config, data = plan.config, plan.data
     about = {
@@ -51,6 +46,25 @@ def new_record(
             f"the examples are not those that the run in {workdir} was started with "
             f"({', '.join(differ)}); give it those back, or another --workdir"
         )
+    return about
+
+
+def new_record(
+    plan: Plan, workdir: pathlib.Path, old: runs.Record | None, num_parameters: int
+) -> runs.Record:
+    """What run.json is to say from now on; of a new run it is written at once.
+
+    Args:
+      plan: of the run.
+      workdir: its folder.
+      old: what run.json says of a run that goes on.
+      num_parameters: of the network.
+
+    Raises:
+      BadRequest: if the examples are not those that the run was started with.
+    """
+    config = plan.config
+    about = check_examples(plan, workdir, old)
     record = runs.Record(
         format=runs.FORMAT,
         version=diffusion_jax.__version__,
