@@ -9,8 +9,6 @@ says what lies in it.
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
-import pathlib
-
 from absl import flags
 
 from diffusion_jax import command_line, runs
@@ -34,7 +32,7 @@ def main() -> None:
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
     found = weights.load_from_run(workdir, config, kind, step=step)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
-    out = pathlib.Path(_OUT.value or workdir / name).expanduser()
+    out = runs.expanded("--out", _OUT.value) if _OUT.value else workdir / name
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 

@@ -10,6 +10,7 @@ say otherwise. Writes P.npz, P.png and P.json; P is --out, or lies in the run's 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import pathlib
+import warnings
 
 from absl import flags
 
@@ -22,6 +23,7 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.steps import AUTO, SPACINGS
 from diffusion_jax.samplers.tables import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
+from diffusion_jax.schedules import OddBetas
 from diffusion_jax.training import checkpoint_choice
 from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.training.weights import check_kind
@@ -74,9 +76,9 @@ def main() -> None:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
-    command_line.check_not_empty(_WORKDIR, _OUT, _DATA_PATH, _DATA_HELD_OUT)
     workdir = runs.named_or_newest(_WORKDIR.value)
     config = runs.read_config(workdir)
+    warnings.simplefilter("ignore", OddBetas)  # train.py has said it.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
     moved = _DATA_PATH.value or _DATA_HELD_OUT.value

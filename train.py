@@ -9,16 +9,14 @@ config can be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lis
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
-import pathlib
-
 from absl import flags
 
-from diffusion_jax import command_line, compilation_cache, parallel
+from diffusion_jax import command_line, compilation_cache, parallel, runs
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training import checkpoint_choice, loop
-from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.weights import check_kind
+from diffusion_jax.validation import BadRequest
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -33,10 +31,10 @@ _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start a new run from the weights of a run, or of an exported file."
 )
 _INIT_WEIGHTS = flags.DEFINE_string(
-    "init_weights", "ema", "Of that run; as --weights of sample.py."
+    "init_weights", None, "Of that run; as --weights of sample.py; ema unless given."
 )
 _INIT_STEP = flags.DEFINE_string(
-    "init_step", checkpoint_choice.NEWEST, f"Of that run; {checkpoint_choice.HELP}"
+    "init_step", None, f"Of that run; {checkpoint_choice.HELP}"
 )
 _CHANGE_RATE = flags.DEFINE_bool(
     "change_learning_rate", False, "Go on with another optimizer.learning_rate than before."
@@ -45,25 +43,34 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main(config: Config) -> None:
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}").expanduser()
+    workdir = runs.expanded("--workdir", _WORKDIR.value or f"runs/{config.name}")
+    init_from = None
+    if _INIT_FROM.value is not None:
+        init_from = runs.expanded("--init_from", _INIT_FROM.value)
+    else:
+        for flag in (_INIT_WEIGHTS, _INIT_STEP):
+            if flag.value is not None:
+                raise BadRequest(f"--{flag.name} {flag.value} needs --init_from")
+    if _CHANGE_RATE.value and _OVERWRITE.value:
+        raise BadRequest("--change_learning_rate is of a run that goes on: no --overwrite")
+    options = {
+        "overwrite": _OVERWRITE.value,
+        "init_from": init_from,
+        "init_weights": check_kind("--init_weights", _INIT_WEIGHTS.value or "ema"),
+        "init_step": checkpoint_choice.check_step(
+            "--init_step", _INIT_STEP.value or checkpoint_choice.NEWEST
+        ),
+        "change_learning_rate": _CHANGE_RATE.value,
+    }
     parallel.say_devices()
     if _DRY_RUN.value:
-        plan = load_data(make_plan(config, prepare=False))
-        print(to_json(plan.config), end="")
+        compilation_cache.check(_CACHE.value)
+        start = loop.prepare(config, workdir, dry_run=True, **options)
+        print(to_json(start.plan.config), end="")
         return
-    init_weights = check_kind("--init_weights", _INIT_WEIGHTS.value)
-    init_step = checkpoint_choice.check_step("--init_step", _INIT_STEP.value)
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    loop.train(
-        config,
-        workdir,
-        overwrite=_OVERWRITE.value,
-        init_from=pathlib.Path(_INIT_FROM.value).expanduser() if _INIT_FROM.value else None,
-        init_weights=init_weights,
-        init_step=init_step,
-        change_learning_rate=_CHANGE_RATE.value,
-    )
+    loop.train(config, workdir, **options)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment, parallel, runs, sampling, step_choice
-from diffusion_jax.assessment_report import in_words, write_bound, write_flow
+from diffusion_jax.assessment_report import in_words, is_whole, write_bound, write_flow
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.sources import Source, fixed_choice
 from diffusion_jax.evaluation.bound import (
@@ -165,7 +165,7 @@ def _claimed(
 ) -> Callable[[], dict[str, Any]]:
     """`run`, or what says that it is done already."""
     found = None if overwrite or partial.folder.exists() else partial.finished()
-    if found is None:
+    if found is None or not is_whole(found):
         partial.claim(results, overwrite, "--out")
         return run
 

@@ -23,6 +23,12 @@ def _figures(bits: np.ndarray) -> dict[str, Any]:
     }
 
 
+def is_whole(figures: dict[str, Any]) -> bool:
+    """Return whether a P.json holds what `in_words` says."""
+    bits, error = (figures.get(name) for name in ("bits_per_dim", "standard_error"))
+    return isinstance(bits, float) and isinstance(error, float | None)
+
+
 def in_words(figures: dict[str, Any]) -> str:
     """The figure of a P.json, with its standard error."""
     error = figures["standard_error"]

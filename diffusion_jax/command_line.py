@@ -9,6 +9,7 @@ import importlib.util
 import logging as python_logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -28,6 +29,8 @@ from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import reason, shown
 from diffusion_jax.validation import BadRequest, check_types
 
+_NEAR = 0.75  # Of a name that is suggested, how like it is to what was written.
+
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     """Parses the command line, calls main() or main(config), and exits."""
@@ -40,7 +43,8 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def parse(argv: Sequence[str]) -> list[str]:
-        argv = _underscored(argv)
+        argv = _underscored(_with_flagfiles(argv))
+        _check_own(argv)
         if takes_config:
             path, argv = _take_config_path(argv)
             config = load_config(path)
@@ -74,13 +78,6 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         leave()
 
 
-def check_not_empty(*given: flags.FlagHolder) -> None:
-    """Raises BadRequest for a flag that is given, with nothing in it."""
-    for flag in given:
-        if flag.value == "":
-            raise BadRequest(f"--{flag.name} is empty")
-
-
 def load_config(path: str) -> Config:
     """What `get_config()` of a config file returns.
 
@@ -89,11 +86,15 @@ def load_config(path: str) -> Config:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-        hint = f"there are {', '.join(known)}" if known else "give the path to a .py file"
-        hint = f"did you mean {near[0]}?" if near else hint
-        what = "that is no file" if file.exists() else "there is no such file"
+        known = {p.stem: str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))}
+        near = difflib.get_close_matches(file.stem[:99], known, n=1, cutoff=_NEAR)
+        listed = ", ".join(known.values())
+        hint = f"there are {listed}" if known else "give the path to a .py file"
+        what = "there is no such file"
+        if file.exists():
+            what = "that is a folder" if file.is_dir() else "that is no regular file"
+        elif near:
+            hint = f"did you mean {known[near[0]]}?"
         raise BadRequest(f"--config {path}: {what}; {hint}")
     try:
         spec = importlib.util.spec_from_file_location("config", file)
@@ -101,6 +102,11 @@ def load_config(path: str) -> Config:
             raise BadRequest(f"--config {path}: the name of a config file ends in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise BadRequest(
+                f"--config {path}: it defines no function get_config(), which returns the "
+                "diffusion_jax.config.Config"
+            )
         config = module.get_config()
     except (Exception, SystemExit) as error:
         if isinstance(error, BadRequest):
@@ -179,12 +185,58 @@ def _check_fields(argv: Sequence[str], path: str, config: Config) -> None:
             continue
         field = flag.removeprefix("no").removeprefix("config.")
         if field not in known:
-            near = difflib.get_close_matches(field, list(known), n=1, cutoff=0.4)
-            hint = f"did you mean config.{near[0]}?" if near else "see config.py"
-            raise BadRequest(f"--{flag}: the config of {path} has no such field; {hint}")
+            raise BadRequest(f"--{flag}: {_not_a_field(field, list(known), path)}")
         if field in given and isinstance(known[field], tuple):
             raise BadRequest(f"--config.{field} is given twice")
         given.add(field)
+
+
+def _not_a_field(field: str, known: list[str], path: str) -> str:
+    below = [f"config.{name}" for name in known if name.startswith(f"{field}.")]
+    if below:
+        return f"config.{field} is a section; set a field of it: {', '.join(below)}"
+    said = f"the config of {path} has no such field"
+    last = {name.rpartition(".")[2] for name in known}
+    near = difflib.get_close_matches(field.rpartition(".")[2][:99], last, n=1, cutoff=_NEAR)
+    if not near:
+        return f"{said}; diffusion_jax/config.py lists them"
+    named = [name for name in known if name.rpartition(".")[2] == near[0]]
+    nearest = max(
+        named, key=lambda n: difflib.SequenceMatcher(None, n, field[-99:]).ratio()
+    )
+    return f"{said}; did you mean config.{nearest}?"
+
+
+def _own_flags() -> list[str]:
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _with_flagfiles(argv: Sequence[str]) -> list[str]:
+    """Return argv with the lines of each --flagfile in its place."""
+    try:
+        return flags.FLAGS.read_flags_from_files(argv)
+    except (flags.Error, OSError, ValueError, RecursionError) as error:
+        said = reason(error).removeprefix("ERROR:: ").removeprefix("--flagfile ")
+        raise BadRequest(f"--flagfile: {said}") from error
+
+
+def _check_own(argv: Sequence[str]) -> None:
+    """Refuse absl's own flags, of which some hide errors, or do nothing here."""
+    own = {*_own_flags(), "config"}
+    for arg in argv[1:]:
+        name = arg.partition("=")[0].lstrip("-")
+        if arg == "--":
+            break
+        for known in {name, name.removeprefix("no")} - own:
+            if arg.startswith("-") and (known in flags.FLAGS or known == "undefok"):
+                if name not in own:
+                    raise BadRequest(f"--{name}: {_no_such_flag(name)}")
+
+
+def _no_such_flag(name: str) -> str:
+    near = difflib.get_close_matches(name[:99], _own_flags(), n=1, cutoff=_NEAR)
+    hint = f"did you mean --{near[0]}?" if near else "--help lists all"
+    return f"there is no such flag; {hint}"
 
 
 def _hear_orbax() -> None:
@@ -211,12 +263,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        hint = f"did you mean --{near[0]}?" if near else "--help lists all"
-        raise BadRequest(f"--{error.flagname}: there is no such flag; {hint}") from error
+        name = error.flagname
+        raise BadRequest(f"--{name}: {_no_such_flag(name)}") from error
     except (flags.Error, ValueError, TypeError) as error:
         hint = "; --help lists the flags" if "config." not in str(error) else ""
         said = " ".join(": ".join(map(str, error.args)).split())
+        said = re.sub(r"\('Non-boolean.*\)$", "must be true or false", said)
         raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(
@@ -226,5 +278,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         value = flags.FLAGS[name].value
         if isinstance(value, str) and value.startswith("--"):
             raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
+    for name in _own_flags():
+        if flags.FLAGS[name].value == "":
+            raise BadRequest(f"--{name} is empty")
     _hear_orbax()
     return rest

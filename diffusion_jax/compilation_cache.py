@@ -24,6 +24,23 @@ def default_folder() -> str:
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or f"{cache}/diffusion_jax/compiled"
 
 
+def check(folder: str | None) -> None:
+    """Refuse what `use` would refuse, and write nothing."""
+    if folder and folder.lower() != OFF:
+        try:
+            files.check_can_be_made(pathlib.Path(folder).expanduser())
+        except (OSError, RuntimeError) as error:
+            raise _cannot(folder, error) from error
+
+
+def _cannot(folder: object, error: Exception) -> BadRequest:
+    said = getattr(error, "strerror", None) or error
+    return BadRequest(
+        f"--compilation_cache {folder} cannot be written ({said}); name another folder, "
+        "or off"
+    )
+
+
 def use(folder: str | None) -> None:
     """Keeps compiled programs in this folder from now on, and prints its name.
 
@@ -41,16 +58,17 @@ def use(folder: str | None) -> None:
     if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         say("compilation cache: off")
         return
-    path = pathlib.Path(folder or default_folder()).expanduser()
+    path = pathlib.Path(folder or default_folder())
     try:
+        path = path.expanduser()
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        line = f"--compilation_cache {path} cannot be written ({error.strerror})"
+    except (OSError, RuntimeError) as error:
+        refused = _cannot(path, error)
         if folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            raise BadRequest(f"{line}; name another folder, or off") from error
-        warnings.warn(f"{line}, so every run compiles anew; name another", stacklevel=2)
+            raise refused from error
+        warnings.warn(f"{refused}; every run compiles anew", stacklevel=2)
         return
     jax.config.update("jax_compilation_cache_dir", str(files.plain(path)))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

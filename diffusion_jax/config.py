@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax import validation
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import reason
 from diffusion_jax.validation import BadRequest
 
@@ -229,7 +230,7 @@ def from_json(text: str) -> Config:
       BadRequest: if the text is not such a config.
     """
     try:
-        config = _from_tree(Config, json.loads(text))
+        config = _from_tree(Config, files.parse_json(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(f"{type(error).__name__}: {reason(error)}") from error
     validation.check_types(config)

@@ -98,7 +98,7 @@ class Partial:
 
     def _read(self, note: pathlib.Path) -> Any:
         try:
-            return json.loads(files.read_text(note))
+            return files.parse_json(files.read_note(note))
         except (OSError, ValueError):
             return None
 

@@ -18,12 +18,12 @@ import re
 import reprlib
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.text import reason, say
+from diffusion_jax.runtime.text import quoted, reason, say
 
 _PARTS = (
     "run.json",
@@ -57,6 +57,7 @@ _CHANGEABLE = (
 )
 _STEP = re.compile("[0-9]{1,18}")
 LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
+_MOST = {"steps_per_dispatch": 10**4}  # As of its field of the config.
 FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
 
 
@@ -154,17 +155,18 @@ def read_record(workdir: pathlib.Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(files.read_text(path))
+        tree = files.parse_json(files.read_note(path))
         known = {field.name for field in dataclasses.fields(Record)}
         record = Record(**{k: v for k, v in tree.items() if k in known})
         for field in dataclasses.fields(Record):
             value, kind = getattr(record, field.name), typing.cast(Any, field.type)
             if kind is float and type(value) is int:
-                continue
-            if not isinstance(value, typing.get_origin(kind) or kind):
-                raise TypeError(f"{field.name} is {value!r}")
-            if kind in (int, float) and value < 0:
-                raise ValueError(f"{field.name} is {value!r}")
+                kind = int
+            if type(value) is not (typing.get_origin(kind) or kind):
+                raise TypeError(f"{field.name} is {reprlib.repr(value)}")
+            most = _MOST.get(field.name, 2**53)
+            if kind in (int, float) and not 0 <= value <= most:
+                raise ValueError(f"{field.name} is {reprlib.repr(value)}")
     except (ValueError, TypeError, AttributeError) as error:
         raise BadRequest(
             f"{path} is not what a run has written ({reason(error)}); "
@@ -192,16 +194,20 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The config of an existing run.
 
     Raises:
-      BadRequest: if the folder is not that of a run.
+      BadRequest: if the folder is not that of a run, or `train` would refuse its config.
     """
     path = config_path(workdir)
     if not path.is_file():
         raise BadRequest(
             f"there is no run in {workdir} (no config.json); train one with "
-            "python train.py --config configs/digits.py"
+            f"python train.py --config configs/digits.py --workdir {quoted(workdir)}"
         )
     try:
-        return from_json(files.read_text(path))
+        config = from_json(files.read_note(path))
+        config.validate()
+        if not config.data.channels:  # A run knows what the data have.
+            raise BadRequest("data.channels (0) must be at least 1")
+        return config
     except (ValueError, BadRequest) as error:
         raise BadRequest(f"{path} is not the config of a run: {reason(error)}") from error
 
@@ -267,18 +273,29 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
       BadRequest: if another process is at work there; `what` says on what.
     """
     with files.open_for_appending(folder / _LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            who = file.read(200).decode(errors="replace").strip() or "unknown"
-            raise BadRequest(
-                f"another process ({who}) is {what} {folder}; wait for it, or stop it"
-            ) from error
+        _lock(file, folder, what)
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}, since {now()}".encode())
         file.flush()
         yield
+
+
+def check_not_locked(folder: pathlib.Path, what: str) -> None:
+    """Refuse a folder that `locked` would refuse; nothing is written there."""
+    with contextlib.suppress(FileNotFoundError, files.NotRegular):
+        with files.open_regular(folder / _LOCK) as file:
+            _lock(file, folder, what)
+
+
+def _lock(file: BinaryIO, folder: pathlib.Path, what: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        who = file.read(200).decode(errors="replace").strip() or "unknown"
+        raise BadRequest(
+            f"another process ({who}) is {what} {folder}; wait for it, or stop it"
+        ) from error
 
 
 def delete_unfinished(workdir: pathlib.Path) -> None:
@@ -302,6 +319,12 @@ def delete_run(workdir: pathlib.Path) -> None:
     files.delete(parts)
     for path, target in links.items():
         say(f"{path} was a link: {target} stays as it is")
+
+
+def check_deletable(workdir: pathlib.Path) -> None:
+    """Refuse what `delete_run` would refuse, and delete nothing."""
+    read_config(workdir)
+    files.check_deletable(workdir / name for name in _PARTS)
 
 
 def _shown(value: object) -> str:

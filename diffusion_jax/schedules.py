@@ -347,11 +347,16 @@ def check_betas(betas: np.ndarray) -> np.ndarray:
     return betas
 
 
+class OddBetas(UserWarning):
+    """Betas that can be trained with, and hardly should be; said once for a run."""
+
+
 def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:
     for t in np.flatnonzero(np.diff(betas) <= 0)[:1]:
         warnings.warn(
             f"betas do not rise everywhere: betas[{t}] is {betas[t]:.6g} and "
             f"betas[{t + 1}] is {betas[t + 1]:.6g}",
+            OddBetas,
             stacklevel=3,
         )
     if terminal > MAX_TERMINAL_SIGNAL:
@@ -359,6 +364,7 @@ def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:
             f"x_T is not noise: alphas_cumprod[-1] is {terminal:.4g}, so it keeps "
             f"{100 * terminal**0.5:.3g} % of the signal's amplitude, and sampling starts "
             "from something that training never saw; take more steps or larger betas",
+            OddBetas,
             stacklevel=3,
         )
 

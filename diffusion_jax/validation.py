@@ -20,6 +20,9 @@ from diffusion_jax.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
 from diffusion_jax.weightings import WEIGHTINGS
 
 MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
+# What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
+_MAX_SIZE, _MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 2**14, 15, 100, 10**7
+_MAX_BLOCKS, _MAX_PARAMETERS, _MAX_ARRAY = 1000, 2**33, 2**38
 
 
 @contextlib.contextmanager
@@ -70,10 +73,11 @@ def check(config: Any) -> None:
         raise BadRequest(
             "training.best_by ('bits_per_dim') needs training.likelihood_every above 0"
         )
-    if len(config.data.image_size) > 2 or any(n < 1 for n in config.data.image_size):
+    size = config.data.image_size
+    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
         raise BadRequest(
-            f"data.image_size {config.data.image_size} must be (size,) or "
-            "(height, width), or () for points"
+            f"data.image_size {_text(size)} must be (size,) or (height, width), each in "
+            f"1 .. {_MAX_SIZE}, or () for points"
         )
     if config.sampling.steps > config.process.num_timesteps and not (
         config.sampling.timesteps
@@ -81,6 +85,13 @@ def check(config: Any) -> None:
         raise BadRequest(
             f"sampling.steps ({config.sampling.steps}) must be at most "
             f"process.num_timesteps ({config.process.num_timesteps})"
+        )
+    calls = config.sampling.steps * (1 + config.sampling.langevin_steps)
+    if calls > _MAX_CALLS:
+        raise BadRequest(
+            f"sampling.langevin_steps ({config.sampling.langevin_steps}) after each of "
+            f"{config.sampling.steps:,} steps makes {calls:,} calls of the network; "
+            f"at most {_MAX_CALLS:,} are possible"
         )
     if config.sampling.timesteps:
         try:
@@ -108,9 +119,16 @@ def check(config: Any) -> None:
             f"data.image_size {config.data.image_size} is that of an image, but the "
             "config's model is an MLP, for points: it needs a UNetConfig"
         )
+    _check_network_size(config)
 
 
 def _check_averages(ema: Any) -> None:
+    count = len(ema.more_decays) + len(ema.stds)
+    if count > _MAX_AVERAGES:
+        raise BadRequest(
+            f"ema.more_decays and ema.stds ({count:,} of them) must be at most "
+            f"{_MAX_AVERAGES}: each is a whole network"
+        )
     for path, rates in (("decay", (ema.decay,)), ("more_decays", ema.more_decays)):
         for rate in rates:
             if not 0 <= rate < 1:
@@ -184,10 +202,11 @@ def _check_unet(config: Any) -> None:
             "data.image_size () is that of points, but the config's model is a "
             "U-Net: it needs an MLPConfig"
         )
-    if not model.channel_mults or min(model.channel_mults) < 1:
+    mults = model.channel_mults
+    if not 1 <= len(mults) <= _MAX_LEVELS or not 1 <= min(mults) <= max(mults) <= 2**14:
         raise BadRequest(
-            f"model.channel_mults {model.channel_mults} must hold one width of at "
-            "least 1 for each level"
+            f"model.channel_mults {_text(mults)} must hold one width, in 1 .. {2**14}, for "
+            f"each of at most {_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
     if any(n % factor for n in config.data.image_size):
@@ -200,7 +219,7 @@ def _check_unet(config: Any) -> None:
     for resolution in model.attn_resolutions:
         if resolution not in heights:
             raise BadRequest(
-                f"model.attn_resolutions {model.attn_resolutions} must be among the "
+                f"model.attn_resolutions {_text(model.attn_resolutions)} must be among the "
                 f"heights of the levels, {heights}; () is attention in the middle only"
             )
     for mult in model.channel_mults:
@@ -211,6 +230,43 @@ def _check_unet(config: Any) -> None:
                     f"model.{path} ({getattr(model, path)}) must divide every "
                     f"width, and one is {width} (base_channels * {mult})"
                 )
+
+
+def _check_network_size(config: Any) -> None:
+    """Refuse a network that no machine holds, or that takes hours to compile."""
+    model = config.model
+    if hasattr(model, "channel_mults"):
+        widths = [model.base_channels * mult for mult in model.channel_mults]
+        a_level = 2 * model.num_res_blocks + 1
+        blocks = a_level * len(widths)
+        parameters = a_level * sum(18 * width**2 for width in widths)
+        height, width = (config.data.image_size * 2)[:2]
+        largest = max((height >> i) * (width >> i) * w for i, w in enumerate(widths))
+        fields = "model.base_channels, channel_mults and num_res_blocks"
+        if blocks > _MAX_BLOCKS:
+            raise BadRequest(
+                f"model.num_res_blocks ({model.num_res_blocks}) gives {blocks:,} blocks at "
+                f"{len(widths)} levels, 2 n + 1 at each; at most {_MAX_BLOCKS:,} are "
+                "possible"
+            )
+    else:
+        parameters = 3 * model.num_blocks * model.width**2
+        largest, fields = model.width, "model.width and num_blocks"
+    if parameters > _MAX_PARAMETERS:
+        raise BadRequest(
+            f"{fields} give a network of about {parameters:,} parameters, which no machine "
+            f"holds; at most {_MAX_PARAMETERS:,} are possible"
+        )
+    if 4 * largest > _MAX_ARRAY:
+        raise BadRequest(
+            f"data.image_size {config.data.image_size} gives feature maps of "
+            f"{4 * largest / 2**30:,.0f} GiB for one image, which no machine holds"
+        )
+
+
+def _text(value: object) -> str:
+    """A value for a message, cut short where it is long."""
+    return reprlib.repr(value)
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -293,7 +349,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def nearest(value: str, choices: tuple[str, ...]) -> str:
     """ "did you mean X?" where one is near, and the list of all where it is short."""
-    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(value[:99], choices, n=1, cutoff=0.7)
     listed = f"it can be {', '.join(c for c in choices if c)}"
     if not close:
         return listed
@@ -310,24 +366,24 @@ def check_types(config: Any, prefix: str = "") -> None:
         value, path = getattr(config, name), prefix + name
         if dataclasses.is_dataclass(kind) or name == "model":
             if type(value) not in (typing.get_args(kind) or (kind,)):
-                raise BadRequest(f"{path} ({value!r}) must be a section of the config")
+                raise BadRequest(f"{path} ({_text(value)}) must be a section of the config")
             check_types(value, f"{path}.")
         elif kind == tuple[float, ...]:
             if not isinstance(value, tuple) or any(
-                type(v) not in (int, float) for v in value
+                type(v) not in (int, float) or not abs(v) < 1e300 for v in value
             ):
                 raise BadRequest(
-                    f"{path} ({reprlib.repr(value)}) must be a tuple of Python floats; of "
+                    f"{path} ({_text(value)}) must be a tuple of Python numbers; of "
                     "an array that is tuple(array.tolist())"
                 )
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple) or any(type(v) is not int for v in value):
-                raise BadRequest(f"{path} ({value!r}) must hold whole numbers")
+                raise BadRequest(f"{path} ({_text(value)}) must hold whole numbers")
         elif kind is float:
             if type(value) not in (int, float) or not abs(value) < 1e300:
-                raise BadRequest(f"{path} ({value!r}) must be a finite Python number")
+                raise BadRequest(f"{path} ({_text(value)}) must be a finite Python number")
         elif type(value) is not kind:
-            raise BadRequest(f"{path} ({value!r}) must be of type {kind.__name__}")
+            raise BadRequest(f"{path} ({_text(value)}) must be of type {kind.__name__}")
 
 
 def _get(config: Any, path: str) -> Any:

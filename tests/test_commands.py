@@ -1,17 +1,23 @@
 """The commands as a user runs them: real processes, real files, real signals."""
 
+import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 from processes import TINY, wait_for
+
+from diffusion_jax import runs
+from diffusion_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +250,47 @@ BAD = [
         "heights of the levels",
     ),
     (("train.py", *TINY, "--workdir=/dev/null/x"), "/dev/null"),
+    (("train.py", *TINY, "--config.training=3"), "config.training is a section; set a"),
+    (("train.py", *TINY, "--config.training.microbatch=3"), "such field; diffusion_jax/"),
+    (("train.py", *TINY, "--config.num_steps=3"), "did you mean config.training.num_steps"),
+    (("train.py", "--config=configs"), "that is a folder; there are"),
+    (("train.py", *TINY, "--flagfile"), "--flagfile: with no argument"),
+    (("train.py", *TINY, "--flagfile=nowhere"), "--flagfile: Unable to open"),
+    (("train.py", *TINY, "--pdb"), "--pdb: there is no such flag"),
+    (("sample.py", "--only_check_args"), "--only_check_args: there is no such flag"),
+    (("sample.py", "--" + "x" * 50_000), "there is no such flag"),
+    (("sample.py", "--overwrite=maybe"), "--overwrite=maybe: must be true or false"),
+    (("train.py", *TINY, "--workdir="), "--workdir is empty"),
+    (("train.py", *TINY, "--workdir=~nobody/x"), "--workdir ~nobody/x"),
+    (("train.py", *TINY, "--init_from="), "--init_from is empty"),
+    (("train.py", *TINY, "--init_weights=raw"), "--init_weights raw needs --init_from"),
+    (("train.py", *TINY, "--overwrite", "--change_learning_rate"), "no --overwrite"),
+    (("train.py", *TINY, "--init_from=RUN", "--workdir=RUN"), "no effect: the run in"),
+    (("train.py", *TINY, "--dry_run", "--init_from=nowhere"), "nowhere is neither"),
+    (("train.py", *TINY, "--dry_run", "--init_from=RUN", "--init_weights=x"), "unknown"),
+    (("train.py", *TINY, "--dry_run", "--compilation_cache=/proc/x"), "cannot be written"),
+    (("train.py", *TINY, "--dry_run", "--workdir=/dev/null/x"), "/dev/null/x: Not a dir"),
+    (("train.py", *TINY, "--dry_run", "--workdir=/proc/run"), "/proc/run"),
+    (("train.py", *TINY, "--dry_run", f"--workdir={ROOT}/README.md"), "is a file"),
+    (
+        ("train.py", *TINY, "--dry_run", f"--workdir={ROOT}/tests"),
+        "not the folder of a run",
+    ),
+    (
+        ("train.py", *TINY, "--dry_run", "--config.seed=5", "--workdir=RUN"),
+        "was started with another config",
+    ),
+    (("export.py", "--out="), "--out is empty"),
+    (("export.py", "--workdir="), "--workdir is empty"),
+    (("export.py", "--workdir=RUN", "--out=~nobody/x.npz"), "--out ~nobody/x.npz"),
+    (("evaluate.py", "--ode", "--workdir="), "--workdir is empty"),
+    (("evaluate.py", "--ode", "--steps=5"), "--steps 5 needs --likelihood"),
+    (("evaluate.py", "--ode", "--variance=fixed_large"), "needs --likelihood"),
+    (
+        ("evaluate.py", "--ode", "--num_timesteps_sampled=5"),
+        "--num_timesteps_sampled 5 needs --likelihood",
+    ),
+    (("evaluate.py", "--likelihood", "--ode_steps=50"), "--ode_steps 50 needs --ode"),
     (("sample.py", "--workdir=nowhere"), "there is no run in nowhere"),
     (("sample.py",), "no run with a checkpoint under runs"),
     (("sample.py", "--workdir=RUN", "--num=0"), "--num 0"),
@@ -283,7 +330,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(
-    ("args", "said"), BAD, ids=[" ".join(a[:1] + a[-1:]) for a, _ in BAD]
+    ("args", "said"), BAD, ids=[" ".join(a[:1] + a[-1:])[:80] for a, _ in BAD]
 )
 def test_bad_input_gets_one_line_and_exit_status_2(args, said, run, command, tmp_path):
     args = [arg.replace("RUN", str(run)) for arg in args]
@@ -304,6 +351,7 @@ def test_bad_input_gets_one_line_and_exit_status_2(args, said, run, command, tmp
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("config = 3\n", "it defines no function get_config()"),
         ("def get_config():\n    return 1 / 0\n", "line 2 raised ZeroDivisionError"),
         ("def get_config():\n    return 3\n", "must return a diffusion_jax.config.Config"),
         ("def get_config(:\n", "raised SyntaxError"),
@@ -350,6 +398,70 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
     expected = "warning: betas do not rise everywhere: betas[0] is 0.5 and betas[1] is 0.5"
     assert result.stderr.splitlines() == [expected]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_and_a_run_refuse_a_run_that_is_being_trained(run, tmp_path):
+    """Or whose examples are others; and neither writes."""
+    config = runs.read_config(run)
+    before = sizes(run)
+    with open(run / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(runs.BadRequest, match="another process .* is training in"):
+            loop.prepare(config, run)
+    loop.prepare(config, run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    record = json.loads((copy / "run.json").read_text())
+    record["data"]["train"] = 7
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(runs.BadRequest, match="the examples are not those"):
+        loop.prepare(config, copy)
+    assert sizes(run) == before
+
+
+def test_odd_lengths_and_odd_betas_are_said_at_the_start_of_a_run_alone(run, tmp_path):
+    config = runs.read_config(run)
+    config.data.batch_size, config.optimizer.warmup_steps = 2000, 20
+    config.process.schedule, config.process.beta_end = "linear", 0.02
+    with pytest.warns(UserWarning) as caught:
+        loop.prepare(config, tmp_path / "new")
+    said = " ".join(str(w.message) for w in caught)
+    for expected in (
+        "optimizer.warmup_steps (20)",
+        "data.batch_size (2,000)",
+        "x_T is not",
+    ):
+        assert expected in said
+    workdir = tmp_path / "old"
+    shutil.copytree(run, workdir)
+    runs.write_config(workdir, config)
+    (workdir / "run.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.prepare(config, workdir)
+
+
+def test_odd_betas_are_not_said_again_by_sample(command, tmp_path, run):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    config = runs.read_config(run)
+    config.process.schedule, config.process.beta_end = "linear", 0.02
+    runs.write_config(workdir, config)
+    arguments = (f"--workdir={workdir}", "--num=1", "--batch_size=1", "--steps=50")
+    result = command("sample.py", *arguments, check=0)
+    assert "x_T is not noise" not in result.stderr
+
+
+def test_few_steps_of_the_ode_are_warned_of(command, run, tmp_path):
+    few = ("--ode", "--ode_steps=3", "--max_examples=1", f"--out={tmp_path / 'o'}")
+    result = command("evaluate.py", f"--workdir={run}", *few, check=0)
+    assert "warning: --ode_steps 3: fewer than 20" in result.stderr
+
+
+def test_flags_may_come_from_a_file(command, run, tmp_path):
+    (tmp_path / "flags").write_text(f"--workdir={run}\n--num=0\n")
+    result = command("sample.py", f"--flagfile={tmp_path / 'flags'}", check=2)
+    assert "--num 0" in result.stderr
 
 
 def test_the_newest_run_is_the_default(run, command, tmp_path):

@@ -219,6 +219,9 @@ def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_pa
     state = loop.train(config, workdir, points)
     assert "resuming" in capsys.readouterr().out
     assert_same_bits(state, expected)
+    with pytest.raises(runs.BadRequest, match="no effect: the run in .* is finished"):
+        loop.train(config, workdir, points, init_from=whole[0])
+    config.training.num_steps = 9
     loop.train(config, workdir, points, init_from=whole[0])
     assert "--init_from is not used" in capsys.readouterr().out
 

@@ -59,11 +59,22 @@ def _texts(path: pathlib.Path) -> list[str]:
 
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
+        line = files.parse_json(text)
     except ValueError:
         return None
-    known = isinstance(line, dict) and isinstance(line.get("step"), int)
-    return line if known else None
+    known = isinstance(line, dict) and type(line.get("step")) is int and line["step"] >= 0
+    return line if known and all(map(_is_written, line.values())) else None
+
+
+def _is_written(value: Any) -> bool:
+    """Return whether `MetricLog.write` may have written this: numbers, by name or alone."""
+    if isinstance(value, dict):
+        return all(map(_is_number, value.values()))
+    return _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class MetricLog:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -26,6 +27,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+_MOST_JSON = 2**26  # Bytes of a file; a config with a million betas has a third of it.
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.unfinished")
 # What no library takes for a pattern, an escape or the name of a protocol.
 _PLAIN = re.compile(r"[\w./ +=@,~-]*", re.ASCII)
@@ -76,6 +78,32 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
     """Return what is in a regular file, as UTF-8."""
     return read_bytes(path).decode("utf-8", errors)
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+      ValueError: for all that is wrong with it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_note(path: str | os.PathLike) -> str:
+    """Return the text of a small file, such as a config.
+
+    Raises:
+      ValueError: if it is not UTF-8, or larger than any that is written here.
+      OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        content = file.read(_MOST_JSON + 1)
+    if len(content) > _MOST_JSON:
+        raise ValueError(f"it is larger than {_MOST_JSON // 2**20} MiB")
+    return content.decode()
 
 
 @contextlib.contextmanager
@@ -157,14 +185,20 @@ def delete(paths: Iterable[pathlib.Path]) -> None:
       OSError: naming what cannot be deleted, as far as permissions and mounts tell; then
         nothing is deleted.
     """
-    there = [path for path in paths if os.path.lexists(path)]
-    for path in there:
-        _check_deletable(path)
+    there = check_deletable(paths)
     for path in there:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def check_deletable(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Return those of the paths that are there; an OSError as of `delete`."""
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        _check_deletable(path)
+    return there
 
 
 def _check_deletable(path: pathlib.Path) -> None:
@@ -192,9 +226,27 @@ def _check_writable(folder: pathlib.Path) -> None:
 
 def is_writable(folder: pathlib.Path) -> bool:
     """Return whether files can be made in a folder, or the folder itself if need be."""
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    try:
+        check_can_be_made(folder)
+    except OSError:
+        return False
+    return True
+
+
+def check_can_be_made(folder: pathlib.Path) -> None:
+    """Refuse a folder that cannot be written, or made; nothing is left there.
+
+    Raises:
+      OSError: naming the folder.
+    """
+    there = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from error
 
 
 def is_full(folder: str | os.PathLike) -> bool:

@@ -1,19 +1,124 @@
 """Training, from a config to a finished run folder."""
 
 import pathlib
+import warnings
+from typing import NamedTuple
 
 from diffusion_jax import runs
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.interrupts import stop_on_interrupt
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import say
+from diffusion_jax.schedules import OddBetas
 from diffusion_jax.training import checkpoint_choice
 from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.plan import load_data, make_plan
+from diffusion_jax.training.plan import Plan, load_data, make_plan
+from diffusion_jax.training.record import check_examples
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.trainer import Trainer
+from diffusion_jax.training.weight_files import Weights
 from diffusion_jax.training.weights import load_for
 from diffusion_jax.validation import BadRequest
+
+
+class Start(NamedTuple):
+    """What a run starts or goes on with.
+
+    Attributes:
+      plan: of the run, its images decoded.
+      changed: fields of the config that differ from before, and may.
+      initial: weights of `init_from`, for a run without a checkpoint.
+    """
+
+    plan: Plan
+    changed: list[str]
+    initial: Weights | None
+
+
+def prepare(
+    config: Config,
+    workdir: pathlib.Path,
+    data: sources.DataSet | None = None,
+    *,
+    overwrite: bool = False,
+    init_from: pathlib.Path | None = None,
+    init_weights: str = "ema",
+    init_step: str = checkpoint_choice.NEWEST,
+    change_learning_rate: bool = False,
+    dry_run: bool = False,
+) -> Start:
+    """Check all that `train` can refuse before it writes, and write nothing.
+
+    Args:
+      config, workdir, data, overwrite, init_from, init_weights, init_step,
+        change_learning_rate: of `train`.
+      dry_run: do not prepare a tfds set that is not there, and look now whether the
+        examples are those of a run that goes on, which `train` does a little later.
+
+    Raises:
+      BadRequest: as `train`.
+      OSError: naming what cannot be written or deleted.
+    """
+    anew = overwrite and runs.config_path(workdir).exists()
+    goes_on = not overwrite and runs.has_checkpoint(workdir)
+    with warnings.catch_warnings():
+        if goes_on:
+            warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
+        plan = make_plan(config, data, prepare=not dry_run)
+    config = plan.config
+    changed: list[str] = []
+    if not anew:
+        changed = runs.check_resumable(
+            workdir, config, change_learning_rate=change_learning_rate
+        )
+    initial = None
+    if init_from is not None:
+        if anew and init_from.resolve() == workdir.resolve():
+            raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
+        if anew or not runs.has_checkpoint(workdir):
+            step = checkpoint_choice.of_source(init_from, init_step)
+            initial = load_for(config, init_from, init_weights, step)
+        else:
+            _refuse_weights_of_no_use(config, workdir)
+            say("--init_from is not used: the run has weights of its own")
+    files.check_can_be_made(workdir)
+    runs.check_not_locked(workdir, "training in")
+    if anew:
+        runs.check_deletable(workdir)
+    plan = load_data(plan)
+    if goes_on and dry_run:
+        check_examples(plan, workdir, runs.read_record(workdir))
+    if not goes_on:
+        _warn_of_odd_lengths(plan)
+    return Start(plan, changed, initial)
+
+
+def _refuse_weights_of_no_use(config: Config, workdir: pathlib.Path) -> None:
+    record = runs.read_record(workdir)
+    if record is not None and record.step >= config.training.num_steps:
+        raise BadRequest(
+            f"--init_from has no effect: the run in {workdir} is finished; leave it out, "
+            "or name another --workdir"
+        )
+
+
+def _warn_of_odd_lengths(plan: Plan) -> None:
+    optimizer, training = plan.config.optimizer, plan.config.training
+    if optimizer.warmup_steps >= training.num_steps:
+        warnings.warn(
+            f"optimizer.warmup_steps ({optimizer.warmup_steps:,}) is no shorter than the "
+            f"run (training.num_steps {training.num_steps:,}): the learning rate never "
+            f"reaches {optimizer.learning_rate:g}",
+            stacklevel=3,
+        )
+    batch_size, count = plan.config.data.batch_size, len(plan.data.train)
+    if batch_size > count:
+        warnings.warn(
+            f"data.batch_size ({batch_size:,}) is larger than the set of {count:,} "
+            "examples: each step sees some of them more than once",
+            stacklevel=3,
+        )
 
 
 def train(
@@ -47,24 +152,18 @@ def train(
       RunFailed: if updates are not finite any more, something cannot be read or written.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
-    plan = make_plan(config, data)
+    plan, changed, initial = prepare(
+        config,
+        workdir,
+        data,
+        overwrite=overwrite,
+        init_from=init_from,
+        init_weights=init_weights,
+        init_step=init_step,
+        change_learning_rate=change_learning_rate,
+    )
     config = plan.config
     anew = overwrite and runs.config_path(workdir).exists()
-    changed: list[str] = []
-    if not anew:
-        changed = runs.check_resumable(
-            workdir, config, change_learning_rate=change_learning_rate
-        )
-    initial = None
-    if init_from is not None:
-        if anew and init_from.resolve() == workdir.resolve():
-            raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
-        if anew or not runs.has_checkpoint(workdir):
-            step = checkpoint_choice.of_source(init_from, init_step)
-            initial = load_for(config, init_from, init_weights, step)
-        else:
-            say("--init_from is not used: the run has weights of its own")
-    plan = load_data(plan)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         runs.locked(workdir, "training in"),

@@ -20,6 +20,32 @@ from diffusion_jax.validation import BadRequest
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def check_examples(
+    plan: Plan, workdir: pathlib.Path, old: runs.Record | None
+) -> dict[str, Any]:
+    """Return what tells the examples of a run from others, as run.json has it.
+
+    Raises:
+      BadRequest: if they are not those that the run was started with.
+    """
+    data = plan.data
+    about = {
+        "source": plan.config.data.source,
+        "train": len(data.train),
+        "held_out": len(data.held_out),
+        "shape": list(data.shape),
+        "fingerprint": sources.fingerprint(data),
+        "whole_fingerprint": sources.whole_fingerprint(data),
+    }
+    differ = _differences({} if old is None else old.data, about)
+    if differ:
+        raise BadRequest(
+            f"the examples are not those that the run in {workdir} was started with "
+            f"({', '.join(differ)}); give it those back, or take another run"
+        )
+    return about
+
+
 def new_record(
     plan: Plan, workdir: pathlib.Path, old: runs.Record | None, num_parameters: int
 ) -> runs.Record:
@@ -34,13 +60,8 @@ def new_record(
     Raises:
       BadRequest: if the examples are not those that the run was started with.
     """
-    config, about = plan.config, _about(plan)
-    differ = _differences({} if old is None else old.data, about)
-    if differ:
-        raise BadRequest(
-            f"the examples are not those that the run in {workdir} was started with "
-            f"({', '.join(differ)}); give it those back, or another --workdir"
-        )
+    config = plan.config
+    about = check_examples(plan, workdir, old)
     record = runs.Record(
         format=runs.FORMAT,
         version=diffusion_jax.__version__,
@@ -74,19 +95,6 @@ def new_record(
     return record
 
 
-def _about(plan: Plan) -> dict[str, Any]:
-    """What tells the examples of a run from others, as run.json has it."""
-    data = plan.data
-    return {
-        "source": plan.config.data.source,
-        "train": len(data.train),
-        "held_out": len(data.held_out),
-        "shape": list(data.shape),
-        "fingerprint": sources.fingerprint(data),
-        "whole_fingerprint": sources.whole_fingerprint(data),
-    }
-
-
 def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
     return [
         f"{key} {known[key]} -> {value}"
@@ -116,12 +124,7 @@ def check_same_data(workdir: pathlib.Path, plan: Plan) -> None:
       BadRequest: naming what differs.
     """
     record = runs.read_record(workdir)
-    differ = _differences(record.data if record else {}, _about(plan))
-    if differ:
-        raise BadRequest(
-            f"the examples in {plan.config.data.path or plan.config.data.source} are not "
-            f"those that the run in {workdir} was trained on ({', '.join(differ)})"
-        )
+    check_examples(plan, workdir, record)
     config, data = runs.read_config(workdir), plan.config.data
     place = data.path, data.held_out
     if record is None or place == (config.data.path, config.data.held_out):
