@@ -16,7 +16,7 @@ from conftest import ODD_NAMES, ROOT
 from PIL import Image
 
 from diffusion_jax import runs
-from diffusion_jax.config import Config
+from diffusion_jax.config import Config, UNetConfig
 from diffusion_jax.partial import Partial
 from diffusion_jax.reporting import pictures
 from diffusion_jax.reporting.metrics import MetricLog
@@ -205,7 +205,7 @@ def test_what_a_kill_left_goes_and_what_is_being_written_stays(tmp_path):
 
 def a_run(workdir):
     workdir.mkdir()
-    runs.write_config(workdir, Config())
+    runs.write_config(workdir, Config(model=UNetConfig(attn_resolutions=())))
     for name in ("checkpoints/1", "samples", "tensorboard"):
         (workdir / name).mkdir(parents=True)
         (workdir / name / "file").write_bytes(b"x")

@@ -438,8 +438,11 @@ MAY_CHANGE = {
 
 def test_all_else_in_a_config_is_fixed_under_a_run(tmp_path):
     other = {int: 77, float: 0.77, str: "other", bool: True, tuple: (77,)}
-    for model in (UNetConfig(), MLPConfig()):
-        config = Config(model=model)
+    points = DataConfig(image_size=(), channels=2)
+    for config in (
+        Config(model=UNetConfig(attn_resolutions=(8,))),
+        Config(model=MLPConfig(), data=points),
+    ):
         runs.write_config(tmp_path, config)
         for path, value in fields_of(config):
             changed = from_json(to_json(config))
