@@ -227,6 +227,8 @@ def _check_own(argv: Sequence[str]) -> None:
         name = arg.partition("=")[0].lstrip("-")
         if arg == "--":
             break
+        if arg.startswith("-") and len(name) > 200:  # absl compares it by recursion.
+            raise BadRequest(f"--{name[:50]}...: there is no such flag; --help lists all")
         for known in {name, name.removeprefix("no")} - own:
             if arg.startswith("-") and (known in flags.FLAGS or known == "undefok"):
                 if name not in own:
