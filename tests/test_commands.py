@@ -427,7 +427,7 @@ def test_a_dry_run_and_a_run_refuse_a_run_that_is_being_trained(run, tmp_path):
     record["data"]["train"] = 7
     (copy / "run.json").write_text(json.dumps(record))
     with pytest.raises(runs.BadRequest, match="the examples are not those"):
-        loop.prepare(config, copy)
+        loop.prepare(config, copy, dry_run=True)
     assert sizes(run) == before
 
 
