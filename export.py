@@ -12,6 +12,7 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 from absl import flags
 
 from diffusion_jax import command_line, runs
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training import checkpoint_choice, weights
 
@@ -33,6 +34,8 @@ def main() -> None:
     found = weights.load_from_run(workdir, config, kind, step=step)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = runs.expanded("--out", _OUT.value) if _OUT.value else workdir / name
+    if runs.is_part(workdir, out):
+        raise BadRequest(f"--out {out} belongs to the run; give another")
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 

@@ -240,6 +240,8 @@ def from_json(text: str) -> Config:
 def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
     """Fields written before they existed get their default; sections must be there."""
     values = {}
+    if not isinstance(tree, dict):
+        raise TypeError(f"{kind.__name__} is not a section")
     for field in dataclasses.fields(kind):
         if field.name == "model":
             section = dict(tree["model"])

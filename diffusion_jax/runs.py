@@ -258,7 +258,13 @@ def named_or_newest(name: str | None) -> pathlib.Path:
 
 
 def expanded(flag: str, name: str) -> pathlib.Path:
-    """The path of a flag, ~ replaced; raises BadRequest for the ~ of nobody."""
+    """Return the path of a flag, ~ replaced.
+
+    Raises:
+      BadRequest: for the ~ of nobody, and for a URL.
+    """
+    if re.match("[A-Za-z0-9]+://", name):
+        raise BadRequest(f"{flag} {name} is a URL; name a path in a file system")
     try:
         return pathlib.Path(name).expanduser()
     except RuntimeError as error:

@@ -550,3 +550,24 @@ def test_a_run_whose_every_update_was_skipped_has_failed(points, tmp_path):
     config.training.num_steps = 6
     state = loop.train(config, tmp_path / "once", points._replace(train=once))
     assert int(state.tally.skipped) == 5
+
+
+def test_what_was_done_to_a_run_by_hand_is_named(whole, tmp_path):
+    """Its checkpoints are gone; a snapshot of another network lies among its own."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    config = runs.read_config(workdir)
+    path = min((workdir / "ema_snapshots").iterdir())
+    found = weight_files.read(path)
+    name = next(iter(found.params))
+    found.params[name] = np.zeros(77, np.float32)
+    weight_files.write(path, found, config)
+    with pytest.raises(RunFailed, match=f"{path.name} is of another network"):
+        load_from_run(workdir, config, "std:0.08")
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(RunFailed, match="is gone, .* has a checkpoint of step 30"):
+        load_from_run(workdir, config, "ema")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"loss": {', '"loss": "", "x": {'))
+    with pytest.raises(BadRequest, match="LossConfig is not a section"):
+        runs.read_config(workdir)

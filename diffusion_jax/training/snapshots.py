@@ -6,6 +6,8 @@ file of weights in ema_snapshots/, step_00000500_std0.05.safetensors.
 
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,13 +72,14 @@ def delete_after(workdir: pathlib.Path, step: int) -> None:
 
 
 def rebuild(
-    workdir: pathlib.Path, name: str, step: int | None = None
+    workdir: pathlib.Path, name: str, like: Mapping[str, Any], step: int | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
     """An average that was not tracked, at the time of a snapshot.
 
     Args:
       workdir: a run with snapshots.
       name: of it, "std:0.08".
+      like: the network's arrays, or what has their shapes, by name.
       step: of the snapshot; the newest unless given.
 
     Returns:
@@ -84,8 +87,9 @@ def rebuild(
 
     Raises:
       BadRequest: if there is no snapshot of this step, with those that are.
-      RunFailed: naming a snapshot that cannot be read.
+      RunFailed: naming a snapshot that cannot be read, or is of another network.
     """
+    shapes = {key: array.shape for key, array in like.items()}
     paths = moments(workdir)
     if step is not None:
         steps = sorted({m.step for m in paths})
@@ -106,6 +110,11 @@ def rebuild(
                 f"snapshot {path} cannot be read ({error}); remove it to rebuild {name} "
                 "from the others"
             ) from error
+        if {key: array.shape for key, array in arrays.items()} != shapes:
+            raise RunFailed(
+                f"snapshot {path} is of another network; remove it to rebuild {name} from "
+                "the others"
+            )
         for key, array in arrays.items():
             total[key] = total.get(key, 0) + weight * array.astype(np.float64)
     say(

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax import experiment, runs
 from diffusion_jax.config import Config
+from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training import snapshots, weight_files
 from diffusion_jax.training.averages import STD, average_names
 from diffusion_jax.training.checkpoints import Checkpoints, abstract, part_name
@@ -79,6 +80,12 @@ def load_from_run(
     """
     nothing = f"the run in {workdir} has no checkpoint yet; train it further with train.py"
     if not runs.checkpoints_path(workdir).is_dir():
+        record = runs.read_record(workdir)
+        if record is not None and record.step:
+            raise RunFailed(
+                f"{runs.checkpoints_path(workdir)} is gone, but run.json says that the run "
+                f"has a checkpoint of step {record.step:,}; put it back"
+            )
         raise BadRequest(nothing)
     names = average_names(config.ema)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -96,7 +103,7 @@ def load_from_run(
                 f"{flag} {kind}: the run in {workdir} holds ema (which is {names[0]}), "
                 f"raw, {', '.join(names)}{more}"
             )
-        arrays, rebuilt = snapshots.rebuild(workdir, kind, step)
+        arrays, rebuilt = snapshots.rebuild(workdir, kind, named(shapes), step)
         params = jax.device_put(unnamed(arrays, shapes), sharding)
         return _finite(Weights(params, kind, rebuilt), f"{flag} {kind} of {workdir}")
     if step is not None:
