@@ -264,7 +264,9 @@ def expanded(flag: str, name: str) -> pathlib.Path:
       BadRequest: for the ~ of nobody, and for a URL.
     """
     if re.match("[A-Za-z0-9]+://", name):
-        raise BadRequest(f"{flag} {name} is a URL; name a path in a file system")
+        raise BadRequest(
+            f"{flag} {name} is a URL, and all lies in a file system; mount it, or name a path"
+        )
     try:
         return pathlib.Path(name).expanduser()
     except RuntimeError as error:
