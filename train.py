@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     if _DRY_RUN.value:
         compilation_cache.check(_CACHE.value)
         start = loop.prepare(config, workdir, dry_run=True, **options)
-        print(to_json(start.plan.config), end="")
+        print(to_json(start.plan.config), end="", flush=True)
         return
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")

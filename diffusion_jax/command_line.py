@@ -26,7 +26,7 @@ from diffusion_jax.interrupts import leave
 from diffusion_jax.runs import is_disk_failure
 from diffusion_jax.runtime import environment, files
 from diffusion_jax.runtime.errors import RunFailed
-from diffusion_jax.runtime.text import reason, shown
+from diffusion_jax.runtime.text import going_on, reason, shown
 from diffusion_jax.validation import BadRequest, check_types
 
 _NEAR = 0.75  # Of a name that is suggested, how like it is to what was written.
@@ -58,7 +58,9 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         main(*arguments)
 
     if any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "h") for arg in sys.argv):
-        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        with going_on():
+            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            sys.stdout.flush()
         sys.exit(0)
     try:
         app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
 import warnings
 
@@ -15,6 +16,7 @@ from diffusion_jax.validation import BadRequest
 OFF = "off"
 HELP = "Folder of compiled programs, which later runs take from it; or off."
 _MOST_BYTES = 2**31  # Of the folder; the programs that were used longest ago go.
+_PROGRAM = re.compile(".+-[0-9a-f]{64}-cache")  # What jax calls a compiled program.
 _MIN_SECONDS = 0.2  # What compiles faster is not worth a file.
 
 
@@ -30,13 +32,13 @@ def check(folder: str | None) -> None:
         try:
             files.check_can_be_made(pathlib.Path(folder).expanduser())
         except (OSError, RuntimeError) as error:
-            raise _cannot(folder, error) from error
+            raise _cannot(f"--compilation_cache {folder}", error) from error
 
 
-def _cannot(folder: object, error: Exception) -> BadRequest:
+def _cannot(what: str, error: Exception) -> BadRequest:
     said = getattr(error, "strerror", None) or error
     return BadRequest(
-        f"--compilation_cache {folder} cannot be written ({said}); name another folder, "
+        f"{what} cannot be written ({said}); name another folder by --compilation_cache, "
         "or off"
     )
 
@@ -65,8 +67,12 @@ def use(folder: str | None) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except (OSError, RuntimeError) as error:
-        refused = _cannot(path, error)
-        if folder or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        variable = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        what = "--compilation_cache" if folder else "the compilation cache"
+        if variable and not folder:
+            what = "JAX_COMPILATION_CACHE_DIR"
+        refused = _cannot(f"{what} {path}", error)
+        if folder or variable:
             raise refused from error
         warnings.warn(f"{refused}; every run compiles anew", stacklevel=2)
         return
@@ -88,7 +94,7 @@ def bounded(folder: pathlib.Path, most: int | None) -> int:
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):  # Another process may be at it.
-                if entry.name.endswith("-cache") and entry.is_file(follow_symlinks=False):
+                if _PROGRAM.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     about = entry.stat(follow_symlinks=False)
                     used = max(about.st_atime, about.st_mtime)
                     found.append((used, about.st_size, entry.path))

@@ -242,6 +242,9 @@ def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
     values = {}
     if not isinstance(tree, dict):
         raise TypeError(f"{kind.__name__} is not a section")
+    unknown = tree.keys() - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
     for field in dataclasses.fields(kind):
         if field.name == "model":
             section = dict(tree["model"])

@@ -100,6 +100,8 @@ def generate(
         },
     }
     partial = Partial(out, request)
+    if config.sampling.spacing == AUTO:
+        step_choice.check_can_choose(workdir, config)
     partial.claim(results, overwrite, "--out or --seed")
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.locked(partial.folder, "writing to"))

@@ -17,7 +17,7 @@ import platform
 import re
 import reprlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from diffusion_jax.config import Config, fields_of, from_json, to_json
@@ -157,6 +157,9 @@ def read_record(workdir: pathlib.Path) -> Record | None:
     try:
         tree = files.parse_json(files.read_note(path))
         known = {field.name for field in dataclasses.fields(Record)}
+        optional = ("step", "wall_time_s", "steps_per_dispatch", "snapshot_every")
+        if lacking := sorted(known - set(optional) - tree.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         record = Record(**{k: v for k, v in tree.items() if k in known})
         for field in dataclasses.fields(Record):
             value, kind = getattr(record, field.name), typing.cast(Any, field.type)
@@ -187,7 +190,9 @@ def now() -> str:
 
 def is_disk_failure(error: OSError) -> bool:
     """Whether a write failed because of the disk, not because of what was asked for."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    return error.errno in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
+    )
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -265,7 +270,8 @@ def expanded(flag: str, name: str) -> pathlib.Path:
     """
     if re.match("[A-Za-z0-9]+://", name):
         raise BadRequest(
-            f"{flag} {name} is a URL, and all lies in a file system; mount it, or name a path"
+            f"{flag} {name} is a URL, and all lies in a file system; mount it, or give a "
+            "path"
         )
     try:
         return pathlib.Path(name).expanduser()
@@ -329,9 +335,24 @@ def delete_run(workdir: pathlib.Path) -> None:
         say(f"{path} was a link: {target} stays as it is")
 
 
-def check_deletable(workdir: pathlib.Path) -> None:
-    """Refuse what `delete_run` would refuse, and delete nothing."""
+def check_deletable(workdir: pathlib.Path, needed: Mapping[str, str]) -> None:
+    """Refuse what `delete_run` would refuse, and delete nothing.
+
+    Args:
+      workdir: the run.
+      needed: paths that the new run needs, by the flags or fields that name them.
+
+    Raises:
+      BadRequest: if one of them would be deleted.
+      OSError: naming what cannot be deleted.
+    """
     read_config(workdir)
+    parts = {(workdir / name).absolute() for name in _PARTS}
+    for flag, path in needed.items():
+        there = pathlib.Path(path).expanduser().resolve()
+        for part in parts:
+            if not part.is_symlink() and part.resolve() in (there, *there.parents):
+                raise BadRequest(f"--overwrite would delete {part}, and so {flag} ({path})")
     files.check_deletable(workdir / name for name in _PARTS)
 
 

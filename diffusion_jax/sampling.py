@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,6 +57,8 @@ def change(config: Config, given: dict[str, Any]) -> None:
             raise BadRequest(
                 f"--timesteps must be numbers, as 999,500,20: {error}"
             ) from error
+        if not all(map(math.isfinite, times)):
+            raise BadRequest(f"--timesteps must be finite: {', '.join(map(str, times))}")
         if not times:
             raise BadRequest("--timesteps is an empty list")
         given = {**given, "timesteps": times, "steps": len(times)}

@@ -56,6 +56,12 @@ def with_timesteps(
     return dataclasses.replace(config, sampling=chosen)
 
 
+def check_can_choose(workdir: pathlib.Path, config: Config) -> None:
+    """Raise BadRequest if nothing is kept for any weights, and the data are not there."""
+    if not any(runs.auto_timesteps_path(workdir).glob("*.npz")):
+        check_data_there(workdir, config)
+
+
 def choose(
     workdir: pathlib.Path,
     config: Config,

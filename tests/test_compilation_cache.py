@@ -66,15 +66,16 @@ def test_a_second_process_takes_the_chain_from_the_cache_and_gets_the_same_bits(
 
 
 def test_the_cache_is_bounded_and_what_was_used_last_stays(tmp_path):
-    for i in range(5):
-        (tmp_path / f"program{i}-cache").write_bytes(bytes(100))
+    names = [f"jit_f-{i}{'a' * 63}-cache" for i in range(5)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(100))
         # Used in the order 0, 3, 1, 4, 2; what counts is the later of the two times.
-        os.utime(tmp_path / f"program{i}-cache", (1 + 2 * i % 5, 0))
-    (tmp_path / "notes").write_bytes(bytes(1000))
-    (tmp_path / "link-cache").symlink_to("notes")
+        os.utime(tmp_path / name, (1 + 2 * i % 5, 0))
+    (tmp_path / "notes-cache").write_bytes(bytes(1000))  # Not what jax writes.
+    (tmp_path / f"jit_g-{'b' * 64}-cache").symlink_to("notes-cache")
     assert compilation_cache.bounded(tmp_path, None) == 500
     assert compilation_cache.bounded(tmp_path, 350) == 300
-    left = {"program1-cache", "program2-cache", "program4-cache", "notes", "link-cache"}
+    left = {names[1], names[2], names[4], "notes-cache", f"jit_g-{'b' * 64}-cache"}
     assert set(os.listdir(tmp_path)) == left
     assert compilation_cache.bounded(tmp_path / "nowhere", 0) == 0
 

@@ -6,17 +6,20 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
 from processes import train_arguments
 
-from diffusion_jax import runs
+from diffusion_jax import experiment, runs
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training import loop
 from diffusion_jax.training.plan import load_data, make_plan
 from diffusion_jax.training.record import check_data_there, check_same_data, new_record
+from diffusion_jax.training.weights import Weights, save_to_file
 
 
 def a_folder(folder, count=12):
@@ -47,7 +50,7 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     check_same_data(workdir, plan)
     assert (workdir / "config.json").read_bytes() == before
     old.rename(new)
-    with pytest.raises(BadRequest, match="is not there; .* where it is now: --data_path"):
+    with pytest.raises(BadRequest, match="is not there; .* is now, --data_path says"):
         check_data_there(workdir, plan.config)
 
     def refuse(*_):
@@ -67,6 +70,35 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     with pytest.raises(BadRequest, match=r"started with \(fingerprint \w+ -> \w+, whole"):
         check_same_data(workdir, plan_of(tmp_path / "other"))
     assert runs.read_config(workdir).data.path == str(new)
+
+
+def test_overwrite_spares_what_the_new_run_needs(tmp_path):
+    """Its pictures, if they lie among the samples of the run that is to be deleted."""
+    workdir = tmp_path / "run"
+    (workdir / "samples").mkdir(parents=True)
+    pictures = a_folder(workdir / "samples" / "pictures")
+    config = plan_of(pictures).config
+    runs.write_config(workdir, config)
+    with pytest.raises(BadRequest, match=r"would delete .*samples, and so data.path"):
+        loop.prepare(config, workdir, overwrite=True)
+    with pytest.raises(BadRequest, match="would delete .*, and so --init_from"):
+        source = workdir / "samples" / "w.npz"
+        save_to_file(source, weights_of(config), config)
+        config.data = DataConfig()
+        loop.prepare(config, workdir, overwrite=True, init_from=source)
+
+
+def weights_of(config):
+    init_fn, _ = experiment.make_network(config)
+    return Weights(init_fn(jax.random.key(0)), "raw", 0)
+
+
+def test_a_run_does_not_lie_in_its_own_data(tmp_path):
+    """What it draws would be among its examples."""
+    pictures = a_folder(tmp_path / "pictures")
+    for workdir in (pictures, pictures / "runs" / "a"):
+        with pytest.raises(BadRequest, match=r"lies in data.path|holds \d+.png"):
+            loop.prepare(plan_of(pictures).config, workdir)
 
 
 @pytest.mark.slow

@@ -180,3 +180,14 @@ def test_a_result_without_its_figure_is_not_one():
         {"bits_per_dim": None},
     ):
         assert not is_whole({**request, **wrong} if wrong else {})
+
+
+def test_a_field_that_nobody_knows_is_no_config(tmp_path):
+    """A damaged name would else be the default of the field: other samples."""
+    config = Config(model=UNetConfig(attn_resolutions=()))
+    config.process.schedule = "cosine"
+    runs.write_config(tmp_path, config)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"schedule"', '"shedule"'))
+    with pytest.raises(BadRequest, match="ProcessConfig has no field shedule"):
+        runs.read_config(tmp_path)

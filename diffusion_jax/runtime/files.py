@@ -125,7 +125,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
-        if isinstance(error, OSError) and str(error.filename) == str(unfinished):
+        if isinstance(error, OSError) and str(error.filename) in ("None", str(unfinished)):
             error.filename = str(path)
         raise
 

@@ -182,6 +182,11 @@ class Checkpoints:
         Raises:
           RunFailed: if it cannot be read, or a checksum is wrong.
         """
+        if not self._folder(step).is_dir():
+            raise RunFailed(
+                f"{self._folder(step)} was written and is gone: the run was moved or "
+                "deleted while it was trained"
+            )
         try:
             for name, part in like.items():  # One after the other takes less memory.
                 self._load(step, {name: part}, runs.read_record(self._workdir))

@@ -82,16 +82,34 @@ def prepare(
         else:
             _refuse_weights_of_no_use(config, workdir)
             say("--init_from is not used: the run has weights of its own")
+    if config.data.source == "folder":
+        _check_not_in_data(config, workdir)
     files.check_can_be_made(workdir)
     runs.check_not_locked(workdir, "training in")
     if anew:
-        runs.check_deletable(workdir)
+        needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
+        needed |= {"--init_from": str(init_from or "")}
+        runs.check_deletable(workdir, {k: v for k, v in needed.items() if v})
     plan = load_data(plan)
     if goes_on and dry_run:
         check_examples(plan, workdir, runs.read_record(workdir))
     if not goes_on:
         _warn_of_odd_lengths(plan)
     return Start(plan, changed, initial)
+
+
+def _check_not_in_data(config: Config, workdir: pathlib.Path) -> None:
+    """Refuse a run whose own pictures would be examples of its next start."""
+    for field in ("path", "held_out"):
+        path = getattr(config.data, field)
+        if path and pathlib.Path(path).expanduser().resolve() in (
+            workdir.resolve(),
+            *workdir.resolve().parents,
+        ):
+            raise BadRequest(
+                f"--workdir {workdir} lies in data.{field} ({path}): the pictures that the "
+                "run draws would be among its examples; name another"
+            )
 
 
 def _refuse_weights_of_no_use(config: Config, workdir: pathlib.Path) -> None:

@@ -105,12 +105,13 @@ def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
 
 def check_data_there(workdir: pathlib.Path, config: Config) -> None:
     """Raise BadRequest if what a run was trained on is not where its config says."""
+    source = config.data.source
     for field, path in (("path", config.data.path), ("held_out", config.data.held_out)):
-        of_files = field == "path" or config.data.source in ("folder", "npz")
+        of_files = source in ("folder", "npz") or (field == "path" and ":" in source)
         if of_files and path and not os.path.exists(os.path.expanduser(path)):
             raise BadRequest(
-                f"data.{field} ({path!r}) of the run in {workdir} is not there; if it was "
-                f"moved, say where it is now: --data_{field}"
+                f"data.{field} ({path!r}) is not there; where that of the run in {workdir} "
+                f"is now, --data_{field} says"
             )
 
 
