@@ -19,7 +19,7 @@ _IDENTICAL = 1  # Levels by which a profile may differ from sRGB and be taken fo
 
 
 class Transform(NamedTuple):
-    """What converts images to sRGB.
+    """A conversion of images to sRGB.
 
     Attributes:
       source: the mode of the images: L, RGB or CMYK.

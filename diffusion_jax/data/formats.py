@@ -77,7 +77,7 @@ HEAD = 264  # So many first bytes tell what a file is.
 
 
 class Other(NamedTuple):
-    """What a file is that is no image.
+    """A kind of file that is no image.
 
     Attributes:
       name: "a tar".

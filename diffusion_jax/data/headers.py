@@ -1,4 +1,4 @@
-"""Which files are images, by their headers; and whether two sets have files in common."""
+"""The images among files, by their headers, and the files that two sets have in common."""
 
 import hashlib
 from collections.abc import Hashable
@@ -15,7 +15,7 @@ _HEAD_BYTES = 2**16
 
 
 class Headers(NamedTuple):
-    """What the headers of some files say.
+    """The contents of the headers of some files.
 
     Attributes:
       files: the files.
@@ -92,7 +92,7 @@ def _of_same_content(mine: Headers, theirs: Headers) -> list[tuple[int, int]]:
 
 
 def _digest(headers: Headers, i: int, most: int | None) -> Hashable:
-    """Of a file's first bytes, or of all; like no other, if it cannot be read."""
+    """Digest of a file's first bytes, or of all; like no other, if it cannot be read."""
     index = int(headers.indices[i])
     try:
         if most is None:

@@ -1,4 +1,4 @@
-"""What Pillow does not do with a PNG: check it, find its transparent colour, skip texts.
+"""Work on a PNG that Pillow leaves undone: checks, the transparent colour, texts skipped.
 
 The pixels are Pillow's; the chunks are read here, by the PNG specification (third
 edition): https://www.w3.org/TR/png-3/.
@@ -45,7 +45,7 @@ class Header(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the image data, unpacked: each row is a byte and its pixels."""
+        """Bytes of the image data, unpacked: each row is a byte and its pixels."""
         bits = self.depth * _CHANNELS[self.colour]
         passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         total = 0
@@ -182,7 +182,7 @@ def _chunks(content: memoryview, at: int) -> Iterator[tuple[bytes, memoryview, m
 
 
 def _is_small(kind: bytes, body: memoryview) -> bool:
-    """Whether a text or profile may matter and does not unpack to something huge."""
+    """Return whether a text or profile may matter and does not unpack to something huge."""
     if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
         if len(body) > _MAX_TEXT:
             return False

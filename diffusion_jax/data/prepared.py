@@ -264,7 +264,7 @@ def plain_place(data_dir: str) -> str | None:
 
 
 def _named(said: object, data_dir: str) -> str:
-    """What TFDS says, with the place as the user has named it."""
+    """Return what TFDS says, with the place as the user has named it."""
     plain = plain_place(data_dir)
     return shown(str(said).replace(plain, data_dir) if plain else said)
 

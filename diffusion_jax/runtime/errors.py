@@ -2,7 +2,7 @@
 
 
 class BadRequest(Exception):
-    """What the user asked for cannot be done; str() is one line that says why."""
+    """A request that cannot be met; str() is one line that says why."""
 
 
 class RunFailed(Exception):

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant: by its step, the newest, or the best."""
+"""The choice of a checkpoint of a run: by its step, the newest, or the best."""
 
 import pathlib
 import re

@@ -169,7 +169,7 @@ class Checkpoints:
         each = "; ".join(f"{self._folder(s)}: {why}" for s, why in failed.items())
         raise RunFailed(
             f"no checkpoint of {self._workdir} can be read ({each}); nothing was changed; "
-            "restore one from a backup, or start anew in another --workdir"
+            "restore one from a backup, or begin again in another --workdir"
         )
 
     def read_back(self, step: int, like: Mapping[str, Any]) -> None:

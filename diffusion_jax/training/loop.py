@@ -23,7 +23,7 @@ from diffusion_jax.validation import BadRequest
 
 
 class Start(NamedTuple):
-    """What a run starts or goes on with.
+    """The plan and the weights that a run starts or goes on with.
 
     Attributes:
       plan: of the run, its images decoded.

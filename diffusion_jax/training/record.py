@@ -49,7 +49,7 @@ def check_examples(
 def new_record(
     plan: Plan, workdir: pathlib.Path, old: runs.Record | None, num_parameters: int
 ) -> runs.Record:
-    """What run.json is to say from now on; of a new run it is written at once.
+    """Return the new contents of run.json; of a new run it is written at once.
 
     Args:
       plan: of the run.

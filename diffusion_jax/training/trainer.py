@@ -199,8 +199,8 @@ class Trainer:
         if found is None and old is not None and old.step:
             raise RunFailed(
                 f"{runs.checkpoints_path(self.workdir)} is empty, but run.json says that "
-                f"the run has a checkpoint of step {old.step:,}; put it back, or start "
-                "anew in another --workdir"
+                f"the run has a checkpoint of step {old.step:,}; put it back, or begin "
+                "again in another --workdir"
             )
         if found is None:
             old = None
@@ -334,7 +334,7 @@ def _check_an_update_was_made(state: TrainState) -> None:
         raise RunFailed(
             f"all {step:,} updates were skipped, because the loss or the gradient was not "
             "finite: the weights are those of the start; take a lower "
-            "optimizer.learning_rate, or look at the data, and start anew in another "
+            "optimizer.learning_rate, or look at the data, and begin again in another "
             "--workdir"
         )
 
