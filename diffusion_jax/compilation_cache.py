@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import tempfile
 import warnings
 
 import jax
@@ -64,8 +63,7 @@ def use(folder: str | None) -> None:
     try:
         path = path.expanduser()
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        files.check_can_be_made(path)
     except (OSError, RuntimeError) as error:
         variable = os.environ.get("JAX_COMPILATION_CACHE_DIR")
         what = "--compilation_cache" if folder else "the compilation cache"

@@ -187,9 +187,10 @@ class Checkpoints:
                 f"{self._folder(step)} was written and is gone: the run was moved or "
                 "deleted while it was trained"
             )
+        record = runs.read_record(self._workdir)
         try:
             for name, part in like.items():  # One after the other takes less memory.
-                self._load(step, {name: part}, runs.read_record(self._workdir))
+                self._load(step, {name: part}, record)
         except _Unreadable as error:
             raise RunFailed(
                 f"the checkpoint of step {step:,} was written, and cannot be read back "

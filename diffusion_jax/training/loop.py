@@ -76,7 +76,7 @@ def prepare(
     if init_from is not None:
         if anew and init_from.resolve() == workdir.resolve():
             raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
-        if anew or not runs.has_checkpoint(workdir):
+        if not goes_on:
             step = checkpoint_choice.of_source(init_from, init_step)
             initial = load_for(config, init_from, init_weights, step)
         else:
