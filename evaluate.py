@@ -16,16 +16,19 @@ import warnings
 
 from absl import flags
 
-from diffusion_jax import assessment, command_line, compilation_cache, parallel, runs
-from diffusion_jax.partial import prefix
-from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.diffusion.parameterization import VARIANCES
+from diffusion_jax.diffusion.schedules import OddBetas
+from diffusion_jax.jobs import command_line, likelihood
+from diffusion_jax.jobs.resumable import prefix
+from diffusion_jax.runs import checkpoint_choice
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.weights import HELP as WEIGHTS_HELP
+from diffusion_jax.runs.weights import check_kind
+from diffusion_jax.runtime import compilation_cache, devices
+from diffusion_jax.runtime.checks import check_choice
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.samplers.steps import AUTO, SPACINGS
-from diffusion_jax.schedules import OddBetas
-from diffusion_jax.training import checkpoint_choice
-from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
-from diffusion_jax.training.weights import check_kind
-from diffusion_jax.validation import BadRequest, check_choice
+from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The variational bound.")
@@ -84,21 +87,21 @@ def main() -> None:
             "figure than many, too low ones as well; take more",
             stacklevel=2,
         )
-    request = assessment.Request(
+    request = likelihood.Request(
         split=_SPLIT.value,
         max_examples=_at_least_one("max_examples", _MAX_EXAMPLES.value),
         num_timesteps_sampled=_at_least_one("num_timesteps_sampled", _SAMPLED.value),
         steps=_at_least_one("steps", _STEPS.value),
         spacing=_SPACING.value or "trailing",
-        ode_steps=_ODE_STEPS.value or assessment.Request.ode_steps,
+        ode_steps=_ODE_STEPS.value or likelihood.Request.ode_steps,
         weights=check_kind("--weights", _WEIGHTS.value),
         seed=_SEED.value,
     )
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
-    check_choice("--split", request.split, assessment.SPLITS)
+    check_choice("--split", request.split, likelihood.SPLITS)
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
-    workdir = runs.named_or_newest(_WORKDIR.value)
-    config = runs.read_config(workdir)
+    workdir = run_folder.named_or_newest(_WORKDIR.value)
+    config = run_folder.read_config(workdir)
     warnings.simplefilter("ignore", OddBetas)  # train.py has said it.
     request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
     config.data.path = _DATA_PATH.value or config.data.path
@@ -112,10 +115,10 @@ def main() -> None:
                 f"{'has learned' if learned else 'has not learned'} its variances"
             )
         config.process.variance = _VARIANCE.value
-    parallel.say_devices()
+    devices.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    jobs = assessment.prepare(
+    jobs = likelihood.prepare(
         workdir,
         config,
         request,
@@ -133,13 +136,13 @@ def _at_least_one(name: str, value: int | None) -> int:
     return value or 0
 
 
-def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pathlib.Path:
+def _prefix(workdir: pathlib.Path, name: str, request: likelihood.Request) -> pathlib.Path:
     parts = [name, request.split]
     if request.weights != "ema":
         parts.append(request.weights.replace(":", ""))
     if request.step is not None:
         parts.append(f"step{request.step}")
-    if name == "ode" and request.ode_steps != assessment.Request.ode_steps:
+    if name == "ode" and request.ode_steps != likelihood.Request.ode_steps:
         parts.append(f"steps{request.ode_steps}")
     if name == "likelihood" and request.steps:
         parts += [f"steps{request.steps}", request.spacing]
@@ -153,7 +156,7 @@ def _prefix(workdir: pathlib.Path, name: str, request: assessment.Request) -> pa
         parts.append(f"seed{request.seed}")
     if _OUT.value is not None:
         return prefix(_OUT.value, "_".join(parts))
-    return runs.evaluations_path(workdir) / "_".join(parts)
+    return run_folder.evaluations_path(workdir) / "_".join(parts)
 
 
 if __name__ == "__main__":

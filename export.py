@@ -3,7 +3,7 @@
     python export.py --workdir runs/digits --out digits.safetensors
     python train.py --config configs/digits.py --init_from digits.safetensors
 
-The name of the file ends in .safetensors or .npz; diffusion_jax/training/weights.py
+The name of the file ends in .safetensors or .npz; diffusion_jax/runs/weights.py
 says what lies in it.
 """
 
@@ -11,10 +11,12 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 from absl import flags
 
-from diffusion_jax import command_line, runs
+from diffusion_jax.jobs import command_line
+from diffusion_jax.runs import checkpoint_choice, weights
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import checkpoint_choice, weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _OUT = flags.DEFINE_string(
@@ -28,13 +30,13 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a file that exists."
 def main() -> None:
     kind = weights.check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
-    workdir = runs.named_or_newest(_WORKDIR.value)
-    config = runs.read_config(workdir)
+    workdir = run_folder.named_or_newest(_WORKDIR.value)
+    config = run_folder.read_config(workdir)
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
     found = weights.load_from_run(workdir, config, kind, step=step)
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
-    out = runs.expanded("--out", _OUT.value) if _OUT.value else workdir / name
-    if runs.is_part(workdir, out):
+    out = files.expanded("--out", _OUT.value) if _OUT.value else workdir / name
+    if run_folder.is_part(workdir, out):
         raise BadRequest(f"--out {out} belongs to the run; give another")
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")

@@ -14,20 +14,22 @@ import warnings
 
 from absl import flags
 
-from diffusion_jax import command_line, compilation_cache, generation, parallel, runs
-from diffusion_jax import sampling as samplings
 from diffusion_jax.config import Config
-from diffusion_jax.partial import prefix
-from diffusion_jax.predictions import VARIANCES
+from diffusion_jax.diffusion.parameterization import VARIANCES
+from diffusion_jax.diffusion.schedules import OddBetas
+from diffusion_jax.experiment import build_sampler as samplings
+from diffusion_jax.jobs import command_line, sample
+from diffusion_jax.jobs.resumable import prefix
+from diffusion_jax.runs import checkpoint_choice
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.weights import HELP as WEIGHTS_HELP
+from diffusion_jax.runs.weights import check_kind
+from diffusion_jax.runtime import compilation_cache, devices
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.samplers.steps import AUTO, SPACINGS
-from diffusion_jax.samplers.tables import METHODS
+from diffusion_jax.samplers.methods import METHODS
 from diffusion_jax.samplers.thresholding import THRESHOLDS
-from diffusion_jax.schedules import OddBetas
-from diffusion_jax.training import checkpoint_choice
-from diffusion_jax.training.weights import HELP as WEIGHTS_HELP
-from diffusion_jax.training.weights import check_kind
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")
@@ -76,8 +78,8 @@ def main() -> None:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
-    workdir = runs.named_or_newest(_WORKDIR.value)
-    config = runs.read_config(workdir)
+    workdir = run_folder.named_or_newest(_WORKDIR.value)
+    config = run_folder.read_config(workdir)
     warnings.simplefilter("ignore", OddBetas)  # train.py has said it.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
@@ -89,10 +91,10 @@ def main() -> None:
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
-    parallel.say_devices()
+    devices.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    generation.generate(
+    sample.generate(
         workdir,
         config,
         num=_NUM.value,
@@ -113,7 +115,7 @@ def _prefix(
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:
-        return runs.samples_path(workdir) / f"{name}_num{_NUM.value}"
+        return run_folder.samples_path(workdir) / f"{name}_num{_NUM.value}"
     return prefix(_OUT.value, name)
 
 

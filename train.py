@@ -11,12 +11,14 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 from absl import flags
 
-from diffusion_jax import command_line, compilation_cache, parallel, runs
 from diffusion_jax.config import Config, to_json
+from diffusion_jax.jobs import command_line
+from diffusion_jax.runs import checkpoint_choice
+from diffusion_jax.runs.weights import check_kind
+from diffusion_jax.runtime import compilation_cache, devices, files
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import checkpoint_choice, loop
-from diffusion_jax.training.weights import check_kind
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.training import train
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -43,10 +45,10 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main(config: Config) -> None:
-    workdir = runs.expanded("--workdir", _WORKDIR.value or f"runs/{config.name}")
+    workdir = files.expanded("--workdir", _WORKDIR.value or f"runs/{config.name}")
     init_from = None
     if _INIT_FROM.value is not None:
-        init_from = runs.expanded("--init_from", _INIT_FROM.value)
+        init_from = files.expanded("--init_from", _INIT_FROM.value)
     else:
         for flag in (_INIT_WEIGHTS, _INIT_STEP):
             if flag.value is not None:
@@ -62,15 +64,15 @@ def main(config: Config) -> None:
         ),
         "change_learning_rate": _CHANGE_RATE.value,
     }
-    parallel.say_devices()
+    devices.say_devices()
     if _DRY_RUN.value:
         compilation_cache.check(_CACHE.value)
-        start = loop.prepare(config, workdir, dry_run=True, **options)
+        start = train.prepare(config, workdir, dry_run=True, **options)
         print(to_json(start.plan.config), end="", flush=True)
         return
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    loop.train(config, workdir, **options)
+    train.train(config, workdir, **options)
 
 
 if __name__ == "__main__":

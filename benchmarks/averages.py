@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 from record import Figure, record
 
-from diffusion_jax.command_line import load_config
-from diffusion_jax.training import loop, snapshots, weight_files
-from diffusion_jax.training.averages import Moment, rebuilding_weights
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runs import ema_snapshots, weight_files
+from diffusion_jax.runs.ema import Moment, rebuilding_weights
+from diffusion_jax.training import train
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "digits.py")
 KEPT, WANTED = (0.05, 0.1), (0.03, 0.08, 0.15, 0.2)
@@ -29,10 +30,10 @@ def rebuilt() -> Iterator[Figure]:
     config.training.checkpoint_every = 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name) / "run"
-        state = loop.train(config, folder)
+        state = train.train(config, folder)
         saved = {
             moment: flat(weight_files.read(path).params)
-            for moment, path in snapshots.moments(folder).items()
+            for moment, path in ema_snapshots.moments(folder).items()
             if moment.std in KEPT
         }
     end = config.training.num_steps

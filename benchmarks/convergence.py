@@ -21,9 +21,9 @@ from matplotlib.figure import Figure as Plot
 from record import ROOT, Figure, record
 from scipy.integrate import solve_ivp
 
-from diffusion_jax import oracle
-from diffusion_jax.samplers import chain, tables
-from diffusion_jax.schedules import linear_betas, make_schedule, times_at_log_snr
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule, times_at_log_snr
+from diffusion_jax.samplers import chain, methods
 
 SCHEDULE = make_schedule(linear_betas(1000))
 DATA = oracle.mixture([0.3, 0.7], [[-0.6], [0.5]], [[0.05], [0.02]])
@@ -34,7 +34,7 @@ KEY, INDICES = jax.random.key(0), jnp.arange(64)
 
 def published_3m_table(schedule, timesteps, **options):
     """D1 and D2 as in multistep_dpm_solver_third_update of the code of DPM-Solver."""
-    table = tables.dpmpp_3m_table(schedule, timesteps, **options)
+    table = methods.dpmpp_3m_table(schedule, timesteps, **options)
     share = np.exp(np.interp(timesteps, np.arange(1000), np.log(schedule.alphas_cumprod)))
     lam = np.log(share / (1 - share)) / 2
     x0, prev, prev2 = (np.array(w) for w in table.to_x[2:5])
@@ -55,12 +55,12 @@ def published_3m_table(schedule, timesteps, **options):
 
 
 METHODS = {
-    "Euler, DDIM": tables.ddim_table,
-    "DPM-Solver++ 2M": tables.dpmpp_2m_table,
-    "Heun (two calls a step)": tables.heun_table,
+    "Euler, DDIM": methods.ddim_table,
+    "DPM-Solver++ 2M": methods.dpmpp_2m_table,
+    "Heun (two calls a step)": methods.heun_table,
     "DPM-Solver++ 3M, as published": published_3m_table,
-    "DPM-Solver++ 3M": tables.dpmpp_3m_table,
-    "UniPC-2": tables.unipc_table,
+    "DPM-Solver++ 3M": methods.dpmpp_3m_table,
+    "UniPC-2": methods.unipc_table,
 }
 
 
@@ -82,7 +82,7 @@ def solution() -> np.ndarray:
 
 
 def one_row():
-    return tables.ddim_table(SCHEDULE, [FIRST])
+    return methods.ddim_table(SCHEDULE, [FIRST])
 
 
 def errors(make, exact: np.ndarray) -> list[float]:

@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 from record import ROOT, Figure, record
 
-from diffusion_jax import parallel
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.plan import make_plan
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runtime import devices
+from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
@@ -36,8 +36,8 @@ def images(count: int, height: int, width: int) -> np.ndarray:
 
 def rate(source: sources.Source, batch_size: int, count: int, workers: int) -> float:
     """Images a second of a loader, put on the device: the median of five looks."""
-    mesh = parallel.make_mesh()
-    sharding = parallel.split_batch(mesh, 1)
+    mesh = devices.make_mesh()
+    sharding = devices.split_batch(mesh, 1)
     batches = StepBatches(source, batch_size, 0, slice(0, batch_size))
     rates = []
     with Loader(batches, 0, count, workers) as loader:
@@ -45,9 +45,7 @@ def rate(source: sources.Source, batch_size: int, count: int, workers: int) -> f
         for _ in range(6):  # The first one starts the workers and empties their buffers.
             start, calls = time.perf_counter(), 8
             for _ in range(calls):
-                jax.block_until_ready(
-                    parallel.put_local(sharding, loader.load(step, count))
-                )
+                jax.block_until_ready(devices.put_local(sharding, loader.load(step, count)))
                 step += count
             rates.append(calls * count * batch_size / (time.perf_counter() - start))
     return statistics.median(rates[1:])

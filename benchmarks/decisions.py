@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from record import ROOT, Figure, record
 from worker import Worker, serve
 
-from diffusion_jax import cpu, experiment
-from diffusion_jax.command_line import load_config
+from diffusion_jax.experiment import build
+from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
+from diffusion_jax.runtime import cpu
 
 CHILD = "without"
 KINDS = {"forward": "forward", "gradient": "loss and gradient"}
@@ -51,7 +52,7 @@ def work(without: list[str]) -> Callable[..., Any]:
 
     def prepare(kind: str, name: str, batch: int) -> Any:
         config = load_config(str(ROOT / "configs" / f"{name}.py"))
-        init_fn, apply_fn = experiment.make_network(config)
+        init_fn, apply_fn = build.make_network(config)
         params = jax.jit(init_fn)(jax.random.key(0))
         x = jax.random.normal(jax.random.key(1), (batch, *config.data.shape))
         t = jnp.arange(batch)

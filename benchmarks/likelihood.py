@@ -15,12 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax import assessment, experiment, oracle, parallel, runs, schedules
 from diffusion_jax.config import Config, ProcessConfig
 from diffusion_jax.data.sources import open_data_set
 from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.diffusion import oracle, schedules
 from diffusion_jax.evaluation.bound import Bound, standard_error
-from diffusion_jax.training.weights import load_from_run
+from diffusion_jax.experiment import build
+from diffusion_jax.jobs import likelihood
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.weights import load_from_run
+from diffusion_jax.runtime import devices
 
 RUN = ROOT / "runs" / "digits"
 SPACINGS = ("auto", "linspace", "trailing", "ddim_quadratic")
@@ -28,9 +32,9 @@ SPACINGS = ("auto", "linspace", "trailing", "ddim_quadratic")
 
 def cost() -> Iterator[Figure]:
     """Fifty timesteps of 50 images a turn: the bound, and the network alone."""
-    config, mesh = runs.read_config(RUN), parallel.make_mesh()
-    schedule = experiment.make_schedule(config.process)
-    apply_fn = experiment.make_network(config)[1]
+    config, mesh = run_folder.read_config(RUN), devices.make_mesh()
+    schedule = build.make_schedule(config.process)
+    apply_fn = build.make_network(config)[1]
     params = load_from_run(RUN, config, "ema").params
     images = open_data_set(config.data).held_out
     x0 = np.asarray(to_model_range(jnp.asarray(images[np.arange(50)])))
@@ -79,7 +83,7 @@ def oracle_in_3d() -> Iterator[Figure]:
     schedule = schedules.make_schedule(schedules.linear_betas(1000))
     network = oracle.oracle_apply_fn(data, schedule, "eps", learned=True)
     config = Config(process=ProcessConfig(variance="learned"))
-    bound = Bound(config, network, schedule, parallel.make_mesh(), 1000)
+    bound = Bound(config, network, schedule, devices.make_mesh(), 1000)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 8000))
     found = bound.terms(None, x0, np.arange(8000), 8000)
     own = np.asarray(oracle.negative_log_likelihood(data, x0)) / (3 * np.log(2))
@@ -90,26 +94,26 @@ def oracle_in_3d() -> Iterator[Figure]:
 
 def digits() -> Iterator[Figure]:
     """The whole command, but for its start: 200 images, all 1,000 timesteps."""
-    config = runs.read_config(RUN)
+    config = run_folder.read_config(RUN)
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder)
         start = time.perf_counter()
-        (job,) = assessment.prepare(RUN, config, assessment.Request(), bound=out / "all")
+        (job,) = likelihood.prepare(RUN, config, likelihood.Request(), bound=out / "all")
         found = job()
         seconds = time.perf_counter() - start
         yield "likelihood: seconds for 200 digits, T = 1000", seconds, "<= 90"
         yield "likelihood: digits, bits/dim", found["bits_per_dim"], ""
         yield "likelihood: digits, its standard error", found["standard_error"], ""
         for steps in (25, 50, 100):
-            request = assessment.Request(ode_steps=steps)
-            (job,) = assessment.prepare(RUN, config, request, flow=out / f"ode{steps}")
+            request = likelihood.Request(ode_steps=steps)
+            (job,) = likelihood.prepare(RUN, config, request, flow=out / f"ode{steps}")
             name = f"likelihood: digits, flow of {steps} steps, bits/dim"
             yield name, job()["bits_per_dim"], ""
         for steps in (5, 10, 20, 50):
             for spacing in SPACINGS:
-                request = assessment.Request(steps=steps, spacing=spacing)
+                request = likelihood.Request(steps=steps, spacing=spacing)
                 out_of = out / f"{spacing}{steps}"
-                (job,) = assessment.prepare(RUN, config, request, bound=out_of)
+                (job,) = likelihood.prepare(RUN, config, request, bound=out_of)
                 name = f"likelihood: digits, {steps} steps {spacing}, bits/dim"
                 yield name, job()["bits_per_dim"], ""
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from record import Figure, record
 
-from diffusion_jax import oracle
-from diffusion_jax.samplers import chain, tables
-from diffusion_jax.schedules import alphas_cumprod_at, linear_betas, make_schedule
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import alphas_cumprod_at, linear_betas, make_schedule
+from diffusion_jax.samplers import chain, methods
 
 SCHEDULE = make_schedule(linear_betas(1000))
 DATA = oracle.mixture([0.3, 0.7], [[-0.6, 0.2], [0.5, -0.4]], 0.04)
@@ -105,7 +105,7 @@ def cases():
     dpm = functools.partial(diffusers.DPMSolverMultistepScheduler, **COMMON, **linspace)
     yield (
         "DDPM, 1,000 steps",
-        tables.ddpm_table(SCHEDULE, EVERY),
+        methods.ddpm_table(SCHEDULE, EVERY),
         diffusers.DDPMScheduler(**free),
         EVERY,
         ddpm,
@@ -113,7 +113,7 @@ def cases():
     )
     yield (
         "DDPM fixed large, 1,000 steps",
-        tables.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
+        methods.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
         diffusers.DDPMScheduler(**free, variance_type="fixed_large"),
         EVERY,
         ddpm,
@@ -121,7 +121,7 @@ def cases():
     )
     yield (
         "DDPM, 10 steps",
-        tables.ddpm_table(SCHEDULE, TEN),
+        methods.ddpm_table(SCHEDULE, TEN),
         diffusers.DDPMScheduler(**free, **trailing),
         TEN,
         ddpm,
@@ -131,7 +131,7 @@ def cases():
         for chosen in (TEN, EVERY):
             yield (
                 f"DDIM, eta {eta:g}, {len(chosen):,} steps",
-                tables.ddim_table(SCHEDULE, chosen, eta=eta),
+                methods.ddim_table(SCHEDULE, chosen, eta=eta),
                 diffusers.DDIMScheduler(**free, **trailing),
                 chosen,
                 functools.partial(ddim, eta=eta),
@@ -139,7 +139,7 @@ def cases():
             )
     yield (
         "DPM-Solver++ 2M, 9 steps",
-        tables.dpmpp_2m_table(SCHEDULE, NINE),
+        methods.dpmpp_2m_table(SCHEDULE, NINE),
         dpm(final_sigmas_type="zero"),
         NINE,
         plain,
@@ -147,7 +147,7 @@ def cases():
     )
     yield (
         "DPM-Solver++ 2M SDE, 9 steps",
-        tables.dpmpp_2m_table(SCHEDULE, NINE, eta=1.0),
+        methods.dpmpp_2m_table(SCHEDULE, NINE, eta=1.0),
         dpm(final_sigmas_type="zero", algorithm_type="sde-dpmsolver++"),
         NINE,
         sde,
@@ -155,7 +155,7 @@ def cases():
     )
     yield (
         "UniPC, 9 steps",
-        tables.unipc_table(SCHEDULE, NINE),
+        methods.unipc_table(SCHEDULE, NINE),
         diffusers.UniPCMultistepScheduler(**COMMON, **linspace, final_sigmas_type="zero"),
         NINE,
         plain,
@@ -163,7 +163,7 @@ def cases():
     )
     yield (
         "Heun, 10 steps",
-        tables.heun_table(SCHEDULE, [*NINE, 0]),
+        methods.heun_table(SCHEDULE, [*NINE, 0]),
         diffusers.HeunDiscreteScheduler(**COMMON, **linspace),
         [*NINE, 0],
         plain,

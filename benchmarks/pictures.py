@@ -10,10 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from record import ROOT
 
-from diffusion_jax import experiment, parallel, runs, sampling
 from diffusion_jax.config import SamplingConfig
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.weights import load_from_run
+from diffusion_jax.runtime import devices
 from diffusion_jax.samplers.chain import start_chain
-from diffusion_jax.training.weights import load_from_run
 
 IMAGES = ROOT / "docs" / "images"
 SHOWN = 8
@@ -38,17 +40,17 @@ class Run:
 
     def __init__(self, name: str):
         folder = ROOT / "runs" / name
-        self.config = runs.read_config(folder)
-        self.mesh = parallel.make_mesh()
-        whole = parallel.replicated(self.mesh)
+        self.config = run_folder.read_config(folder)
+        self.mesh = devices.make_mesh()
+        whole = devices.replicated(self.mesh)
         self.params, _, _ = load_from_run(folder, self.config, "ema", whole)
-        self.schedule = experiment.make_schedule(self.config.process)
-        self.apply_fn = experiment.make_network(self.config)[1]
-        self.sampler = sampling.make_sampler(self.config, self.apply_fn, self.mesh)
+        self.schedule = build.make_schedule(self.config.process)
+        self.apply_fn = build.make_network(self.config)[1]
+        self.sampler = build_sampler.make_sampler(self.config, self.apply_fn, self.mesh)
 
     def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
         """(samples of seed 0, network calls of each)."""
-        table = sampling.make_table(
+        table = build_sampler.make_table(
             self.schedule, self.config.process, SamplingConfig(**fields)
         )
         found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count))
@@ -86,7 +88,7 @@ def langevin() -> None:
     }
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     row = figure.subplots(1, 1 + len(shown))
-    steps = sampling.make_table(
+    steps = build_sampler.make_table(
         run.schedule, run.config.process, SamplingConfig(sampler="ddim", steps=1)
     )
     noise = start_chain(steps, jax.random.key(0), np.arange(2000), shape=(2,)).x

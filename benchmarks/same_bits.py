@@ -22,9 +22,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from diffusion_jax import schedules
-from diffusion_jax.samplers import steps as timesteps
-from diffusion_jax.samplers import tables as methods
+from diffusion_jax.diffusion import schedules
+from diffusion_jax.samplers import methods, timesteps
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -38,7 +37,8 @@ TINY = (
 RUNS = {
     "eps_huber_p2": "loss.norm=huber loss.weighting=p2 data.random_flip=true",
     "x0_truncated_snr": "process.prediction=x0 loss.weighting=truncated_snr loss.norm=l1",
-    "v_min_snr": "process.prediction=v loss.weighting=min_snr process.zero_terminal_snr=true",
+    "v_min_snr": "process.prediction=v loss.weighting=min_snr "
+    "process.zero_terminal_snr=true",
     "v_sigmoid": "process.prediction=v loss.weighting=sigmoid loss.timesteps=stratified",
     "learned_hybrid": "process.variance=learned loss.kind=hybrid",
     "learned_variational": "process.variance=learned loss.kind=variational "

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax import cpu, experiment, parallel, sampling
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import Config
-from diffusion_jax.samplers import tables
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.samplers import methods
 from diffusion_jax.samplers.chain import sample_chain
-from diffusion_jax.samplers.steps import trailing_timesteps
+from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 KEY = jax.random.key(0)
 
@@ -32,11 +33,11 @@ def prepared(name: str) -> tuple[Config, Callable, dict, Callable]:
     """(config, apply_fn, parameters at the start, count -> DDPM table) of a config."""
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     config.data.channels = config.data.channels or 3
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
 
     def table(count: int):
-        return tables.ddpm_table(schedule, trailing_timesteps(1000, count))
+        return methods.ddpm_table(schedule, trailing_timesteps(1000, count))
 
     return config, apply_fn, jax.jit(init_fn)(jax.random.key(0)), table
 
@@ -58,7 +59,7 @@ def ratio(one: Callable, other: Callable, rounds: int) -> float:
 def over_forwards(name: str, batch: int, count: int, rounds: int) -> float:
     """The compiled chain over as many calls of the compiled network."""
     config, apply_fn, params, table = prepared(name)
-    sampler = sampling.make_sampler(config, apply_fn, parallel.make_mesh())
+    sampler = build_sampler.make_sampler(config, apply_fn, devices.make_mesh())
     forward = jax.jit(apply_fn, compiler_options=cpu.compiler_options())
     rows, indices = table(count), np.arange(batch)
     x, t = jnp.zeros((batch, *config.data.shape)), jnp.zeros(batch)
@@ -86,9 +87,9 @@ def overhead() -> Iterator[Figure]:
 def progress() -> Iterator[Figure]:
     """1,000 steps of the digits network, with and without a report every 1 %."""
     config, apply_fn, params, table = prepared("digits")
-    mesh, rows, indices = parallel.make_mesh(), table(300), np.arange(64)
-    silent = sampling.make_sampler(config, apply_fn, mesh)
-    told = sampling.make_sampler(config, apply_fn, mesh, on_progress=lambda _: None)
+    mesh, rows, indices = devices.make_mesh(), table(300), np.arange(64)
+    silent = build_sampler.make_sampler(config, apply_fn, mesh)
+    told = build_sampler.make_sampler(config, apply_fn, mesh, on_progress=lambda _: None)
     yield (
         "progress on over off, digits, batch 64, 300 steps",
         ratio(
@@ -123,12 +124,13 @@ import json, sys, time
 import jax, numpy as np
 sys.path.insert(0, {benchmarks!r})
 from samplers import prepared
-from diffusion_jax import compilation_cache, parallel, sampling
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.runtime import compilation_cache, devices
 config, apply_fn, params, table = prepared("digits")
 compilation_cache.use({folder!r})
 progress = (lambda _: None) if {progress} else None
-sampler = sampling.make_sampler(
-    config, apply_fn, parallel.make_mesh(), on_progress=progress
+sampler = build_sampler.make_sampler(
+    config, apply_fn, devices.make_mesh(), on_progress=progress
 )
 rows, indices = table(1000), np.arange(64)
 if hasattr(sampler, "lower"):

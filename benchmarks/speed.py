@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax import experiment, losses, parallel
-from diffusion_jax.command_line import load_config
-from diffusion_jax.samplers.steps import trailing_timesteps
-from diffusion_jax.samplers.tables import ddim_table
-from diffusion_jax.sampling import make_sampler
+from diffusion_jax.diffusion import losses
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build_sampler import make_sampler
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runtime import devices
+from diffusion_jax.samplers.methods import ddim_table
+from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 CONFIG = str(ROOT / "configs" / "digits.py")
 
@@ -47,8 +49,8 @@ def loss() -> Iterator[Figure]:
     machine's drift.
     """
     config = load_config(CONFIG)
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     params = jax.jit(init_fn)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (64, *config.data.shape))
     arguments = (params, x, jnp.arange(64), jax.random.key(0))
@@ -80,10 +82,10 @@ def loss() -> Iterator[Figure]:
 def sampling() -> Iterator[Figure]:
     """64 digits by DDIM in 50 steps; samplers.py compares chains with bare forwards."""
     config = load_config(CONFIG)
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     params = jax.jit(init_fn)(jax.random.key(0))
-    sampler = make_sampler(config, apply_fn, parallel.make_mesh())
+    sampler = make_sampler(config, apply_fn, devices.make_mesh())
     table = ddim_table(schedule, trailing_timesteps(schedule.num_timesteps, 50))
     (seconds,) = in_turns(
         [lambda: sampler(params, table, jax.random.key(0), np.arange(64))], rounds=9

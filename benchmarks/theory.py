@@ -12,21 +12,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from record import ROOT
 
-from diffusion_jax import oracle, parallel
 from diffusion_jax.config import Config, DataConfig, ProcessConfig
 from diffusion_jax.data.sources import open_data_set
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.evaluation.bound import Bound
-from diffusion_jax.process import q_sample
-from diffusion_jax.samplers import tables
-from diffusion_jax.samplers.chain import sample_chain
-from diffusion_jax.samplers.steps import trailing_timesteps
-from diffusion_jax.schedules import (
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.forward_process import q_sample
+from diffusion_jax.diffusion.schedules import (
     constant_betas,
     cosine_betas,
     linear_betas,
     make_schedule,
 )
+from diffusion_jax.evaluation.bound import Bound
+from diffusion_jax.runtime import devices
+from diffusion_jax.samplers import methods
+from diffusion_jax.samplers.chain import sample_chain
+from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 IMAGES = ROOT / "docs" / "images"
 T = 1000
@@ -119,7 +120,7 @@ def bound() -> None:
     for variance in ("fixed_small", "fixed_large", "learned"):
         network = oracle.oracle_apply_fn(DATA, LINEAR, "eps", learned=variance == "learned")
         config = Config(process=ProcessConfig(num_timesteps=T, variance=variance))
-        evaluated = Bound(config, network, LINEAR, parallel.make_mesh(), T)
+        evaluated = Bound(config, network, LINEAR, devices.make_mesh(), T)
         found = evaluated.terms(None, x0, np.arange(len(x0)), len(x0))
         label = "exact" if variance == "learned" else variance
         terms.plot(np.arange(1, T), found.terms[1:], label=label)
@@ -144,7 +145,7 @@ def sampling() -> None:
     shown = density(LINEAR, x, np.linspace(999, 0, 200))
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for i, eta in enumerate((1.0, 0.5, 0.0)):
-        table = tables.ddim_table(LINEAR, steps, eta=eta)
+        table = methods.ddim_table(LINEAR, steps, eta=eta)
         key, chains = jax.random.key(3), np.arange(12)
         _, states = sample_chain(
             network, None, table, key, chains, shape=(1,), frames=frames

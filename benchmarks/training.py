@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from record import ROOT, Figure, record
 
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import TrainingConfig
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.training.checkpoints import Checkpoints
-from diffusion_jax.training.plan import make_plan
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training.trainer import Trainer
 
 CONFIG = str(ROOT / "configs" / "digits.py")

@@ -1,23 +1,13 @@
 """Pixel-space diffusion models in JAX: DDPM, DDIM, exact and proven against closed forms.
 
-The pure core is imported when it is first used: `schedules`, `process`, `predictions`,
-`likelihood`, `weightings`, `timestep_sampling`, `losses`, `samplers`, `oracle`.
+The rooms `diffusion` (the maths), `samplers` and `networks` are imported when they are
+first used.
 """
 
 import importlib
 from types import ModuleType
 
-__all__ = [
-    "likelihood",
-    "losses",
-    "oracle",
-    "predictions",
-    "process",
-    "samplers",
-    "schedules",
-    "timestep_sampling",
-    "weightings",
-]
+__all__ = ["diffusion", "networks", "samplers"]
 __version__ = "0.1.0"
 
 

@@ -2,20 +2,21 @@
 
 `configs/NAME.py` returns a Config; the command line overrides single fields
 (`--config.optimizer.learning_rate=1e-4`). Overrides are plain attribute assignments, so
-the dataclasses are not frozen, and `Config.validate()` is called once after them. They
-have slots, so that assigning to a field that does not exist is an error.
+the dataclasses are not frozen, and `experiment.validation.check` is called once after
+them. They have slots, so that assigning to a field that does not exist is an error.
 """
 
 import dataclasses
 import hashlib
 import json
+import reprlib
+import typing
 from collections.abc import Iterator
 from typing import Any
 
-from diffusion_jax import validation
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason
-from diffusion_jax.validation import BadRequest
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,7 +90,7 @@ class ProcessConfig:
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """What is made small: `diffusion_jax.losses` and `weightings` have the equations."""
+    """What is made small: the equations are in `diffusion_jax.diffusion`."""
 
     kind: str = "prediction"  # prediction, hybrid, variational
     norm: str = "l2"  # l2, l1, huber
@@ -192,14 +193,6 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
-    def validate(self) -> None:
-        """Checks every field that can be checked without data or devices.
-
-        Raises:
-          BadRequest: naming the field, its value and what it can be.
-        """
-        validation.check(self)
-
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a config as ("section.field", value)."""
@@ -233,7 +226,7 @@ def from_json(text: str) -> Config:
         config = _from_tree(Config, files.parse_json(text))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(f"{type(error).__name__}: {reason(error)}") from error
-    validation.check_types(config)
+    check_types(config)
     return config
 
 
@@ -256,3 +249,38 @@ def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
             value = tree[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """A config file can assign anything; so can a tuple on the command line.
+
+    Raises:
+      BadRequest: naming a field whose value is not of its type.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, path = getattr(config, name), prefix + name
+        if dataclasses.is_dataclass(kind) or name == "model":
+            if type(value) not in (typing.get_args(kind) or (kind,)):
+                raise BadRequest(f"{path} ({_text(value)}) must be a section of the config")
+            check_types(value, f"{path}.")
+        elif kind == tuple[float, ...]:
+            if not isinstance(value, tuple) or any(
+                type(v) not in (int, float) or not abs(v) < 1e300 for v in value
+            ):
+                raise BadRequest(
+                    f"{path} ({_text(value)}) must be a tuple of Python numbers; of "
+                    "an array that is tuple(array.tolist())"
+                )
+        elif kind == tuple[int, ...]:
+            if not isinstance(value, tuple) or any(type(v) is not int for v in value):
+                raise BadRequest(f"{path} ({_text(value)}) must hold whole numbers")
+        elif kind is float:
+            if type(value) not in (int, float) or not abs(value) < 1e300:
+                raise BadRequest(f"{path} ({_text(value)}) must be a finite Python number")
+        elif type(value) is not kind:
+            raise BadRequest(f"{path} ({_text(value)}) must be of type {kind.__name__}")
+
+
+def _text(value: object) -> str:
+    """A value for a message, cut short where it is long."""
+    return reprlib.repr(value)

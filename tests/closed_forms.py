@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion_jax.schedules import alphas_cumprod_at
+from diffusion_jax.diffusion.schedules import alphas_cumprod_at
 
 
 def run_table(table, network, x, noises, hook=None):

@@ -21,7 +21,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
-from diffusion_jax import cpu
+from diffusion_jax.runtime import cpu
 
 cpu.keep_memory()  # As the commands do.
 jax.config.update("jax_num_cpu_devices", 4)

@@ -24,21 +24,21 @@ PACKAGE = ROOT / "diffusion_jax"
 SECONDS = 30  # That the tests of one mutant may take.
 # Each module, and the test file whose deterministic tests must kill its mutants.
 MODULES = {
-    "schedules": "schedules",
-    "process": "process",
-    "predictions": "predictions",
-    "likelihood": "likelihood",
-    "weightings": "weightings",
-    "timestep_sampling": "timestep_sampling",
-    "losses": "losses",
-    "oracle": "oracle",
-    "samplers/levels": "tables",
-    "samplers/rows": "tables",
-    "samplers/steps": "steps",
-    "samplers/tables": "tables",
+    "diffusion/schedules": "schedules",
+    "diffusion/forward_process": "process",
+    "diffusion/parameterization": "predictions",
+    "diffusion/variational_bound": "likelihood",
+    "diffusion/loss_weighting": "weightings",
+    "diffusion/timestep_sampling": "timestep_sampling",
+    "diffusion/losses": "losses",
+    "diffusion/oracle": "oracle",
+    "samplers/noise_levels": "tables",
+    "samplers/table": "tables",
+    "samplers/timesteps": "steps",
+    "samplers/methods": "tables",
     "samplers/thresholding": "thresholding",
-    "training/averages": "averages",
-    "evaluation/best_timesteps": "best_timesteps",
+    "runs/ema": "averages",
+    "evaluation/optimal_timesteps": "best_timesteps",
 }
 
 

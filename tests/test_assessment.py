@@ -15,15 +15,18 @@ from conftest import ROOT
 from PIL import Image
 from processes import train_arguments, wait_for
 
-from diffusion_jax import experiment, parallel, runs, step_choice
 from diffusion_jax.data import sources
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.evaluation.best_timesteps import Statistics
-from diffusion_jax.evaluation.flow import Flow
-from diffusion_jax.likelihood import prior_term, variational_terms
-from diffusion_jax.predictions import x0_from_prediction
-from diffusion_jax.process import q_sample
-from diffusion_jax.training.weights import load_from_run
+from diffusion_jax.diffusion.forward_process import q_sample
+from diffusion_jax.diffusion.parameterization import x0_from_prediction
+from diffusion_jax.diffusion.variational_bound import prior_term, variational_terms
+from diffusion_jax.evaluation.ode_likelihood import Flow
+from diffusion_jax.evaluation.optimal_timesteps import Statistics
+from diffusion_jax.experiment import build
+from diffusion_jax.jobs import auto_timesteps
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.weights import load_from_run
+from diffusion_jax.runtime import devices
 
 NUM = 48  # Images: three batches of 16.
 
@@ -64,9 +67,9 @@ def figures(out):
 def test_the_figure_is_that_of_the_terms_drawn_otherwise(run, whole):
     """All 200 images, t by t, in a plain loop with noise of its own."""
     found = figures(whole[0])
-    config = runs.read_config(run)
-    schedule = experiment.make_schedule(config.process)
-    apply_fn = experiment.make_network(config)[1]
+    config = run_folder.read_config(run)
+    schedule = build.make_schedule(config.process)
+    apply_fn = build.make_network(config)[1]
     params = load_from_run(run, config, "ema").params
     images = sources.open_data_set(config.data).held_out
     x0 = to_model_range(jnp.asarray(images))
@@ -143,10 +146,10 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
     result = evaluate(command, run, tmp_path / "ode", *more, what="--ode")
     found = figures(tmp_path / "ode")
     assert f"bits/dim {found['bits_per_dim']:.4f}" in result.stdout
-    config = runs.read_config(run)
-    schedule = experiment.make_schedule(config.process)
-    apply_fn = experiment.make_network(config)[1]
-    flow = Flow(config, apply_fn, schedule, parallel.make_mesh(), 7)
+    config = run_folder.read_config(run)
+    schedule = build.make_schedule(config.process)
+    apply_fn = build.make_network(config)[1]
+    flow = Flow(config, apply_fn, schedule, devices.make_mesh(), 7)
     images = sources.open_data_set(config.data).held_out
     chosen = np.sort(sources.fixed_choice(len(images), NUM))
     x0 = np.asarray(to_model_range(jnp.asarray(images[chosen])))
@@ -291,17 +294,17 @@ def test_damaged_statistics_are_measured_anew(tmp_path):
     """A flipped bit anywhere: refused, or without any effect."""
     found = Statistics(np.ones((4, 21)), np.ones((4, 1)), np.full((4, 1), 0.5), 0.25)
     path, about = tmp_path / "kept.npz", {"weights": "ema"}
-    said = {"about": json.dumps(about), "sha256": step_choice._digest(found)}
+    said = {"about": json.dumps(about), "sha256": auto_timesteps._digest(found)}
     np.savez(path, **said, **found._asdict())
     whole = path.read_bytes()
-    assert step_choice._read(path, {"weights": "raw"}) is None
+    assert auto_timesteps._read(path, {"weights": "raw"}) is None
     refused = 0
     for i in range(0, len(whole), 7):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
-        again = step_choice._read(path, about)
+        again = auto_timesteps._read(path, about)
         refused += again is None
         for mine, theirs in zip(again or found, found, strict=True):
             np.testing.assert_array_equal(mine, theirs)
     assert refused > 100
     path.write_bytes(whole)
-    assert step_choice._read(path, about) is not None
+    assert auto_timesteps._read(path, about) is not None

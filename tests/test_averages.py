@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import quad
 
 from diffusion_jax.config import EMAConfig
-from diffusion_jax.training.averages import (
+from diffusion_jax.runs.ema import (
     Moment,
     average_names,
     ema_update,

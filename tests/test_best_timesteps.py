@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from test_bound import DATA, SCHEDULE, images, mesh_of
 
-from diffusion_jax import oracle
 from diffusion_jax.config import Config, ProcessConfig
-from diffusion_jax.evaluation import best_timesteps as best
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.forward_process import q_sample
+from diffusion_jax.diffusion.parameterization import x0_from_prediction
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule, respaced
+from diffusion_jax.diffusion.variational_bound import prior_term, variational_terms
+from diffusion_jax.evaluation import optimal_timesteps as best
 from diffusion_jax.evaluation.bound import Bound, standard_error
 from diffusion_jax.evaluation.timestep_scan import TimestepScan
-from diffusion_jax.likelihood import prior_term, variational_terms
-from diffusion_jax.predictions import x0_from_prediction
-from diffusion_jax.process import q_sample
-from diffusion_jax.samplers.steps import ddim_quadratic_timesteps, linspace_timesteps
-from diffusion_jax.schedules import linear_betas, make_schedule, respaced
+from diffusion_jax.samplers.timesteps import ddim_quadratic_timesteps, linspace_timesteps
 
 VARIANCES = ["fixed_small", "fixed_large", "learned"]
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, roots_hermitenorm
 
-from diffusion_jax import oracle
 from diffusion_jax.config import Config, ProcessConfig
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 from diffusion_jax.evaluation.bound import (
     Bound,
     combined,
@@ -16,7 +17,6 @@ from diffusion_jax.evaluation.bound import (
     standard_error,
 )
 from diffusion_jax.evaluation.timestep_scan import strata
-from diffusion_jax.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(1000))
 

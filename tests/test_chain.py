@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from closed_forms import gaussian_moments, run_table
 
-from diffusion_jax import oracle, predictions
-from diffusion_jax.samplers import chain, steps, tables, thresholding
-from diffusion_jax.schedules import jsd_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import oracle, parameterization
+from diffusion_jax.diffusion.schedules import jsd_betas, linear_betas, make_schedule
+from diffusion_jax.samplers import chain, methods, thresholding, timesteps
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
@@ -29,8 +29,8 @@ def make(name, timesteps, **options):
             options[key] = {"variance_type": str, "steps_per_level": int}.get(key, float)(
                 value
             )
-    table = tables.METHODS[method](SCHEDULE, timesteps, **options)
-    return tables.with_langevin(table, SCHEDULE) if "+langevin" in words else table
+    table = methods.METHODS[method](SCHEDULE, timesteps, **options)
+    return methods.with_langevin(table, SCHEDULE) if "+langevin" in words else table
 
 
 # Every method, every kind of noise, every state that is carried.
@@ -106,7 +106,7 @@ def test_scan_equals_a_python_loop_in_float64(name):
 @pytest.mark.parametrize("name", ALL)
 def test_chain_on_gaussian_data_has_the_moments_of_the_exact_recursion(name, count):
     n = 20_000
-    table = make(name, steps.log_snr_timesteps(SCHEDULE, count))
+    table = make(name, timesteps.log_snr_timesteps(SCHEDULE, count))
     samples = np.asarray(run(table, n)[0])
     mean, variance = gaussian_moments(table, SCHEDULE, MEAN, STD)
     assert abs(samples.mean() - mean) < 4 * np.sqrt(variance / n) + 1e-5
@@ -128,7 +128,7 @@ def test_mixture_weights_are_those_of_the_data(name):
     count = 500 if "churn" in name else 100
     if name == "langevin":
         name = "langevin step_size=0.1 steps_per_level=30"
-    table = make(name, steps.log_snr_timesteps(SCHEDULE, count), prediction_type="x0")
+    table = make(name, timesteps.log_snr_timesteps(SCHEDULE, count), prediction_type="x0")
     samples = np.asarray(run(table, n, apply_fn=network)[0])
     share = (samples < -0.05).mean()
     assert abs(share - 0.3) < 3 * np.sqrt(0.3 * 0.7 / n), share
@@ -141,8 +141,8 @@ def gaussian_chain(schedule, count, n=20_000, **options):
     """Samples of N(MEAN, STD^2) by the oracle with its exact reverse variance."""
     data = oracle.gaussian([MEAN], [STD**2])
     network = oracle.oracle_apply_fn(data, schedule, "v", learned=True)
-    chosen = steps.trailing_timesteps(schedule.num_timesteps, count)
-    table = tables.ddpm_table(schedule, chosen, prediction_type="v", **options)
+    chosen = timesteps.trailing_timesteps(schedule.num_timesteps, count)
+    table = methods.ddpm_table(schedule, chosen, prediction_type="v", **options)
 
     def integer_t(params, x_t, t, cond, **rest):
         return network(params, x_t, t.astype(jnp.int32), cond, **rest)
@@ -171,7 +171,7 @@ def test_with_the_exact_variance_every_number_of_steps_gives_the_data(total):
 
 def test_a_learned_variance_scales_the_noise_of_its_row():
     """-1, 0, 1 give beta-tilde, the geometric mean, beta: rows of the other two tables."""
-    chosen = steps.trailing_timesteps(T, 40)
+    chosen = timesteps.trailing_timesteps(T, 40)
     small, large, learned = (
         make(f"ddpm variance_type={kind}", chosen)
         for kind in ("fixed_small", "fixed_large", "learned")
@@ -198,7 +198,7 @@ def test_a_table_of_fixed_variances_ignores_learned_ones():
         return jnp.concatenate([eps, jnp.full_like(eps, 7.0)], axis=-1)
 
     for name in ("ddim eta=0.5", "ddpm", "unipc"):
-        table = make(name, steps.trailing_timesteps(T, 5))
+        table = make(name, timesteps.trailing_timesteps(T, 5))
         np.testing.assert_allclose(
             run(table, apply_fn=apply_fn)[0], run(table)[0], atol=1e-5
         )
@@ -213,7 +213,7 @@ def test_a_table_of_learned_variances_needs_a_network_that_has_them():
 # What the network is asked, and what is made of its answer
 
 
-@pytest.mark.parametrize("kind", predictions.PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", parameterization.PREDICTION_TYPES)
 @pytest.mark.parametrize("name", ["ddim eta=0.5", "unipc", "heun"])
 def test_all_parameterisations_give_the_same_samples(name, kind):
     """The same oracle, told as eps, x0 or v, through a chain that clips."""
@@ -226,10 +226,10 @@ def test_all_parameterisations_give_the_same_samples(name, kind):
         if kind == "eps":
             return eps
         if kind == "v":
-            return predictions.v_from_eps(SCHEDULE, x_t, t, eps)
-        return predictions.x0_from_eps(SCHEDULE, x_t, t, eps)
+            return parameterization.v_from_eps(SCHEDULE, x_t, t, eps)
+        return parameterization.x0_from_eps(SCHEDULE, x_t, t, eps)
 
-    chosen = steps.trailing_timesteps(T, 25)
+    chosen = timesteps.trailing_timesteps(T, 25)
     options = {"x0_hook": thresholding.static_threshold}
     found = run(make(name, chosen, prediction_type=kind), apply_fn=apply_fn, **options)[0]
     np.testing.assert_allclose(found, run(make(name, chosen), **options)[0], atol=2e-4)
@@ -269,7 +269,7 @@ def test_x0_is_clipped_before_the_mean_is_formed():
         return jnp.full_like(x_t, 5.0)
 
     for name in ("ddim", "dpmpp_3m", "unipc", "heun"):
-        table = make(name, steps.trailing_timesteps(T, 5), prediction_type="x0")
+        table = make(name, timesteps.trailing_timesteps(T, 5), prediction_type="x0")
         options = {"apply_fn": far, "frames": (0, 1)}
         clip = thresholding.static_threshold
         samples, frames = run(table, 4, x0_hook=clip, **options)
@@ -289,7 +289,7 @@ def test_x0_is_clipped_before_the_mean_is_formed():
 @pytest.mark.parametrize("name", ["ddpm", "unipc +langevin"])
 def test_noise_depends_on_seed_index_and_row_alone(name):
     """The same bits in another batch, another place in it, and another device count."""
-    table = make(name, steps.trailing_timesteps(T, 8))
+    table = make(name, timesteps.trailing_timesteps(T, 8))
     one = np.asarray(run(table, 64)[0])
     np.testing.assert_array_equal(one[16:48], run(table, 32, start=16)[0])
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -309,7 +309,7 @@ def test_noise_depends_on_seed_index_and_row_alone(name):
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "heun", "euler"])
 def test_without_noise_the_key_is_ignored_after_the_start(name):
     """The end is a function of the first frame: the affine map of the exact recursion."""
-    table = make(name, steps.trailing_timesteps(T, 30))
+    table = make(name, timesteps.trailing_timesteps(T, 30))
     samples, frames = run(table, 16, frames=(0,))
     mean, variance = gaussian_moments(table, SCHEDULE, MEAN, STD)
     expected = mean + np.sqrt(variance) * np.asarray(frames[0])
@@ -318,7 +318,7 @@ def test_without_noise_the_key_is_ignored_after_the_start(name):
 
 def test_frames_are_the_states_of_a_shorter_chain():
     """The state after k rows is what the first k rows alone lead to."""
-    table = make("dpmpp_3m eta=1", steps.trailing_timesteps(T, 10))
+    table = make("dpmpp_3m eta=1", timesteps.trailing_timesteps(T, 10))
     samples, frames = run(table, 8, frames=(10, 0, 4))
     np.testing.assert_allclose(frames[2], run(table.take(slice(4)), 8)[0], atol=1e-5)
     np.testing.assert_array_equal(frames[0], samples)
@@ -328,7 +328,7 @@ def test_frames_are_the_states_of_a_shorter_chain():
 
 @pytest.mark.parametrize("bad", [(0, 0), (-1,), (11,)])
 def test_frames_that_are_not_states_are_refused(bad):
-    table = make("ddpm", steps.trailing_timesteps(T, 10))
+    table = make("ddpm", timesteps.trailing_timesteps(T, 10))
     with pytest.raises(ValueError, match="frames"):
         run(table, 2, frames=bad)
 
@@ -391,7 +391,7 @@ def test_one_compilation_for_any_method_steps_spacing_or_eta():
         "ddpm variance_type=fixed_large",
         "euler churn=9",
     ):
-        for times in (UNEVEN, steps.karras_timesteps(SCHEDULE, 7)):
+        for times in (UNEVEN, timesteps.karras_timesteps(SCHEDULE, 7)):
             found.append(np.asarray(sample(make(name, times), jax.random.key(1))))
     assert len(np.unique(found, axis=0)) == len(found)
 
@@ -423,7 +423,7 @@ def test_even_frames_hold_both_ends_and_are_rounded():
 
 def test_progress_is_reported_from_inside_the_program():
     seen = []
-    table = make("ddim", steps.trailing_timesteps(T, 50))
+    table = make("ddim", timesteps.trailing_timesteps(T, 50))
     jax.block_until_ready(
         chain.sample_chain(
             gaussian_eps,
@@ -443,7 +443,7 @@ def test_progress_is_reported_from_inside_the_program():
 @pytest.mark.parametrize("name", ["ddpm", "unipc", "heun"])
 def test_memory_of_the_chain_does_not_grow_with_its_length(name):
     def temporaries(count):
-        table = make(name, steps.trailing_timesteps(T, count))
+        table = make(name, timesteps.trailing_timesteps(T, count))
         lowered = jax.jit(
             lambda table, i: chain.sample_chain(
                 gaussian_eps, None, table, jax.random.key(0), i, shape=(64,)

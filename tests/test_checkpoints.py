@@ -14,19 +14,21 @@ import pytest
 from conftest import ODD_NAMES
 from orbax.checkpoint import v1 as ocp
 
-from diffusion_jax import runs
 from diffusion_jax.config import Config
-from diffusion_jax.runtime.errors import RunFailed
-from diffusion_jax.training import snapshots
-from diffusion_jax.training.averages import Moment
-from diffusion_jax.training.checkpoints import (
+from diffusion_jax.runs import ema_snapshots
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import (
     Checkpoints,
     abstract,
     part_name,
     parts_of,
     with_parts,
 )
-from diffusion_jax.training.state import init_state
+from diffusion_jax.runs.ema import Moment
+from diffusion_jax.runs.record import FORMAT, Record, read_record, write_record
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.text import utc_now
+from diffusion_jax.training.train_state import init_state
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 RNG = np.random.default_rng(0)
@@ -64,15 +66,15 @@ def assert_same(a, b):
 def record(workdir, **changed):
     """A run.json, as the trainer writes one before it saves."""
     values = {
-        "format": runs.FORMAT,
+        "format": FORMAT,
         "version": "0.1.0",
         "versions": {},
         "devices": "1 x cpu",
         "data": {},
         "parameters": 287,
-        "started": runs.now(),
+        "started": utc_now(),
     }
-    runs.write_record(workdir, runs.Record(**values | changed))
+    write_record(workdir, Record(**values | changed))
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +375,7 @@ def test_a_checkpoint_of_another_version_says_what_it_lacks(tmp_path, state):
 
 def test_the_checksum_notices_every_single_bit(state):
     """Of all bits of a small tree, by the arithmetic that the docstring claims."""
-    from diffusion_jax.training.checkpoints import _checksum
+    from diffusion_jax.runs.checkpoints import _checksum
 
     words = RNG.integers(0, 2**32, 5, np.uint32)
     whole = int(_checksum({"a": words}))
@@ -388,20 +390,20 @@ def test_the_checksum_notices_every_single_bit(state):
 
 def test_run_json_is_read_as_it_was_written_or_refused(tmp_path):
     record(tmp_path, step=7, wall_time_s=1.5)
-    found = runs.read_record(tmp_path)
-    assert (found.step, found.wall_time_s, found.format) == (7, 1.5, runs.FORMAT)
+    found = read_record(tmp_path)
+    assert (found.step, found.wall_time_s, found.format) == (7, 1.5, FORMAT)
     tree = json.loads((tmp_path / "run.json").read_text())
     # A later version may say more.
     (tmp_path / "run.json").write_text(json.dumps(tree | {"more": 1}))
-    assert runs.read_record(tmp_path) == found
+    assert read_record(tmp_path) == found
     wrong = [{"step": "7"}, {"step": -1}, {"data": "abc"}, {"versions": None}]
     for broken in ("{", "[]", "{}", *(json.dumps(tree | change) for change in wrong)):
         (tmp_path / "run.json").write_text(broken)
-        with pytest.raises(runs.BadRequest, match="run.json is not what"):
-            runs.read_record(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps(tree | {"format": runs.FORMAT + 1}))
-    with pytest.raises(runs.BadRequest, match="this version knows formats up to"):
-        runs.read_record(tmp_path)
+        with pytest.raises(BadRequest, match="run.json is not what"):
+            read_record(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(tree | {"format": FORMAT + 1}))
+    with pytest.raises(BadRequest, match="this version knows formats up to"):
+        read_record(tmp_path)
 
 
 def test_a_checkpoint_under_another_name_is_not_believed(saved, state, tmp_path):
@@ -415,7 +417,7 @@ def test_a_checkpoint_under_another_name_is_not_believed(saved, state, tmp_path)
 
 
 def test_what_are_no_snapshots_is_left_out(tmp_path):
-    folder = runs.snapshots_path(tmp_path)
+    folder = run_folder.snapshots_path(tmp_path)
     folder.mkdir()
     for name in (
         "step_00000500_std0.05.safetensors",
@@ -426,6 +428,6 @@ def test_what_are_no_snapshots_is_left_out(tmp_path):
         ".step_00000500_std0.1.safetensors.123",
     ):
         (folder / name).touch()
-    assert list(snapshots.moments(tmp_path)) == [Moment(500, 0.05)]
-    snapshots.delete_after(tmp_path, 499)
+    assert list(ema_snapshots.moments(tmp_path)) == [Moment(500, 0.05)]
+    ema_snapshots.delete_after(tmp_path, 499)
     assert len(list(folder.iterdir())) == 4  # Neither that one nor what a kill left.

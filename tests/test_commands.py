@@ -16,8 +16,9 @@ from conftest import ROOT
 from PIL import Image
 from processes import TINY, wait_for
 
-from diffusion_jax import runs
-from diffusion_jax.training import loop
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -424,29 +425,29 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
 
 def test_a_dry_run_and_a_run_refuse_a_run_that_is_being_trained(run, tmp_path):
     """Or whose examples are others; and neither writes."""
-    config = runs.read_config(run)
+    config = run_folder.read_config(run)
     before = sizes(run)
     with open(run / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(runs.BadRequest, match="another process .* is training in"):
-            loop.prepare(config, run)
-    loop.prepare(config, run)
+        with pytest.raises(BadRequest, match="another process .* is training in"):
+            train.prepare(config, run)
+    train.prepare(config, run)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     record = json.loads((copy / "run.json").read_text())
     record["data"]["train"] = 7
     (copy / "run.json").write_text(json.dumps(record))
-    with pytest.raises(runs.BadRequest, match="the examples are not those"):
-        loop.prepare(config, copy, dry_run=True)
+    with pytest.raises(BadRequest, match="the examples are not those"):
+        train.prepare(config, copy, dry_run=True)
     assert sizes(run) == before
 
 
 def test_odd_lengths_and_odd_betas_are_said_at_the_start_of_a_run_alone(run, tmp_path):
-    config = runs.read_config(run)
+    config = run_folder.read_config(run)
     config.data.batch_size, config.optimizer.warmup_steps = 2000, 20
     config.process.schedule, config.process.beta_end = "linear", 0.02
     with pytest.warns(UserWarning) as caught:
-        loop.prepare(config, tmp_path / "new")
+        train.prepare(config, tmp_path / "new")
     said = " ".join(str(w.message) for w in caught)
     for expected in (
         "optimizer.warmup_steps (20)",
@@ -456,19 +457,19 @@ def test_odd_lengths_and_odd_betas_are_said_at_the_start_of_a_run_alone(run, tmp
         assert expected in said
     workdir = tmp_path / "old"
     shutil.copytree(run, workdir)
-    runs.write_config(workdir, config)
+    run_folder.write_config(workdir, config)
     (workdir / "run.json").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loop.prepare(config, workdir)
+        train.prepare(config, workdir)
 
 
 def test_odd_betas_are_not_said_again_by_sample(command, tmp_path, run):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
-    config = runs.read_config(run)
+    config = run_folder.read_config(run)
     config.process.schedule, config.process.beta_end = "linear", 0.02
-    runs.write_config(workdir, config)
+    run_folder.write_config(workdir, config)
     arguments = (f"--workdir={workdir}", "--num=1", "--batch_size=1", "--steps=50")
     result = command("sample.py", *arguments, check=0)
     assert "x_T is not noise" not in result.stderr

@@ -9,13 +9,14 @@ import jax
 import pytest
 from conftest import ROOT
 
-from diffusion_jax import compilation_cache
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.runtime import compilation_cache
+from diffusion_jax.runtime.errors import BadRequest
 
 # Compiles one chain, with progress as sample.py has it, and counts what the cache gave.
 CHAIN = """
 import jax, numpy as np, sys
-from diffusion_jax import compilation_cache, experiment, parallel, sampling
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.runtime import compilation_cache, devices
 from diffusion_jax.config import Config, DataConfig, MLPConfig, SamplingConfig
 compilation_cache.use(sys.argv[1] if len(sys.argv) > 1 else None)
 assert jax.config.jax_persistent_cache_min_compile_time_secs <= 0.5
@@ -27,12 +28,12 @@ def count(name, **_):
 jax.monitoring.register_event_listener(count)
 config = Config(data=DataConfig(image_size=(), channels=2), model=MLPConfig(),
                 sampling=SamplingConfig(sampler="unipc", steps=40))
-schedule = experiment.make_schedule(config.process)
-init_fn, apply_fn = experiment.make_network(config)
-sampler = sampling.make_sampler(
-    config, apply_fn, parallel.make_mesh(), on_progress=lambda done: None
+schedule = build.make_schedule(config.process)
+init_fn, apply_fn = build.make_network(config)
+sampler = build_sampler.make_sampler(
+    config, apply_fn, devices.make_mesh(), on_progress=lambda done: None
 )
-table = sampling.make_table(schedule, config.process, config.sampling)
+table = build_sampler.make_table(schedule, config.process, config.sampling)
 params = jax.jit(init_fn)(jax.random.key(0))
 seen.update(cache_hits=0, compile_requests_use_cache=0)
 x, _ = sampler(params, table, jax.random.key(0), np.arange(8))

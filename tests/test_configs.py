@@ -6,9 +6,9 @@ import jax
 import pytest
 from conftest import ROOT
 
-from diffusion_jax import experiment, sampling
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import from_json, to_json
+from diffusion_jax.experiment import build, build_sampler, validation
+from diffusion_jax.jobs.command_line import load_config
 
 PATHS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -23,13 +23,13 @@ def concrete(path):
 @pytest.mark.parametrize("path", PATHS, ids=[p.stem for p in PATHS])
 def test_a_config_holds_together_and_survives_the_way_to_the_run(path):
     config = concrete(path)
-    config.validate()
+    validation.check(config)
     assert config.name == path.stem
     assert from_json(to_json(config)) == config
-    schedule = experiment.make_schedule(config.process)
-    table = sampling.make_table(schedule, config.process, config.sampling)
+    schedule = build.make_schedule(config.process)
+    table = build_sampler.make_table(schedule, config.process, config.sampling)
     assert table.num_rows == config.sampling.steps
-    shapes = jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
+    shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert jax.tree.leaves(shapes)
 
 
@@ -47,5 +47,5 @@ def test_a_config_says_command_hardware_time_and_result(path):
 )
 def test_the_papers_networks_have_their_size(name, count):
     config = concrete(ROOT / f"configs/{name}.py")
-    shapes = jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
+    shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count

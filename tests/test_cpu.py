@@ -12,13 +12,13 @@ from conftest import ROOT
 from jax import lax
 from scipy import signal
 
-from diffusion_jax import cpu
+from diffusion_jax.runtime import cpu
 
 FAULTS = """
 import resource
 import sys
 import jax
-from diffusion_jax import cpu
+from diffusion_jax.runtime import cpu
 
 if sys.argv[1] == "keep":
     cpu.keep_memory()

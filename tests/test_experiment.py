@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import experiment, losses, sampling, schedules, weightings
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -19,8 +18,10 @@ from diffusion_jax.config import (
     SamplingConfig,
     UNetConfig,
 )
-from diffusion_jax.training.plan import make_plan
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.diffusion import loss_weighting, losses, schedules
+from diffusion_jax.experiment import build, build_sampler, validation
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.runtime.errors import BadRequest
 
 
 def images_config(**sections):
@@ -32,16 +33,16 @@ def images_config(**sections):
 def test_the_config_decides_the_schedule():
     process = ProcessConfig(schedule="quadratic", num_timesteps=50, beta_end=0.5)
     betas = schedules.quadratic_betas(50, 1e-4, 0.5)
-    np.testing.assert_allclose(experiment.make_schedule(process).betas, betas)
+    np.testing.assert_allclose(build.make_schedule(process).betas, betas)
     process.log_snr_shift, process.zero_terminal_snr = -0.7, True
     process.prediction = "v"
     moved = schedules.shift_log_snr(betas, -0.7)
     expected = schedules.rescale_zero_terminal_snr(moved)
-    found = experiment.make_schedule(process)
+    found = build.make_schedule(process)
     np.testing.assert_allclose(found.betas, expected, rtol=1e-12)
     process = ProcessConfig(schedule="custom", num_timesteps=3, betas=(0.1, 0.5, 0.99))
     with pytest.warns(UserWarning, match="noise"):
-        assert experiment.make_schedule(process).betas.tolist() == [0.1, 0.5, 0.99]
+        assert build.make_schedule(process).betas.tolist() == [0.1, 0.5, 0.99]
 
 
 LOSSES = {
@@ -84,14 +85,14 @@ def test_the_config_decides_the_loss(name, kind):
     config = images_config(loss=loss)
     config.process.prediction = kind
     config.process.variance = "fixed_large"
-    config.validate()
-    schedule = experiment.make_schedule(config.process)
+    validation.check(config)
+    schedule = build.make_schedule(config.process)
     x0 = jax.random.uniform(jax.random.key(0), (20, 8, 8, 1), minval=-1.0)
     t, noise = jnp.arange(20), jax.random.normal(jax.random.key(1), x0.shape)
-    found = experiment.make_loss(config, network, schedule)(None, x0, t, noise)
+    found = build.make_loss(config, network, schedule)(None, x0, t, noise)
     if "weights" in options:
         weighting, parameters = options["weights"]
-        table = weightings.loss_weights(schedule, kind, weighting, **parameters)
+        table = loss_weighting.loss_weights(schedule, kind, weighting, **parameters)
         options = {"weights": table}
     expected = losses.prediction_loss(
         network, None, schedule, x0, t, noise, prediction_type=kind, **options
@@ -106,11 +107,11 @@ def test_learned_variances_are_trained_by_the_bound(kind):
         config.loss.weighting, config.loss.norm = "snr", "l1"
     config.process.variance = "learned"
     config.process.prediction = "v"
-    config.validate()
-    schedule = experiment.make_schedule(config.process)
+    validation.check(config)
+    schedule = build.make_schedule(config.process)
     x0 = jnp.round(jax.random.uniform(jax.random.key(0), (20, 8, 8, 1)) * 255) / 127.5 - 1
     args = (x0, jnp.arange(20), jax.random.normal(jax.random.key(1), x0.shape))
-    found = experiment.make_loss(config, doubled, schedule)(None, *args)
+    found = build.make_loss(config, doubled, schedule)(None, *args)
     if kind == "hybrid":
         expected = losses.hybrid_loss(
             doubled,
@@ -119,7 +120,7 @@ def test_learned_variances_are_trained_by_the_bound(kind):
             *args,
             prediction_type="v",
             norm="l1",
-            weights=weightings.loss_weights(schedule, "v", "snr"),
+            weights=loss_weighting.loss_weights(schedule, "v", "snr"),
             variational_scale=0.3,
         )
     else:
@@ -128,12 +129,14 @@ def test_learned_variances_are_trained_by_the_bound(kind):
         )
     np.testing.assert_array_equal(found, expected)
     # The network is twice as wide, and the sampler uses what it says unless told else.
-    shapes = jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
+    shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert shapes["conv_out"]["kernel"].shape[-1] == 2
-    table = sampling.make_table(schedule, config.process, config.sampling)
+    table = build_sampler.make_table(schedule, config.process, config.sampling)
     assert table.is_learned
     config.sampling.variance = "fixed_small"
-    assert not sampling.make_table(schedule, config.process, config.sampling).is_learned
+    assert not build_sampler.make_table(
+        schedule, config.process, config.sampling
+    ).is_learned
 
 
 REFUSED = {

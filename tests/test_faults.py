@@ -25,10 +25,11 @@ from processes import (
     wait_for,
 )
 
-from diffusion_jax import experiment, runs
-from diffusion_jax.training.checkpoints import Checkpoints, abstract, parts_of
+from diffusion_jax.experiment import build
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import init_state
+from diffusion_jax.training.train_state import init_state
 
 # Intervals of which none is a multiple of another.
 INTERVALS = (
@@ -55,8 +56,8 @@ def whole(tmp_path_factory, command):
 
 def arrays_of(workdir):
     """All of the newest checkpoint: weights, averages, optimiser, tally, key."""
-    config = runs.read_config(workdir)
-    init_fn, _ = experiment.make_network(config)
+    config = run_folder.read_config(workdir)
+    init_fn, _ = build.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
     shapes = jax.eval_shape(lambda: init_state(init_fn, tx, config))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -15,13 +15,14 @@ import pytest
 from conftest import ODD_NAMES, ROOT
 from PIL import Image
 
-from diffusion_jax import runs
 from diffusion_jax.config import Config, UNetConfig
-from diffusion_jax.partial import Partial
-from diffusion_jax.reporting import pictures
-from diffusion_jax.reporting.metrics import MetricLog
-from diffusion_jax.runtime import files
-from diffusion_jax.training import weight_files
+from diffusion_jax.jobs.resumable import Partial
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs import pictures, weight_files
+from diffusion_jax.runs.metrics_log import MetricLog
+from diffusion_jax.runs.record import Record, read_record, write_record
+from diffusion_jax.runtime import files, locks
+from diffusion_jax.runtime.errors import BadRequest
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +70,10 @@ def test_no_reader_of_a_run_waits_for_a_named_pipe(tmp_path):
         "w.safetensors",
     ):
         os.mkfifo(tmp_path / name)
-    with pytest.raises((runs.BadRequest, OSError)):
-        runs.read_config(tmp_path)
+    with pytest.raises((BadRequest, OSError)):
+        run_folder.read_config(tmp_path)
     with pytest.raises(files.NotRegular):
-        runs.read_record(tmp_path)
+        read_record(tmp_path)
     with pytest.raises(files.NotRegular):
         MetricLog(tmp_path, 0)
     for name in ("weights.npz", "w.safetensors"):
@@ -145,13 +146,13 @@ def writers(folder):
     """All that writes a file, by the name of the file."""
     image = np.zeros((1, 8, 8, 1), np.uint8)
     params = {"a": np.zeros(2, np.float32)}
-    record = runs.Record(1, "0", {}, "", {}, 0, "")
+    record = Record(1, "0", {}, "", {}, 0, "")
     part = Partial(folder / "p", {})
     part.folder.mkdir()
     weights = weight_files.Weights(params, "raw", 0)
     return {
-        "config.json": lambda: runs.write_config(folder, Config()),
-        "run.json": lambda: runs.write_record(folder, record),
+        "config.json": lambda: run_folder.write_config(folder, Config()),
+        "run.json": lambda: write_record(folder, record),
         "a.png": lambda: pictures.save_samples(folder / "a.png", image),
         "a.gif": lambda: pictures.save_animation(folder / "a.gif", image[None]),
         "a.npz": lambda: weight_files.write(folder / "a.npz", weights, Config()),
@@ -186,7 +187,7 @@ def test_no_link_is_written_through(tmp_path):
     Image.open(folder / "a.png").load()
     (folder / ".lock").symlink_to(precious)
     with pytest.raises(OSError, match="a link, which is not written through"):
-        with runs.locked(folder, "writing to"):
+        with locks.locked(folder, "writing to"):
             pass
     assert precious.read_text() == "precious"
 
@@ -205,7 +206,7 @@ def test_what_a_kill_left_goes_and_what_is_being_written_stays(tmp_path):
 
 def a_run(workdir):
     workdir.mkdir()
-    runs.write_config(workdir, Config(model=UNetConfig(attn_resolutions=())))
+    run_folder.write_config(workdir, Config(model=UNetConfig(attn_resolutions=())))
     for name in ("checkpoints/1", "samples", "tensorboard"):
         (workdir / name).mkdir(parents=True)
         (workdir / name / "file").write_bytes(b"x")
@@ -219,7 +220,7 @@ def test_of_a_link_the_link_is_deleted_and_the_rest_of_the_run(tmp_path, capsys)
     (workdir / "checkpoints").rename(elsewhere)
     (workdir / "checkpoints").symlink_to(elsewhere)
     (workdir / "loss.png").symlink_to(tmp_path / "nothing")
-    runs.delete_run(workdir)
+    run_folder.delete_run(workdir)
     assert os.listdir(workdir) == ["config.json"]
     assert (elsewhere / "1/file").read_bytes() == b"x"
     assert f"{workdir}/checkpoints was a link: {elsewhere} stays" in capsys.readouterr().out
@@ -234,12 +235,12 @@ def test_nothing_is_deleted_where_something_cannot_be(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os.path, "ismount", lambda path: str(path) == mounted)
         with pytest.raises(OSError, match="another file system"):
-            runs.delete_run(workdir)
+            run_folder.delete_run(workdir)
     with monkeypatch.context() as patched:
         real = os.access
         patched.setattr(os, "access", lambda p, m: str(p) != mounted and real(p, m))
         with pytest.raises(PermissionError, match="no permission"):
-            runs.delete_run(workdir)
+            run_folder.delete_run(workdir)
     assert sorted(workdir.rglob("*")) == before
 
 

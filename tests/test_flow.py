@@ -9,16 +9,16 @@ import pytest
 from scipy.special import ndtr, roots_hermitenorm
 from test_bound import DATA, LEVELS, SHARES, images, mesh_of
 
-from diffusion_jax import oracle
 from diffusion_jax.config import Config, DataConfig, ProcessConfig
-from diffusion_jax.evaluation.bound import standard_error
-from diffusion_jax.evaluation.flow import Flow, make_stages
-from diffusion_jax.schedules import (
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import (
     cosine_betas,
     linear_betas,
     make_schedule,
     rescale_zero_terminal_snr,
 )
+from diffusion_jax.evaluation.bound import standard_error
+from diffusion_jax.evaluation.ode_likelihood import Flow, make_stages
 
 SCHEDULES = {
     "linear": make_schedule(linear_betas(1000)),

@@ -9,8 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import experiment, losses, oracle, timestep_sampling
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -21,10 +19,13 @@ from diffusion_jax.config import (
 )
 from diffusion_jax.data import sources
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.training import loop
+from diffusion_jax.diffusion import losses, oracle, timestep_sampling
+from diffusion_jax.experiment import build
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.training import train
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import init_state
-from diffusion_jax.training.step import make_train_step, make_train_steps
+from diffusion_jax.training.train_state import init_state
+from diffusion_jax.training.train_step import make_train_step, make_train_steps
 
 T, BATCH, STEPS = 50, 256, 1500
 DATA = oracle.mixture([1, 2], [[-0.6], [0.5]], [[0.02], [0.05]])
@@ -55,15 +56,15 @@ def test_a_small_network_approaches_the_oracle_from_above(capsys):
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine"),
         ema=EMAConfig(decay=0.99, warmup=True),
     )
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, STEPS)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     steps = jax.jit(make_train_steps(step))
     n = 200_000
     x0 = oracle.sample(DATA, jax.random.key(1), n)
-    best_fn = experiment.make_loss(
+    best_fn = build.make_loss(
         config, oracle.oracle_apply_fn(DATA, schedule, "eps"), schedule
     )
 
@@ -103,10 +104,10 @@ def test_importance_sampling_quietens_the_gradient_of_the_bound(tmp_path, capsys
     """
     config = load_config(str(pathlib.Path(__file__).parent.parent / "configs/digits.py"))
     config.training.num_steps, config.training.sample_every = 1000, 0
-    state = loop.train(config, tmp_path / "run")
-    schedule = experiment.make_schedule(config.process)
+    state = train.train(config, tmp_path / "run")
+    schedule = build.make_schedule(config.process)
     total = schedule.num_timesteps
-    apply_fn = experiment.make_network(config)[1]
+    apply_fn = build.make_network(config)[1]
     digits = sources.open_data_set(config.data).train[:]
     images = to_model_range(jnp.asarray(digits[:total]))
     bound = functools.partial(

@@ -8,8 +8,13 @@ import mpmath
 import numpy as np
 import pytest
 
-from diffusion_jax import likelihood, oracle, predictions, process
-from diffusion_jax.schedules import linear_betas, make_schedule
+from diffusion_jax.diffusion import (
+    forward_process,
+    oracle,
+    parameterization,
+    variational_bound,
+)
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(1000))
 LEVELS = jnp.arange(256) / 127.5 - 1
@@ -29,13 +34,15 @@ def test_normal_kl_is_the_integral(mean1, log1, mean2, log2):
 
     p, q = log_density(mean1, log1), log_density(mean2, log2)
     integral = (np.exp(p) * (p - q)).sum() * (grid[1] - grid[0])
-    found = likelihood.normal_kl(*(jnp.float32(x) for x in (mean1, log1, mean2, log2)))
+    found = variational_bound.normal_kl(
+        *(jnp.float32(x) for x in (mean1, log1, mean2, log2))
+    )
     assert float(found) == pytest.approx(integral, rel=1e-5)
 
 
 def test_normal_kl_of_equal_variances_keeps_its_digits():
     """(mean1 - mean2)^2 / (2 variance), also where it is far below 1e-7."""
-    found = likelihood.normal_kl(
+    found = variational_bound.normal_kl(
         jnp.float32(1e-6), jnp.float32(-3), jnp.float32(0), jnp.float32(-3)
     )
     assert float(found) == pytest.approx(0.5e-12 * math.exp(3), rel=1e-5)
@@ -44,7 +51,7 @@ def test_normal_kl_of_equal_variances_keeps_its_digits():
 @pytest.mark.parametrize("log_variance", [-9.8, -4.0, 0.0])
 @pytest.mark.parametrize("mean", [-1.2, -0.37, 0.0, 0.999])
 def test_the_bins_of_all_levels_hold_the_whole_mass(mean, log_variance):
-    log_mass = likelihood.discretized_gaussian_log_likelihood(
+    log_mass = variational_bound.discretized_gaussian_log_likelihood(
         LEVELS, jnp.full(256, mean), jnp.full(256, log_variance)
     )
     assert np.exp(np.asarray(log_mass, np.float64)).sum() == pytest.approx(1, abs=3e-5)
@@ -72,7 +79,7 @@ def test_bins_are_those_of_the_paper_to_50_digits():
         upper = mpmath.ncdf((x - center + mpmath.mpf(1) / 255) / std) if k < 255 else 1
         lower = mpmath.ncdf((x - center - mpmath.mpf(1) / 255) / std) if k > 0 else 0
         expected = float(mpmath.log(max(upper - lower, mpmath.mpf("1e-12"))))
-        found = likelihood.discretized_gaussian_log_likelihood(
+        found = variational_bound.discretized_gaussian_log_likelihood(
             LEVELS[k], jnp.float32(mean), jnp.float32(log_variance)
         )
         assert float(found) == pytest.approx(expected, rel=2e-4, abs=1e-5), (k, mean)
@@ -80,7 +87,7 @@ def test_bins_are_those_of_the_paper_to_50_digits():
 
 def test_gradients_are_finite_at_every_level_and_far_away():
     def total(mean, log_variance):
-        return likelihood.discretized_gaussian_log_likelihood(
+        return variational_bound.discretized_gaussian_log_likelihood(
             LEVELS, mean, log_variance
         ).sum()
 
@@ -101,7 +108,7 @@ def test_a_term_is_the_mean_divergence_in_bits():
     weight = SCHEDULE.posterior_mean_coef1[500] ** 2 / (
         2 * SCHEDULE.posterior_variance[500]
     )
-    found = likelihood.variational_terms(
+    found = variational_bound.variational_terms(
         SCHEDULE, "fixed_small", x0, x_t, t, x0 + jnp.asarray(off, jnp.float32)
     )
     expected = weight * (off**2).mean() / math.log(2)
@@ -112,9 +119,9 @@ def test_a_term_is_the_mean_divergence_in_bits():
 def test_the_first_term_is_the_likelihood_of_the_bins():
     x0, t = LEVELS[jnp.array([[0, 100, 255]])], jnp.array([0])
     guess = x0 + 0.004
-    found = likelihood.variational_terms(SCHEDULE, "fixed_large", x0, x0, t, guess)
+    found = variational_bound.variational_terms(SCHEDULE, "fixed_large", x0, x0, t, guess)
     log_variance = SCHEDULE.posterior_log_variance_clipped[1]
-    expected = -likelihood.discretized_gaussian_log_likelihood(
+    expected = -variational_bound.discretized_gaussian_log_likelihood(
         x0, guess, jnp.full_like(x0, log_variance)
     ).mean()
     assert float(found[0]) == pytest.approx(float(expected) / math.log(2), rel=1e-4)
@@ -124,9 +131,9 @@ def test_a_perfect_reverse_step_costs_nothing():
     """x_0 known and beta-tilde as variance: p = q, so every L_{t-1} is 0."""
     x0 = LEVELS[jnp.arange(0, 250, 50)][:, None]
     t = jnp.array([1, 10, 100, 500, 999])
-    x_t = process.q_sample(SCHEDULE, x0, t, jnp.ones_like(x0))
+    x_t = forward_process.q_sample(SCHEDULE, x0, t, jnp.ones_like(x0))
     for kind, output in (("fixed_small", None), ("learned", -jnp.ones_like(x0))):
-        found = likelihood.variational_terms(SCHEDULE, kind, x0, x_t, t, x0, output)
+        found = variational_bound.variational_terms(SCHEDULE, kind, x0, x_t, t, x0, output)
         np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
@@ -140,7 +147,7 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     n = 4000
     x0 = oracle.sample(data, jax.random.key(0), n)
     steps = jnp.full(n, t)
-    x_t = process.q_sample(
+    x_t = forward_process.q_sample(
         SCHEDULE, x0, steps, jax.random.normal(jax.random.key(1), x0.shape)
     )
     guess, _ = oracle.x0_mean_variance(data, x_t, *oracle.noise_level(SCHEDULE, steps))
@@ -148,7 +155,7 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     between = output[:, 1:]
 
     def cost(shift):
-        terms = likelihood.variational_terms(
+        terms = variational_bound.variational_terms(
             SCHEDULE, "learned", x0, x_t, steps, guess, between + shift
         )
         return np.asarray(terms, np.float64)
@@ -159,7 +166,7 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     information = [0.5 * math.log2(1 + a / (1 - a) * 0.1) for a in (before, share)]
     expected = information[0] - information[1]
     assert abs(exact.mean() - expected) < 5 * exact.std() / math.sqrt(n) + 1e-7
-    low, high = (b[t] for b in predictions.log_variance_bounds(SCHEDULE))
+    low, high = (b[t] for b in parameterization.log_variance_bounds(SCHEDULE))
     for change in (-0.2, 0.2):  # Of the log variance.
         other = cost(2 * change / (high - low)).mean()
         assert other > exact.mean()
@@ -180,7 +187,7 @@ def test_the_prior_term_is_the_integral():
                 return q * (log_q - log_p)
 
             expected = mpmath.quad(integrand, [-12, -4, 0, 4, 12]) / mpmath.log(2)
-            found = likelihood.prior_term(schedule, jnp.full((2, 3), x0))
+            found = variational_bound.prior_term(schedule, jnp.full((2, 3), x0))
             np.testing.assert_allclose(found, float(expected), rtol=2e-5)
 
 
@@ -197,11 +204,11 @@ def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_s
         assert not train and key is None
         return jnp.concatenate([said, 0.3 * said], axis=-1)
 
-    x_t = process.q_sample(schedule, x0, t, noise)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
     for clip in (True, False):
         for variance in ("learned", "fixed_large"):
             known = {"prediction_type": "x0", "variance_type": variance, "clip": clip}
-            predicted, between = likelihood.predicted_x0(
+            predicted, between = variational_bound.predicted_x0(
                 apply_fn, None, schedule, x_t, t, **known
             )
             expected = np.clip(said, -1, 1) if clip else said
@@ -210,10 +217,12 @@ def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_s
                 np.testing.assert_array_equal(between, 0.3 * said)
             else:
                 assert between is None
-            term = likelihood.bound_term(apply_fn, None, schedule, x0, t, noise, **known)
+            term = variational_bound.bound_term(
+                apply_fn, None, schedule, x0, t, noise, **known
+            )
             errors = np.square(expected - np.asarray(x0)).reshape(3, -1).mean(axis=1)
             np.testing.assert_allclose(term.squared_error, errors, rtol=1e-5)
-            bits = likelihood.variational_terms(
+            bits = variational_bound.variational_terms(
                 schedule, variance, x0, x_t, t, predicted, between
             )
             np.testing.assert_allclose(term.bits, bits, rtol=1e-6)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from diffusion_jax import (
-    likelihood,
+from diffusion_jax.diffusion import (
+    forward_process,
+    loss_weighting,
     losses,
     oracle,
-    predictions,
-    process,
+    parameterization,
     schedules,
     timestep_sampling,
-    weightings,
+    variational_bound,
 )
-from diffusion_jax.schedules import linear_betas, make_schedule
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(100, 1e-3, 0.14))
 PIXELS = oracle.discrete([[0, 30], [255, 128], [127, 127]], [0.5, 0.2, 0.3])
@@ -36,13 +36,13 @@ def test_a_perfect_predictor_has_no_loss():
     def oracle(kind):
         def apply_fn(params, x_t, t, cond, *, train, key):
             x0 = jnp.full_like(x_t, c)
-            eps = predictions.eps_from_x0(SCHEDULE, x_t, t, x0)
-            return predictions.prediction_target(SCHEDULE, kind, x0, t, eps)
+            eps = parameterization.eps_from_x0(SCHEDULE, x_t, t, x0)
+            return parameterization.prediction_target(SCHEDULE, kind, x0, t, eps)
 
         return apply_fn
 
     x0 = jnp.full((256, 2, 2, 1), c)
-    for kind in predictions.PREDICTION_TYPES:
+    for kind in parameterization.PREDICTION_TYPES:
         for norm in losses.NORMS:
             loss = losses.simple_loss(
                 oracle(kind),
@@ -267,13 +267,13 @@ def test_score_matching_is_the_weighted_eps_loss(pixels):
 
     def score_net(*args, **options):
         x_t, t = args[1], args[2]
-        return predictions.score_from_eps(SCHEDULE, x_t, t, half(*args, **options))
+        return parameterization.score_from_eps(SCHEDULE, x_t, t, half(*args, **options))
 
     eps = ask(losses.prediction_loss, half, *pixels)
     weights = 1 - SCHEDULE.alphas_cumprod
     found = ask(losses.score_matching_loss, score_net, *pixels, weights=weights)
     np.testing.assert_allclose(found, eps, rtol=1e-5)
-    weights = weightings.loss_weights(SCHEDULE, "eps", "score_matching")
+    weights = loss_weighting.loss_weights(SCHEDULE, "eps", "score_matching")
     eps = ask(losses.prediction_loss, half, *pixels, weights=weights)
     found = ask(losses.score_matching_loss, score_net, *pixels)
     np.testing.assert_allclose(found, eps, rtol=1e-5)
@@ -297,7 +297,7 @@ def test_score_matching_is_least_at_the_score_of_the_marginal():
 
 def test_the_variational_loss_is_t_times_the_term(pixels):
     x0, t, noise = pixels
-    x_t = process.q_sample(SCHEDULE, x0, t, noise)
+    x_t = forward_process.q_sample(SCHEDULE, x0, t, noise)
     for kind in ("eps", "x0", "v"):
         for variance, network in (
             ("fixed_small", half),
@@ -305,9 +305,11 @@ def test_the_variational_loss_is_t_times_the_term(pixels):
             ("learned", wrong),
         ):
             output = network(None, x_t, t, None, train=False, key=None)
-            x0_hat = predictions.x0_from_prediction(SCHEDULE, kind, x_t, t, output[:, :2])
+            x0_hat = parameterization.x0_from_prediction(
+                SCHEDULE, kind, x_t, t, output[:, :2]
+            )
             between = output[:, 2:] if variance == "learned" else None
-            terms = likelihood.variational_terms(
+            terms = variational_bound.variational_terms(
                 SCHEDULE, variance, x0, x_t, t, x0_hat, between
             )
             found = ask(
@@ -338,7 +340,7 @@ def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone(pixels, kind):
     With respect to the variances: exactly the bound's, 0.001 times.
     """
     x0, t, noise = pixels
-    x_t = process.q_sample(SCHEDULE, x0, t, noise)
+    x_t = forward_process.q_sample(SCHEDULE, x0, t, noise)
     output = wrong(None, x_t, t, None, train=False, key=None)
 
     def gradient(loss, given=output, **options):
@@ -474,7 +476,7 @@ def test_the_whole_bound_of_the_oracle_is_near_the_entropy():
     found = {
         variance: prior
         + np.mean([float(bound(jax.random.key(6), t, variance)) for t in range(100)])
-        for variance in predictions.VARIANCES
+        for variance in parameterization.VARIANCES
     }
     assert entropy - 0.01 < found["learned"] < entropy + 0.1
     assert min(found["fixed_large"], found["fixed_small"]) > entropy + 0.5

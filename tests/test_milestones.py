@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax import parallel
 from diffusion_jax.config import Config, DataConfig, TrainingConfig, UNetConfig
 from diffusion_jax.data import sources
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.training.milestones import Due, Milestones
-from diffusion_jax.training.plan import make_plan
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.experiment import validation
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.runtime import devices
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.interrupts import Stop
+from diffusion_jax.training.periodic import Due, Milestones
 
 
 def milestones(workdir, losses, **training):
@@ -25,7 +26,7 @@ def milestones(workdir, losses, **training):
     )
     images = np.zeros((16, 4, 4, 1), np.uint8)
     plan = make_plan(config, sources.arrays(images[:8], images[8:]))
-    return Milestones(plan, workdir, parallel.make_mesh(), Stop(), losses)
+    return Milestones(plan, workdir, devices.make_mesh(), Stop(), losses)
 
 
 def test_each_is_due_at_its_interval_and_all_at_the_end(tmp_path):
@@ -85,4 +86,4 @@ def test_points_have_no_bound():
     config = Config(data=DataConfig(source="two_moons", image_size=(), channels=2))
     config.training.likelihood_every = 10
     with pytest.raises(BadRequest, match=r"training\.likelihood_every \(10\)"):
-        config.validate()
+        validation.check(config)

@@ -13,13 +13,14 @@ from conftest import ROOT
 from PIL import Image
 from processes import train_arguments
 
-from diffusion_jax import experiment, runs
 from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.setup import load_data, make_plan
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.record import check_data_there, check_same_data, new_record
+from diffusion_jax.runs.weights import Weights, save_to_file
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.training import loop
-from diffusion_jax.training.plan import load_data, make_plan
-from diffusion_jax.training.record import check_data_there, check_same_data, new_record
-from diffusion_jax.training.weights import Weights, save_to_file
+from diffusion_jax.training import train
 
 
 def a_folder(folder, count=12):
@@ -44,7 +45,7 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     workdir, old, new = tmp_path / "run", a_folder(tmp_path / "old"), tmp_path / "new [1]"
     workdir.mkdir()
     plan = plan_of(old)
-    runs.write_config(workdir, plan.config)
+    run_folder.write_config(workdir, plan.config)
     new_record(plan, workdir, None, 0)
     before = (workdir / "config.json").read_bytes()
     check_same_data(workdir, plan)
@@ -57,11 +58,11 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_config", refuse)
+        patched.setattr(run_folder, "write_config", refuse)
         check_same_data(workdir, plan_of(new))
     assert "not kept in" in capsys.readouterr().out
     check_same_data(workdir, plan_of(new))
-    assert runs.read_config(workdir).data.path == str(new)
+    assert run_folder.read_config(workdir).data.path == str(new)
     assert "from now on where the data are" in capsys.readouterr().out
     shutil.copytree(new, tmp_path / "other")
     pixel = Image.open(new / "03.png")
@@ -69,7 +70,7 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     pixel.save(tmp_path / "other/03.png")
     with pytest.raises(BadRequest, match=r"started with \(fingerprint \w+ -> \w+, whole"):
         check_same_data(workdir, plan_of(tmp_path / "other"))
-    assert runs.read_config(workdir).data.path == str(new)
+    assert run_folder.read_config(workdir).data.path == str(new)
 
 
 def test_overwrite_spares_what_the_new_run_needs(tmp_path):
@@ -78,18 +79,18 @@ def test_overwrite_spares_what_the_new_run_needs(tmp_path):
     (workdir / "samples").mkdir(parents=True)
     pictures = a_folder(workdir / "samples" / "pictures")
     config = plan_of(pictures).config
-    runs.write_config(workdir, config)
+    run_folder.write_config(workdir, config)
     with pytest.raises(BadRequest, match=r"would delete .*samples, and so data.path"):
-        loop.prepare(config, workdir, overwrite=True)
+        train.prepare(config, workdir, overwrite=True)
     with pytest.raises(BadRequest, match="would delete .*, and so --init_from"):
         source = workdir / "samples" / "w.npz"
         save_to_file(source, weights_of(config), config)
         config.data = DataConfig()
-        loop.prepare(config, workdir, overwrite=True, init_from=source)
+        train.prepare(config, workdir, overwrite=True, init_from=source)
 
 
 def weights_of(config):
-    init_fn, _ = experiment.make_network(config)
+    init_fn, _ = build.make_network(config)
     return Weights(init_fn(jax.random.key(0)), "raw", 0)
 
 
@@ -98,7 +99,7 @@ def test_a_run_does_not_lie_in_its_own_data(tmp_path):
     pictures = a_folder(tmp_path / "pictures")
     for workdir in (pictures, pictures / "runs" / "a"):
         with pytest.raises(BadRequest, match=r"lies in data.path|holds \d+.png"):
-            loop.prepare(plan_of(pictures).config, workdir)
+            train.prepare(plan_of(pictures).config, workdir)
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import oracle, predictions, process
-from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import forward_process, oracle, parameterization
+from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(1000))
 DATA = {
@@ -97,7 +97,7 @@ def noised(data, num=64):
     x0 = oracle.sample(data, jax.random.key(0), num * len(STEPS))
     t = jnp.repeat(jnp.array(STEPS), num)
     noise = jax.random.normal(jax.random.key(1), x0.shape)
-    return process.q_sample(SCHEDULE, x0, t, noise), t
+    return forward_process.q_sample(SCHEDULE, x0, t, noise), t
 
 
 def test_the_score_is_the_gradient_of_the_log_density(data):
@@ -123,11 +123,15 @@ def test_eps_x0_v_and_score_say_the_same(data):
     eps, v = oracle.eps_mean(data, x_t, *level), oracle.v_mean(data, x_t, *level)
     x0, _ = oracle.x0_mean_variance(data, x_t, *level)
     sigma = np.asarray(level[1])[:, None]
-    np.testing.assert_allclose(predictions.x0_from_v(SCHEDULE, x_t, t, v), x0, atol=3e-6)
-    np.testing.assert_allclose(predictions.eps_from_v(SCHEDULE, x_t, t, v), eps, atol=3e-6)
-    found = predictions.eps_from_x0(SCHEDULE, x_t, t, x0)
+    np.testing.assert_allclose(
+        parameterization.x0_from_v(SCHEDULE, x_t, t, v), x0, atol=3e-6
+    )
+    np.testing.assert_allclose(
+        parameterization.eps_from_v(SCHEDULE, x_t, t, v), eps, atol=3e-6
+    )
+    found = parameterization.eps_from_x0(SCHEDULE, x_t, t, x0)
     assert (np.abs(found - eps) * sigma).max() < 3e-6
-    found = predictions.score_from_eps(SCHEDULE, x_t, t, eps)
+    found = parameterization.score_from_eps(SCHEDULE, x_t, t, eps)
     assert (np.abs(found - oracle.score(data, x_t, *level)) * sigma).max() < 3e-6
 
 
@@ -220,7 +224,7 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
     np.testing.assert_array_equal(alone, expected)
     # The learned variance of the reverse step is the exact one.
     x0, _ = oracle.x0_mean_variance(data, x_t, *level)
-    mean, log_variance = predictions.p_mean_log_variance(
+    mean, log_variance = parameterization.p_mean_log_variance(
         SCHEDULE, "learned", x0, x_t, t, output[:, 2:]
     )
     exact_mean, exact = oracle.previous_mean_variance(data, SCHEDULE, x_t, t)

@@ -15,10 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.numpy import load_file
 
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import Config
-from diffusion_jax.training.weights import Weights, load_for, save_to_file
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.jobs.command_line import load_config
+from diffusion_jax.runs.weights import Weights, load_for, save_to_file
+from diffusion_jax.runtime.errors import BadRequest
 
 RNG = np.random.default_rng(0)
 # A network that compiles in seconds, for pictures of 8 by 8.

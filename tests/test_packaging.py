@@ -40,7 +40,7 @@ def test_constraints_hold_every_requirement_exactly():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("diffusion_jax.training.loop", {"tensorflow", "matplotlib"}),
+        ("diffusion_jax.training.train", {"tensorflow", "matplotlib"}),
         (
             "diffusion_jax",
             {"tensorflow", "flax", "grain", "orbax", "optax", "matplotlib", "sklearn"},

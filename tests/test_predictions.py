@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import predictions, process, schedules
-from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import forward_process, parameterization, schedules
+from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 T = 1000
 SCHEDULES = {
@@ -52,7 +52,7 @@ def test_a_conversion_is_exact_to_the_rounding_it_cannot_avoid(
 ):
     """The promises of the module's docstring, against float64."""
     x0, t, noise = images
-    x_t = process.q_sample(schedule, x0, t, noise)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
     # What is given is rounded to float32 and then taken as exact; the truth follows it.
     if source == "x0":
         exact_x0 = x0
@@ -67,7 +67,7 @@ def test_a_conversion_is_exact_to_the_rounding_it_cannot_avoid(
             eps = wide if source == "eps" else -np.sqrt(1 - share) * wide
             exact_x0 = (wide_x - np.sqrt(1 - share) * eps) / np.sqrt(share)
     given = x0 if source == "x0" else given
-    convert = getattr(predictions, f"{target}_from_{source}")
+    convert = getattr(parameterization, f"{target}_from_{source}")
     found = np.asarray(convert(schedule, x_t, t, given), np.float64)
     error = np.abs(found - truth(schedule, x_t, exact_x0, t, target)).max(axis=(1, 2, 3))
     ulp = 2.0**-23 * float(jnp.abs(x_t).max())
@@ -89,21 +89,23 @@ def test_a_conversion_is_exact_to_the_rounding_it_cannot_avoid(
 def test_v_and_its_inverses(schedule, images):
     """v is a rotation of (x_0, eps): back and forth costs no precision at any t."""
     x0, t, noise = images
-    x_t = process.q_sample(schedule, x0, t, noise)
-    v = predictions.prediction_target(schedule, "v", x0, t, noise)
-    chex.assert_trees_all_close(predictions.x0_from_v(schedule, x_t, t, v), x0, atol=1e-6)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
+    v = parameterization.prediction_target(schedule, "v", x0, t, noise)
     chex.assert_trees_all_close(
-        predictions.eps_from_v(schedule, x_t, t, v), noise, atol=1e-6
+        parameterization.x0_from_v(schedule, x_t, t, v), x0, atol=1e-6
+    )
+    chex.assert_trees_all_close(
+        parameterization.eps_from_v(schedule, x_t, t, v), noise, atol=1e-6
     )
 
 
 def test_x0_from_prediction_undoes_prediction_target(schedule, images):
     x0, t, noise = images
     t = jnp.minimum(t, 499)  # Where eps determines x_0 well.
-    x_t = process.q_sample(schedule, x0, t, noise)
-    for kind in predictions.PREDICTION_TYPES:
-        target = predictions.prediction_target(schedule, kind, x0, t, noise)
-        found = predictions.x0_from_prediction(schedule, kind, x_t, t, target)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
+    for kind in parameterization.PREDICTION_TYPES:
+        target = parameterization.prediction_target(schedule, kind, x0, t, noise)
+        found = parameterization.x0_from_prediction(schedule, kind, x_t, t, target)
         chex.assert_trees_all_close(found, x0, atol=2e-5)
 
 
@@ -114,10 +116,11 @@ def test_v_is_the_velocity_along_the_arc():
     phi = np.arccos(schedule.sqrt_alphas_cumprod)
     for t in (100, 500, 900):
         ends = [
-            process.q_sample(schedule, x0, jnp.array([s]), noise) for s in (t - 1, t + 1)
+            forward_process.q_sample(schedule, x0, jnp.array([s]), noise)
+            for s in (t - 1, t + 1)
         ]
         velocity = (ends[1] - ends[0]) / (phi[t + 1] - phi[t - 1])
-        v = predictions.prediction_target(schedule, "v", x0, jnp.array([t]), noise)
+        v = parameterization.prediction_target(schedule, "v", x0, jnp.array([t]), noise)
         np.testing.assert_allclose(v, velocity, atol=5e-3)
 
 
@@ -133,7 +136,7 @@ def test_the_score_is_the_gradient_of_the_log_density(schedule):
             return -((x - np.sqrt(share) * x0) ** 2) / (2 * (1 - share))
 
         slope = (log_density(x_t + h) - log_density(x_t - h)) / (2 * h)
-        found = predictions.score_from_x0(
+        found = parameterization.score_from_x0(
             schedule, jnp.asarray(x_t, jnp.float32), jnp.array([t]), jnp.asarray(x0)
         )
         np.testing.assert_allclose(found, slope, rtol=2e-3 if t == 0 else 1e-5)
@@ -146,7 +149,7 @@ def test_the_score_is_the_gradient_of_the_log_density(schedule):
 @pytest.mark.parametrize("target", ["x0", "v"])
 def test_where_nothing_is_left_of_x0_the_noise_does_not_tell_it(source, target):
     schedule = make_schedule(schedules.jsd_betas(4))
-    convert = getattr(predictions, f"{target}_from_{source}")
+    convert = getattr(parameterization, f"{target}_from_{source}")
     x = jnp.ones((2, 3))
     with pytest.raises(ValueError, match="alphas_cumprod is 0, or nearly, at t = 3"):
         convert(schedule, x, jnp.array([1, 3]), x)
@@ -162,21 +165,23 @@ def test_what_float32_cannot_hold_of_x0_is_nothing():
     assert 0 < schedule.alphas_cumprod[-1] < 1e-79 and schedule.has_zero_terminal_snr
     x = jnp.ones((1, 3))
     with pytest.raises(ValueError, match="alphas_cumprod is 0, or nearly, at t = 10"):
-        predictions.x0_from_eps(schedule, x, jnp.array([10]), x)
+        parameterization.x0_from_eps(schedule, x, jnp.array([10]), x)
     assert not make_schedule(schedule.betas[:9]).has_zero_terminal_snr
 
 
 def test_where_nothing_is_left_of_x0_v_is_its_negative():
     schedule = make_schedule(schedules.jsd_betas(4))
     x0, noise, t = jnp.full((1, 2), 0.3), jnp.array([[1.0, -2.0]]), jnp.array([3])
-    x_t = process.q_sample(schedule, x0, t, noise)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
     np.testing.assert_array_equal(x_t, noise)
-    v = predictions.prediction_target(schedule, "v", x0, t, noise)
+    v = parameterization.prediction_target(schedule, "v", x0, t, noise)
     np.testing.assert_array_equal(v, -x0)
-    np.testing.assert_array_equal(predictions.x0_from_v(schedule, x_t, t, v), x0)
-    np.testing.assert_array_equal(predictions.v_from_x0(schedule, x_t, t, x0), v)
-    np.testing.assert_array_equal(predictions.eps_from_v(schedule, x_t, t, v), noise)
-    np.testing.assert_array_equal(predictions.score_from_v(schedule, x_t, t, v), -noise)
+    np.testing.assert_array_equal(parameterization.x0_from_v(schedule, x_t, t, v), x0)
+    np.testing.assert_array_equal(parameterization.v_from_x0(schedule, x_t, t, x0), v)
+    np.testing.assert_array_equal(parameterization.eps_from_v(schedule, x_t, t, v), noise)
+    np.testing.assert_array_equal(
+        parameterization.score_from_v(schedule, x_t, t, v), -noise
+    )
 
 
 # The reverse step
@@ -191,8 +196,10 @@ def test_fixed_variances_are_those_of_the_paper(schedule):
         ("fixed_small", schedule.posterior_variance),
         ("fixed_large", schedule.betas),
     ):
-        mean, log_variance = predictions.p_mean_log_variance(schedule, kind, x0, x, t)
-        np.testing.assert_array_equal(mean, process.q_posterior(schedule, x0, x, t)[0])
+        mean, log_variance = parameterization.p_mean_log_variance(schedule, kind, x0, x, t)
+        np.testing.assert_array_equal(
+            mean, forward_process.q_posterior(schedule, x0, x, t)[0]
+        )
         variance = np.exp(np.asarray(log_variance)[:, 0])
         np.testing.assert_allclose(variance[1:], expected[1:], rtol=2e-6)
         assert variance[0] == pytest.approx(second, rel=2e-6)
@@ -201,7 +208,7 @@ def test_fixed_variances_are_those_of_the_paper(schedule):
 def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, images):
     """-1 is beta-tilde, +1 beta, 0 their geometric mean (IDDPM eq. 15)."""
     x0, t, noise = images
-    x_t = process.q_sample(schedule, x0, t, noise)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
     small, large = schedule.posterior_variance[1:], schedule.betas[1:]
     for output, expected in (
         (-1.0, small),
@@ -209,15 +216,17 @@ def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, image
         (0.0, np.sqrt(small * large)),
         (3.0, large**2 / small),
     ):
-        mean, log_variance = predictions.p_mean_log_variance(
+        mean, log_variance = parameterization.p_mean_log_variance(
             schedule, "learned", x0, x_t, t, jnp.full_like(x0, output)
         )
         for row, step in enumerate(np.asarray(t)):
             if step:
                 found = np.exp(np.asarray(log_variance[row], np.float64))
                 np.testing.assert_allclose(found, expected[step - 1], rtol=1e-5)
-        np.testing.assert_array_equal(mean, process.q_posterior(schedule, x0, x_t, t)[0])
-    _, first = predictions.p_mean_log_variance(
+        np.testing.assert_array_equal(
+            mean, forward_process.q_posterior(schedule, x0, x_t, t)[0]
+        )
+    _, first = parameterization.p_mean_log_variance(
         schedule, "learned", x0, x_t, t, jnp.ones_like(x0)
     )
     assert float(first[0, 0, 0, 0]) == pytest.approx(np.log(schedule.betas[0]), rel=1e-6)
@@ -226,27 +235,27 @@ def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, image
 def test_an_output_is_split_where_the_variance_is_learned():
     x_t = jnp.zeros((2, 4, 4, 3))
     output = jnp.arange(6.0)[None, None, None] * jnp.ones((2, 4, 4, 6))
-    prediction, between = predictions.split_output(output, x_t, "learned")
+    prediction, between = parameterization.split_output(output, x_t, "learned")
     np.testing.assert_array_equal(prediction[0, 0, 0], [0, 1, 2])
     np.testing.assert_array_equal(between[0, 0, 0], [3, 4, 5])
-    prediction, between = predictions.split_output(x_t, x_t, "fixed_small")
+    prediction, between = parameterization.split_output(x_t, x_t, "fixed_small")
     assert prediction is x_t and between is None
     with pytest.raises(ValueError, match="'learned'.* must have 6 channels"):
-        predictions.split_output(x_t, x_t, "learned")
+        parameterization.split_output(x_t, x_t, "learned")
     with pytest.raises(ValueError, match="'fixed_large'.* must have 3 channels"):
-        predictions.split_output(output, x_t, "fixed_large")
+        parameterization.split_output(output, x_t, "fixed_large")
     # The prediction alone is had from both.
     np.testing.assert_array_equal(
-        predictions.prediction_alone(output, x_t), output[..., :3]
+        parameterization.prediction_alone(output, x_t), output[..., :3]
     )
-    np.testing.assert_array_equal(predictions.prediction_alone(x_t, x_t), x_t)
+    np.testing.assert_array_equal(parameterization.prediction_alone(x_t, x_t), x_t)
 
 
 def test_unknown_names_are_refused(schedule, images):
     x0, t, noise = images
     with pytest.raises(ValueError, match="'score'"):
-        predictions.prediction_target(schedule, "score", x0, t, noise)
+        parameterization.prediction_target(schedule, "score", x0, t, noise)
     with pytest.raises(ValueError, match="'learned' needs the variance output"):
-        predictions.p_mean_log_variance(schedule, "learned", x0, x0, t)
+        parameterization.p_mean_log_variance(schedule, "learned", x0, x0, t)
     with pytest.raises(ValueError, match="'huge' is unknown.*fixed_small"):
-        predictions.p_mean_log_variance(schedule, "huge", x0, x0, t)
+        parameterization.p_mean_log_variance(schedule, "huge", x0, x0, t)

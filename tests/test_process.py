@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import process
-from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import forward_process
+from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 T = 1000
 SCHEDULES = {
@@ -31,17 +31,19 @@ def images():
 
 def test_q_sample_shapes_and_types(schedule, images):
     x0, t, noise = images
-    x_t = jax.jit(lambda *a: process.q_sample(schedule, *a))(x0, t, noise)
+    x_t = jax.jit(lambda *a: forward_process.q_sample(schedule, *a))(x0, t, noise)
     chex.assert_shape(x_t, x0.shape)
     chex.assert_type(x_t, jnp.float32)
     chex.assert_tree_all_finite(x_t)
-    chex.assert_trees_all_close(x_t, process.q_sample(schedule, x0, t, noise), atol=1e-6)
+    chex.assert_trees_all_close(
+        x_t, forward_process.q_sample(schedule, x0, t, noise), atol=1e-6
+    )
 
 
 def test_q_sample_without_noise_is_the_mean_of_the_closed_form(schedule, images):
     """E[x_t] = sqrt(product of (1 - beta)) x_0, the product in exact order, float64."""
     x0, t, _ = images
-    x_t = process.q_sample(schedule, x0, t, jnp.zeros_like(x0))
+    x_t = forward_process.q_sample(schedule, x0, t, jnp.zeros_like(x0))
     for row, step in enumerate(np.asarray(t)):
         share = np.prod([1 - b for b in schedule.betas[: step + 1]])
         chex.assert_trees_all_close(
@@ -55,7 +57,7 @@ def test_q_sample_has_the_variance_of_the_closed_form(schedule):
     n = 40_000
     noise = jax.random.normal(jax.random.key(2), (n, 1))
     for t in (0, 99, 499, 999):
-        x_t = process.q_sample(schedule, jnp.full((n, 1), 0.7), jnp.int32(t), noise)
+        x_t = forward_process.q_sample(schedule, jnp.full((n, 1), 0.7), jnp.int32(t), noise)
         share = np.prod(1 - schedule.betas[: t + 1])
         sigma = np.sqrt(1 - share)
         assert abs(float(x_t.mean()) - 0.7 * np.sqrt(share)) < 5 * sigma / np.sqrt(n)
@@ -72,13 +74,13 @@ def test_q_sample_equals_the_chain_of_q_step_in_distribution(schedule):
     zero = jnp.zeros(1)
     mean, variance = jnp.ones(1), 0.0
     for t in range(steps):
-        mean = process.q_step(schedule, mean, jnp.int32(t), zero)
-        keep = float(process.q_step(schedule, jnp.ones(1), jnp.int32(t), zero)[0])
-        add = float(process.q_step(schedule, zero, jnp.int32(t), jnp.ones(1))[0])
+        mean = forward_process.q_step(schedule, mean, jnp.int32(t), zero)
+        keep = float(forward_process.q_step(schedule, jnp.ones(1), jnp.int32(t), zero)[0])
+        add = float(forward_process.q_step(schedule, zero, jnp.int32(t), jnp.ones(1))[0])
         variance = keep**2 * variance + add**2
     last = jnp.int32(steps - 1)
-    signal = process.q_sample(schedule, jnp.ones(1), last, zero)
-    sigma = process.q_sample(schedule, zero, last, jnp.ones(1))
+    signal = forward_process.q_sample(schedule, jnp.ones(1), last, zero)
+    sigma = forward_process.q_sample(schedule, zero, last, jnp.ones(1))
     np.testing.assert_allclose(mean, signal, rtol=2e-5)
     np.testing.assert_allclose(np.sqrt(variance), sigma[0], rtol=2e-5)
 
@@ -86,7 +88,7 @@ def test_q_sample_equals_the_chain_of_q_step_in_distribution(schedule):
 @pytest.mark.statistical
 def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
     n = 4000
-    chain = jax.jit(lambda k, x: process.q_trajectory(schedule, k, x))(
+    chain = jax.jit(lambda k, x: forward_process.q_trajectory(schedule, k, x))(
         jax.random.key(3), jnp.full((n, 1), 0.5)
     )
     chex.assert_shape(chain, (T, n, 1))
@@ -109,12 +111,12 @@ def test_chains_of_q_step_have_the_mean_and_covariance_of_q_sample(schedule):
     draws = jax.random.normal(jax.random.key(6), (n, 2))
     x0 = jnp.asarray(mean)[None] + draws @ jnp.asarray(root.T)
     frames = (0, 30, 300)
-    chain = process.q_trajectory(schedule, jax.random.key(7), x0, frames)
+    chain = forward_process.q_trajectory(schedule, jax.random.key(7), x0, frames)
     for slot, t in enumerate(frames):
         share = np.prod(1 - schedule.betas[: t + 1])
         covariance = share * root @ root.T + (1 - share) * np.eye(2)
         noise = jax.random.normal(jax.random.key(8), x0.shape)
-        for x in (chain[slot], process.q_sample(schedule, x0, jnp.int32(t), noise)):
+        for x in (chain[slot], forward_process.q_sample(schedule, x0, jnp.int32(t), noise)):
             off = np.asarray(x).mean(axis=0) - np.sqrt(share) * mean
             assert (np.abs(off) < 5 * np.sqrt(np.diag(covariance) / n)).all()
             found = np.cov(np.asarray(x).T)
@@ -127,17 +129,17 @@ def test_q_trajectory_is_the_loop_of_q_step():
     """Step by step, with the noise of step t drawn by fold_in(key, t)."""
     schedule = make_schedule(np.array([0.2, 0.5, 0.9, 0.999]))
     x, key = jnp.array([[0.5, -2.0]]), jax.random.key(9)
-    chain = process.q_trajectory(schedule, key, x)
+    chain = forward_process.q_trajectory(schedule, key, x)
     for t in range(4):
         noise = jax.random.normal(jax.random.fold_in(key, t), x.shape)
-        x = process.q_step(schedule, x, jnp.int32(t), noise)
+        x = forward_process.q_step(schedule, x, jnp.int32(t), noise)
         np.testing.assert_allclose(chain[t], x, rtol=1e-6)
 
 
 def test_frames_of_q_trajectory_are_those_of_the_whole(images):
     schedule, (x0, _, _) = SCHEDULES["linear"], images
-    whole = process.q_trajectory(schedule, jax.random.key(5), x0)
-    frames = process.q_trajectory(schedule, jax.random.key(5), x0, (0, 500, 999))
+    whole = forward_process.q_trajectory(schedule, jax.random.key(5), x0)
+    frames = forward_process.q_trajectory(schedule, jax.random.key(5), x0, (0, 500, 999))
     np.testing.assert_array_equal(frames, whole[np.array([0, 500, 999])])
 
 
@@ -145,7 +147,9 @@ def test_frames_of_q_trajectory_are_those_of_the_whole(images):
 def test_q_trajectory_is_a_markov_chain_not_independent_draws():
     """Neighbours correlate as cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
     schedule = SCHEDULES["linear"]
-    chain = process.q_trajectory(schedule, jax.random.key(4), jnp.zeros((20_000, 1)))
+    chain = forward_process.q_trajectory(
+        schedule, jax.random.key(4), jnp.zeros((20_000, 1))
+    )
     s, t = 100, 140
     ratio = schedule.alphas_cumprod[t] / schedule.alphas_cumprod[s]
     expected = np.sqrt(ratio) * (1 - schedule.alphas_cumprod[s])
@@ -167,7 +171,7 @@ def test_q_posterior_obeys_bayes_rule(schedule):
         density /= density.sum()
         mean = (density * grid).sum()
         variance = (density * (grid - mean) ** 2).sum()
-        got_mean, got_variance, got_log = process.q_posterior(
+        got_mean, got_variance, got_log = forward_process.q_posterior(
             schedule, jnp.full((1,), x0), jnp.full((1,), x_t), jnp.int32(t)
         )
         assert float(got_mean[0]) == pytest.approx(mean, rel=1e-4, abs=1e-5)
@@ -177,7 +181,9 @@ def test_q_posterior_obeys_bayes_rule(schedule):
 
 def test_q_posterior_at_the_first_step_is_x0_itself(schedule):
     x0, x_t = jnp.array([[0.25]]), jnp.array([[0.9]])
-    mean, variance, log_variance = process.q_posterior(schedule, x0, x_t, jnp.array([0]))
+    mean, variance, log_variance = forward_process.q_posterior(
+        schedule, x0, x_t, jnp.array([0])
+    )
     np.testing.assert_allclose(mean, x0, rtol=1e-6)
     assert variance[0, 0] == 0 and np.isfinite(log_variance[0, 0])
 
@@ -185,8 +191,8 @@ def test_q_posterior_at_the_first_step_is_x0_itself(schedule):
 @pytest.mark.parametrize("t", [-1, T, T + 5])
 def test_t_out_of_range_gives_nan_not_a_neighbour(schedule, t):
     x = jnp.ones((1, 2))
-    assert np.isnan(process.q_sample(schedule, x, jnp.array([t]), x)).all()
-    assert np.isnan(process.q_posterior(schedule, x, x, jnp.array([t]))[0]).all()
+    assert np.isnan(forward_process.q_sample(schedule, x, jnp.array([t]), x)).all()
+    assert np.isnan(forward_process.q_posterior(schedule, x, x, jnp.array([t]))[0]).all()
 
 
 # DDIM's family
@@ -195,15 +201,15 @@ def test_t_out_of_range_gives_nan_not_a_neighbour(schedule, t):
 def joint_of_q_sigma(schedule, sigma, t):
     """The four numbers of q_sigma at t: its mean's weights of x_0 and x_t, its variance."""
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
-    of_x0, variance = process.q_sigma(schedule, sigma, one, zero, jnp.array([t]))
-    of_x_t, _ = process.q_sigma(schedule, sigma, zero, one, jnp.array([t]))
+    of_x0, variance = forward_process.q_sigma(schedule, sigma, one, zero, jnp.array([t]))
+    of_x_t, _ = forward_process.q_sigma(schedule, sigma, zero, one, jnp.array([t]))
     return of_x0.item(), of_x_t.item(), variance.item()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_q_sigma_keeps_the_marginals(schedule, eta):
     """DDIM lemma 1: q(x_t | x_0) pushed through q_sigma is q(x_{t-1} | x_0)."""
-    sigma = process.ddim_sigma(schedule, eta)
+    sigma = forward_process.ddim_sigma(schedule, eta)
     for t in (0, 1, 50, 500, 998, 999):
         of_x0, of_x_t, variance = joint_of_q_sigma(schedule, sigma, t)
         share, before = (
@@ -228,14 +234,14 @@ def test_any_sigma_keeps_the_marginals():
 
 def test_q_sigma_at_eta_1_is_the_posterior_and_at_0_certain(schedule, images):
     x0, t, noise = images
-    x_t = process.q_sample(schedule, x0, t, noise)
-    mean, variance, _ = process.q_posterior(schedule, x0, x_t, t)
-    sigma = process.ddim_sigma(schedule, 1.0)
-    found, found_variance = process.q_sigma(schedule, sigma, x0, x_t, t)
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
+    mean, variance, _ = forward_process.q_posterior(schedule, x0, x_t, t)
+    sigma = forward_process.ddim_sigma(schedule, 1.0)
+    found, found_variance = forward_process.q_sigma(schedule, sigma, x0, x_t, t)
     chex.assert_trees_all_close(found, mean, atol=2e-5)
     chex.assert_trees_all_close(found_variance, variance, rtol=1e-6)
-    sigma = process.ddim_sigma(schedule, 0.0)
-    found, found_variance = process.q_sigma(schedule, sigma, x0, x_t, t)
+    sigma = forward_process.ddim_sigma(schedule, 0.0)
+    found, found_variance = forward_process.q_sigma(schedule, sigma, x0, x_t, t)
     assert not found_variance.any()
     # The same noise, one step earlier (DDIM eq. 13 as a flow along the noise).
     for row, step in enumerate(np.asarray(t)):
@@ -251,7 +257,9 @@ def test_ddim_sigma_is_eta_times_that_of_equation_16(schedule):
             np.prod(1 - schedule.betas[:t]),
         )
         expected = 0.3 * np.sqrt((1 - before) / (1 - share)) * np.sqrt(1 - share / before)
-        assert process.ddim_sigma(schedule, 0.3)[t] == pytest.approx(expected, rel=1e-9)
+        assert forward_process.ddim_sigma(schedule, 0.3)[t] == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 @pytest.mark.parametrize(
@@ -265,12 +273,12 @@ def test_ddim_sigma_is_eta_times_that_of_equation_16(schedule):
 )
 def test_a_sigma_that_cannot_be_is_refused(change, said, images):
     schedule, (x0, t, _) = SCHEDULES["linear"], images
-    sigma = process.ddim_sigma(schedule, 1.0)
+    sigma = forward_process.ddim_sigma(schedule, 1.0)
     with pytest.raises(ValueError, match=said):
-        process.q_sigma(schedule, change(sigma), x0, x0, t)
+        forward_process.q_sigma(schedule, change(sigma), x0, x0, t)
 
 
 def test_shapes_that_do_not_fit_are_refused(schedule, images):
     x0, t, noise = images
     with pytest.raises(AssertionError):
-        process.q_sample(schedule, x0, t, noise[:, :1])
+        forward_process.q_sample(schedule, x0, t, noise[:, :1])

@@ -11,20 +11,22 @@ import pytest
 from processes import assert_same_run, files_of, lines_of
 from test_training import assert_same_bits, points_config
 
-from diffusion_jax import parallel, runs
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import batch_indices
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.runtime import files
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs import weight_files
+from diffusion_jax.runs.checkpoint_choice import check_step, chosen_step
+from diffusion_jax.runs.checkpoints import Checkpoints, parts_of
+from diffusion_jax.runs.record import FORMAT, read_record, write_record
+from diffusion_jax.runs.weights import load_from_run, save_to_file
+from diffusion_jax.runtime import devices, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
-from diffusion_jax.training import loop, trainer, weight_files
-from diffusion_jax.training.checkpoint_choice import check_step, chosen_step
-from diffusion_jax.training.checkpoints import Checkpoints, parts_of
+from diffusion_jax.runtime.interrupts import Stop
+from diffusion_jax.training import train, trainer
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.plan import make_plan
-from diffusion_jax.training.state import init_state
-from diffusion_jax.training.weights import load_from_run, save_to_file
+from diffusion_jax.training.train_state import init_state
 
 
 def config_of(**training):
@@ -46,7 +48,7 @@ def points():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, points):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, loop.train(config_of(), workdir, points)
+    return workdir, train.train(config_of(), workdir, points)
 
 
 def stopped_at(workdir, data, at, by_system=False):
@@ -79,7 +81,7 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
     for at in (3, 8, 24):
         state = stopped_at(workdir, points, at)
         assert at <= int(state.step) < 30
-    state = loop.train(config_of(), workdir, points)
+    state = train.train(config_of(), workdir, points)
     assert_same_bits(state, whole[1])
     assert_same_run(workdir, whole[0])
     steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
@@ -131,7 +133,7 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
             previews._sampler = interrupted
         assert int(it.run().step) == at and stop.wanted
     assert f"saved at step {at}" in capsys.readouterr().out
-    loop.train(config_of(), workdir, points)
+    train.train(config_of(), workdir, points)
     assert_same_run(workdir, whole[0])
 
 
@@ -149,7 +151,7 @@ def test_what_a_kill_left_behind_the_checkpoint_is_done_again(
     (workdir / "ema_snapshots/step_00000099_std0.05.safetensors").write_text("later")
     (workdir / "samples").mkdir(exist_ok=True)
     (workdir / "samples/step_000024.png").write_text("later")
-    state = loop.train(config_of(), workdir, points)
+    state = train.train(config_of(), workdir, points)
     assert_same_bits(state, whole[1])
     assert_same_run(workdir, whole[0])
 
@@ -169,22 +171,22 @@ def test_a_kill_after_the_last_checkpoint_leaves_nothing_undone(
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert "held_out_loss" in lines[-1]
     (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
-    loop.train(config_of(), workdir, points)
+    train.train(config_of(), workdir, points)
     assert "finished 30 steps" in capsys.readouterr().out
     assert_same_run(workdir, whole[0])
-    loop.train(config_of(), workdir, points)
+    train.train(config_of(), workdir, points)
     assert "is finished" in capsys.readouterr().out
     (workdir / "loss.png").unlink()  # The very last thing that is written.
-    loop.train(config_of(), workdir, points)
+    train.train(config_of(), workdir, points)
     assert_same_run(workdir, whole[0])
 
 
 def test_less_steps_than_there_are_change_nothing(whole, points, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
-    loop.train(config_of(num_steps=20), workdir, points)
+    train.train(config_of(num_steps=20), workdir, points)
     assert "is finished: it has 30 steps of 20" in capsys.readouterr().out
-    assert runs.read_config(workdir) == config_of()
+    assert run_folder.read_config(workdir) == config_of()
     assert_same_run(workdir, whole[0])
 
 
@@ -195,34 +197,34 @@ def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):
     (workdir / "checkpoints").rename(tmp_path / "elsewhere")
     before = files_of(workdir), lines_of(workdir)
     with pytest.raises(RunFailed, match="run.json says .* checkpoint of step 30"):
-        loop.train(config_of(), workdir, points)
+        train.train(config_of(), workdir, points)
     assert (files_of(workdir), lines_of(workdir)) == before
     shutil.rmtree(workdir / "checkpoints")
     (tmp_path / "elsewhere").rename(workdir / "checkpoints")
     (workdir / "config.json").unlink()
     for overwrite in (False, True):
-        with pytest.raises(runs.BadRequest, match="no config.json"):
-            loop.train(config_of(), workdir, points, overwrite=overwrite)
+        with pytest.raises(BadRequest, match="no config.json"):
+            train.train(config_of(), workdir, points, overwrite=overwrite)
     assert (files_of(workdir), lines_of(workdir)) == before
 
 
 def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_path, capsys):
     """A run stopped before its first checkpoint goes on without being told again."""
     config = points_config(num_steps=8, eval_every=0)
-    expected = loop.train(config, tmp_path / "a", points, init_from=whole[0])
+    expected = train.train(config, tmp_path / "a", points, init_from=whole[0])
     workdir = tmp_path / "b"
     with pytest.raises(KeyboardInterrupt):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer.Trainer, "_dispatch", _interrupt)
-            loop.train(config, workdir, points, init_from=whole[0])
+            train.train(config, workdir, points, init_from=whole[0])
     capsys.readouterr()
-    state = loop.train(config, workdir, points)
+    state = train.train(config, workdir, points)
     assert "resuming" in capsys.readouterr().out
     assert_same_bits(state, expected)
-    with pytest.raises(runs.BadRequest, match="no effect: the run in .* is finished"):
-        loop.train(config, workdir, points, init_from=whole[0])
+    with pytest.raises(BadRequest, match="no effect: the run in .* is finished"):
+        train.train(config, workdir, points, init_from=whole[0])
     config.training.num_steps = 9
-    loop.train(config, workdir, points, init_from=whole[0])
+    train.train(config, workdir, points, init_from=whole[0])
     assert "--init_from is not used" in capsys.readouterr().out
 
 
@@ -255,9 +257,9 @@ def test_what_comes_from_files_is_not_trained_in_their_memory(whole, points, tmp
         workdir = tmp_path / "run"
         shutil.copytree(whole[0], workdir)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(config_of(num_steps=40), workdir, points)
+            train.train(config_of(num_steps=40), workdir, points)
         with pytest.raises(KeyboardInterrupt):
-            loop.train(points_config(), tmp_path / "new", points, init_from=whole[0])
+            train.train(points_config(), tmp_path / "new", points, init_from=whole[0])
     read = [found for found in seen if found is not None]
     assert len(states) == 2 and len(read) == 2
     for found, used in zip(read, states, strict=True):
@@ -286,8 +288,8 @@ def test_on_another_number_of_devices_it_goes_on_with_the_same_losses(
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:num_devices],
     )
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
-    state = loop.train(config_of(), workdir, points)
+    monkeypatch.setattr(devices, "make_mesh", lambda: mesh)
+    state = train.train(config_of(), workdir, points)
     assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == num_devices
     for a, b in zip(lines_of(workdir), lines_of(whole[0]), strict=True):
         for name in ("loss", "held_out_loss"):
@@ -297,8 +299,8 @@ def test_on_another_number_of_devices_it_goes_on_with_the_same_losses(
 
 def test_the_run_says_what_it_is(whole):
     workdir, state = whole
-    record = runs.read_record(workdir)
-    assert record.step == 30 and record.wall_time_s > 0 and record.format == runs.FORMAT
+    record = read_record(workdir)
+    assert record.step == 30 and record.wall_time_s > 0 and record.format == FORMAT
     assert record.parameters == sum(x.size for x in jax.tree.leaves(state.params))
     assert record.data["train"] == 20_000 and record.data["shape"] == [2]
     assert set(record.versions) >= {"python", "jax", "flax", "optax", "orbax-checkpoint"}
@@ -306,29 +308,29 @@ def test_the_run_says_what_it_is(whole):
 
 
 def test_the_wall_time_goes_on(tmp_path, points):
-    loop.train(points_config(num_steps=10), tmp_path, points)
-    record = runs.read_record(tmp_path)
-    runs.write_record(tmp_path, dataclasses.replace(record, wall_time_s=1000.0))
-    loop.train(points_config(num_steps=20), tmp_path, points)
-    after = runs.read_record(tmp_path)
+    train.train(points_config(num_steps=10), tmp_path, points)
+    record = read_record(tmp_path)
+    write_record(tmp_path, dataclasses.replace(record, wall_time_s=1000.0))
+    train.train(points_config(num_steps=20), tmp_path, points)
+    after = read_record(tmp_path)
     assert 1000 < after.wall_time_s < 1100 and after.started == record.started
 
 
 def test_other_examples_are_refused(tmp_path, points):
     """One number of one example among those looked at, or their order, is another."""
     config = points_config(num_steps=5)
-    loop.train(config, tmp_path, points)
+    train.train(config, tmp_path, points)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    train = points.train.copy()
-    train[-1, 0] += 1e-6
-    for other in (train, points.train[::-1], points.train[:-1]):
-        with pytest.raises(runs.BadRequest, match="examples are not those") as error:
-            loop.train(config, tmp_path, points._replace(train=other))
+    examples = points.train.copy()
+    examples[-1, 0] += 1e-6
+    for other in (examples, points.train[::-1], points.train[:-1]):
+        with pytest.raises(BadRequest, match="examples are not those") as error:
+            train.train(config, tmp_path, points._replace(train=other))
         assert "fingerprint" in str(error.value)
     hidden = points.train.copy()
     hidden[1] += 1  # Not one of the 256 that are looked at when images are streamed.
-    with pytest.raises(runs.BadRequest, match="whole_fingerprint"):
-        loop.train(config, tmp_path, points._replace(train=hidden))
+    with pytest.raises(BadRequest, match="whole_fingerprint"):
+        train.train(config, tmp_path, points._replace(train=hidden))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -351,7 +353,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
     config = points_config(num_steps=80, log_every=1, eval_every=0, checkpoint_every=40)
     data, bad = data_with_bad_example(config, 12)
     assert bad[0] == 12 and len(bad) == 2 and bad[1] >= 40
-    state = loop.train(config, tmp_path, data)
+    state = train.train(config, tmp_path, data)
     assert int(state.tally.skipped) == 2 and int(state.step) == 80
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     lines = {line["step"]: line for line in lines_of(tmp_path)}
@@ -363,9 +365,9 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
 def test_a_skipped_step_leaves_weights_and_optimiser_as_they_are(tmp_path):
     config = points_config(num_steps=13, eval_every=0, checkpoint_every=0)
     data, _ = data_with_bad_example(config, 12)
-    skipped = loop.train(config, tmp_path / "a", data)
+    skipped = train.train(config, tmp_path / "a", data)
     config.training.num_steps = 12
-    before = loop.train(config, tmp_path / "b", data)
+    before = train.train(config, tmp_path / "b", data)
     for part in ("params", "opt_state"):
         for x, y in zip(
             jax.tree.leaves(getattr(skipped, part)),
@@ -390,7 +392,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_newest_good_checkpoint(tmp_
     config = points_config(num_steps=80, eval_every=0, max_skipped_in_a_row=20)
     config.training.checkpoint_every = 6
     with pytest.raises(RunFailed) as error:
-        loop.train(config, tmp_path, data_bad_from(config, 13))
+        train.train(config, tmp_path, data_bad_from(config, 13))
     said = str(error.value)
     assert said.startswith("loss is nan at step 32, and 20 updates in a row were skipped")
     assert "from step 13 on" in said
@@ -402,26 +404,26 @@ def test_a_streak_goes_on_over_a_stop(tmp_path):
     """Ten steps in a row skipped, four of them before the stop."""
     config = points_config(num_steps=17, eval_every=0, checkpoint_every=0)
     data = data_bad_from(config, 13)
-    loop.train(config, tmp_path, data)
+    train.train(config, tmp_path, data)
     config.training.num_steps = 40
     with pytest.raises(RunFailed, match="step 22, and 10 updates .* step 13 on"):
-        loop.train(config, tmp_path, data)
+        train.train(config, tmp_path, data)
 
 
 def test_the_learning_rate_changes_only_if_one_says_so(tmp_path, points):
     config = points_config(num_steps=5)
-    loop.train(config, tmp_path, points)
+    train.train(config, tmp_path, points)
     config.optimizer.learning_rate = 1e-2
     config.training.num_steps = 10
-    with pytest.raises(runs.BadRequest, match="or --change_learning_rate to go on"):
-        loop.train(config, tmp_path, points)
-    loop.train(config, tmp_path, points, change_learning_rate=True)
+    with pytest.raises(BadRequest, match="or --change_learning_rate to go on"):
+        train.train(config, tmp_path, points)
+    train.train(config, tmp_path, points, change_learning_rate=True)
     rates = [x["learning_rate"] for x in lines_of(tmp_path) if "learning_rate" in x]
     assert rates == pytest.approx([0.003 * 4 / 5, 1e-2])
-    assert runs.read_config(tmp_path).optimizer.learning_rate == 1e-2
+    assert run_folder.read_config(tmp_path).optimizer.learning_rate == 1e-2
     config.model.width = 32
-    with pytest.raises(runs.BadRequest) as error:
-        loop.train(config, tmp_path, points, change_learning_rate=True)
+    with pytest.raises(BadRequest) as error:
+        train.train(config, tmp_path, points, change_learning_rate=True)
     assert "change_learning_rate" not in str(error.value)
 
 
@@ -429,9 +431,9 @@ def test_a_save_that_cannot_be_read_stops_the_run_at_once(points, tmp_path, monk
     """With what Orbax itself does below a folder whose name it takes for a pattern."""
     monkeypatch.setattr(files, "plain", lambda path: path.absolute())
     with pytest.raises(RunFailed, match="step 10 was written, and cannot be read back"):
-        loop.train(config_of(checkpoint_every=10), tmp_path / "exp [v2]", points)
+        train.train(config_of(checkpoint_every=10), tmp_path / "exp [v2]", points)
     assert lines_of(tmp_path / "exp [v2]")[-1]["step"] < 30  # And not at its end.
-    assert runs.read_record(tmp_path / "exp [v2]").step == 0
+    assert read_record(tmp_path / "exp [v2]").step == 0
 
 
 def test_the_first_save_of_each_start_is_read_back(points, tmp_path, monkeypatch):
@@ -446,11 +448,11 @@ def test_the_first_save_of_each_start_is_read_back(points, tmp_path, monkeypatch
     monkeypatch.setattr(Checkpoints, "read_back", noted)
     whole_state = init_of(points)
     workdir = tmp_path / "run"
-    loop.train(config_of(num_steps=10, checkpoint_every=4), workdir, points)
-    loop.train(config_of(num_steps=20, checkpoint_every=4), workdir, points)
+    train.train(config_of(num_steps=10, checkpoint_every=4), workdir, points)
+    train.train(config_of(num_steps=20, checkpoint_every=4), workdir, points)
     assert read == [4, 12]
     monkeypatch.setattr(trainer, "_READING_SHARE", 1e9)
-    loop.train(config_of(num_steps=30, checkpoint_every=4), workdir, points)
+    train.train(config_of(num_steps=30, checkpoint_every=4), workdir, points)
     assert read == [4, 12, 24, 28, 30]
 
 
@@ -463,8 +465,8 @@ def init_of(points):
 def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
     """The best one by the losses that are logged; what is not there is named."""
     workdir, config = tmp_path / "run", config_of(checkpoint_every=8, keep_checkpoints=5)
-    loop.train(config, workdir, points)
-    assert runs.saved_steps(workdir) == [8, 16, 24, 30]
+    train.train(config, workdir, points)
+    assert run_folder.saved_steps(workdir) == [8, 16, 24, 30]
     log = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     losses = {8: 3.0, 16: 0.5, 24: 2.0, 30: 1.0}
@@ -506,7 +508,7 @@ def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
 def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path):
     """From a file, from a checkpoint and from snapshots."""
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.npz"
-    config = runs.read_config(whole[0])
+    config = run_folder.read_config(whole[0])
     save_to_file(good, load_from_run(whole[0], config, "ema"), config)
     names = list(weight_files.read(good).params)
     for number in (np.nan, np.inf):
@@ -514,7 +516,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path
         found.params[names[1]].reshape(-1)[0] = number
         weight_files.write(bad, found, config)
         with pytest.raises(BadRequest) as error:
-            loop.train(config_of(), tmp_path / "run", points, init_from=bad)
+            train.train(config_of(), tmp_path / "run", points, init_from=bad)
         assert f"not all numbers are finite in {names[1]} (of" in str(error.value)
         assert not (tmp_path / "run").exists()
     workdir = tmp_path / "spoilt"
@@ -544,11 +546,11 @@ def test_a_run_whose_every_update_was_skipped_has_failed(points, tmp_path):
         for num_steps in steps:
             config.training.num_steps = num_steps
             with pytest.raises(RunFailed, match=f"all {num_steps} updates were skipped"):
-                loop.train(config, tmp_path / name, nowhere)
+                train.train(config, tmp_path / name, nowhere)
     once = np.full_like(points.train, np.nan)
     once[batch_indices(len(once), config.data.batch_size, config.seed, 3)] = 0.1
     config.training.num_steps = 6
-    state = loop.train(config, tmp_path / "once", points._replace(train=once))
+    state = train.train(config, tmp_path / "once", points._replace(train=once))
     assert int(state.tally.skipped) == 5
 
 
@@ -556,7 +558,7 @@ def test_what_was_done_to_a_run_by_hand_is_named(whole, tmp_path):
     """Its checkpoints are gone; a snapshot of another network lies among its own."""
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
-    config = runs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     path = min((workdir / "ema_snapshots").iterdir())
     found = weight_files.read(path)
     name = next(iter(found.params))
@@ -570,4 +572,4 @@ def test_what_was_done_to_a_run_by_hand_is_named(whole, tmp_path):
     tree = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**tree, "loss": ""}))
     with pytest.raises(BadRequest, match="LossConfig is not a section"):
-        runs.read_config(workdir)
+        run_folder.read_config(workdir)

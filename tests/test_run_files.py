@@ -8,12 +8,14 @@ import pytest
 from conftest import ROOT
 from processes import TINY
 
-from diffusion_jax import experiment, runs
-from diffusion_jax.assessment_report import is_whole
 from diffusion_jax.config import Config, UNetConfig, fields_of, from_json, to_json
-from diffusion_jax.partial import Partial
-from diffusion_jax.reporting.metrics import read_metrics
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.experiment import build, validation
+from diffusion_jax.jobs.likelihood_report import is_whole
+from diffusion_jax.jobs.resumable import Partial
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.metrics_log import read_metrics
+from diffusion_jax.runs.record import read_record
+from diffusion_jax.runtime.errors import BadRequest
 
 FIXTURE = ROOT / "tests" / "fixtures" / "run_0.1.0"
 WRONG = [
@@ -54,7 +56,7 @@ def test_whatever_a_field_of_a_config_holds_it_is_refused_or_can_be_built(kind, 
     """In one line; what passes is a network that JAX can lay out, in seconds."""
     good = Config(model=UNetConfig(32, (1,), 1, attn_resolutions=()))
     if kind == "MLPConfig":
-        good = runs.read_config(FIXTURE)
+        good = run_folder.read_config(FIXTURE)
     refused = 0
     for path, _ in fields_of(good):
         for value in WRONG:
@@ -62,13 +64,13 @@ def test_whatever_a_field_of_a_config_holds_it_is_refused_or_can_be_built(kind, 
             section, _, name = path.rpartition(".")
             (tree[section] if section else tree)[name] = value
             try:
-                config = runs.read_config(in_folder(tmp_path, json.dumps(tree)))
+                config = run_folder.read_config(in_folder(tmp_path, json.dumps(tree)))
             except BadRequest as error:
                 assert "\n" not in str(error) and len(str(error)) < 700, error
                 refused += 1
                 continue
             if section in ("data", "model"):
-                jax.eval_shape(experiment.make_network(config)[0], jax.random.key(0))
+                jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert refused > 900
 
 
@@ -87,7 +89,7 @@ def test_a_network_that_no_machine_holds_is_refused(fields, tmp_path):
     tree["data"]["image_size"] = [1024]
     tree["model"] |= {"attn_resolutions": [], **json.loads(f"{{{fields}}}")}
     with pytest.raises(BadRequest, match=TOO_LARGE[fields]):
-        runs.read_config(in_folder(tmp_path, json.dumps(tree)))
+        run_folder.read_config(in_folder(tmp_path, json.dumps(tree)))
 
 
 def test_images_that_no_machine_holds_are_refused():
@@ -95,7 +97,7 @@ def test_images_that_no_machine_holds_are_refused():
         config = Config(model=UNetConfig(base_channels=512, attn_resolutions=()))
         config.data.image_size = size
         with pytest.raises(BadRequest, match=r"data\.image_size"):
-            config.validate()
+            validation.check(config)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,10 @@ def test_images_that_no_machine_holds_are_refused():
 )
 def test_no_text_is_more_than_a_wrong_file(text, tmp_path):
     with pytest.raises(BadRequest, match="is not the config of a run"):
-        runs.read_config(in_folder(tmp_path, text))
+        run_folder.read_config(in_folder(tmp_path, text))
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(BadRequest, match="is not what a run has written"):
-        runs.read_record(tmp_path)
+        read_record(tmp_path)
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "request.json").write_text(text)
     with pytest.raises(BadRequest, match="holds something else|another request"):
@@ -125,9 +127,9 @@ def test_a_record_of_impossible_numbers_is_refused(tmp_path):
     ]:
         (tmp_path / "run.json").write_text(json.dumps({**good, name: value}))
         with pytest.raises(BadRequest, match=f"{name} is"):
-            runs.read_record(tmp_path)
+            read_record(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(good))
-    assert runs.read_record(tmp_path).step == 20
+    assert read_record(tmp_path).step == 20
 
 
 def test_lines_of_metrics_that_no_run_has_written_are_left_out(tmp_path):
@@ -186,8 +188,8 @@ def test_a_field_that_nobody_knows_is_no_config(tmp_path):
     """A damaged name would else be the default of the field: other samples."""
     config = Config(model=UNetConfig(attn_resolutions=()))
     config.process.schedule = "cosine"
-    runs.write_config(tmp_path, config)
+    run_folder.write_config(tmp_path, config)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"schedule"', '"shedule"'))
     with pytest.raises(BadRequest, match="ProcessConfig has no field shedule"):
-        runs.read_config(tmp_path)
+        run_folder.read_config(tmp_path)

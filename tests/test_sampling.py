@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import experiment, parallel, sampling
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -15,12 +14,14 @@ from diffusion_jax.config import (
     ProcessConfig,
     SamplingConfig,
 )
-from diffusion_jax.samplers import steps, tables
-from diffusion_jax.schedules import linear_betas, make_schedule
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.runtime import devices
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.samplers import methods, timesteps
 
 PROCESS = ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3)
-SCHEDULE = experiment.make_schedule(PROCESS)
+SCHEDULE = build.make_schedule(PROCESS)
 
 
 def points_config(**fields):
@@ -44,22 +45,22 @@ def same(found, expected):
 @pytest.mark.parametrize(
     ("fields", "make", "options"),
     [
-        ({"sampler": "ddim", "eta": 0.3}, tables.ddim_table, {"eta": 0.3}),
-        ({"sampler": "ddpm"}, tables.ddpm_table, {"variance_type": "fixed_small"}),
+        ({"sampler": "ddim", "eta": 0.3}, methods.ddim_table, {"eta": 0.3}),
+        ({"sampler": "ddpm"}, methods.ddpm_table, {"variance_type": "fixed_small"}),
         (
             {"sampler": "ddpm", "variance": "learned"},
-            tables.ddpm_table,
+            methods.ddpm_table,
             {"variance_type": "learned"},
         ),
-        ({"sampler": "dpmpp_2m", "eta": 1.0}, tables.dpmpp_2m_table, {"eta": 1.0}),
-        ({"sampler": "dpmpp_3m", "eta": 0.2}, tables.dpmpp_3m_table, {"eta": 0.2}),
-        ({"sampler": "unipc", "eta": 0.2}, tables.unipc_table, {}),
-        ({"sampler": "euler", "churn": 3.0}, tables.euler_table, {"churn": 3.0}),
-        ({"sampler": "heun", "churn": 3.0}, tables.heun_table, {"churn": 3.0}),
-        ({"sampler": "langevin"}, tables.langevin_table, {}),
+        ({"sampler": "dpmpp_2m", "eta": 1.0}, methods.dpmpp_2m_table, {"eta": 1.0}),
+        ({"sampler": "dpmpp_3m", "eta": 0.2}, methods.dpmpp_3m_table, {"eta": 0.2}),
+        ({"sampler": "unipc", "eta": 0.2}, methods.unipc_table, {}),
+        ({"sampler": "euler", "churn": 3.0}, methods.euler_table, {"churn": 3.0}),
+        ({"sampler": "heun", "churn": 3.0}, methods.heun_table, {"churn": 3.0}),
+        ({"sampler": "langevin"}, methods.langevin_table, {}),
         (
             {"sampler": "langevin", "langevin_steps": 3, "langevin_step_size": 0.1},
-            tables.langevin_table,
+            methods.langevin_table,
             {"steps_per_level": 3, "step_size": 0.1},
         ),
     ],
@@ -69,34 +70,34 @@ def test_the_config_decides_the_table(prediction, fields, make, options):
         num_timesteps=50, beta_start=1e-3, beta_end=0.3, prediction=prediction
     )
     config = SamplingConfig(steps=7, spacing="linspace", **fields)
-    found = sampling.make_table(SCHEDULE, process, config)
-    chosen = steps.linspace_timesteps(50, 7)
+    found = build_sampler.make_table(SCHEDULE, process, config)
+    chosen = timesteps.linspace_timesteps(50, 7)
     same(found, make(SCHEDULE, chosen, prediction_type=prediction, **options))
 
 
 def test_the_variance_of_the_process_is_that_of_ddpm_unless_told_else():
     process = ProcessConfig(num_timesteps=50, variance="fixed_large")
-    found = sampling.make_table(SCHEDULE, process, SamplingConfig(steps=20))
-    chosen = steps.trailing_timesteps(50, 20)
-    same(found, tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large"))
+    found = build_sampler.make_table(SCHEDULE, process, SamplingConfig(steps=20))
+    chosen = timesteps.trailing_timesteps(50, 20)
+    same(found, methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large"))
 
 
 def test_langevin_steps_correct_any_other_sampler():
     config = SamplingConfig(
         sampler="unipc", steps=7, langevin_steps=2, langevin_step_size=0.2
     )
-    plain = tables.unipc_table(SCHEDULE, steps.trailing_timesteps(50, 7))
-    expected = tables.with_langevin(plain, SCHEDULE, step_size=0.2, num_steps=2)
-    same(sampling.make_table(SCHEDULE, PROCESS, config), expected)
+    plain = methods.unipc_table(SCHEDULE, timesteps.trailing_timesteps(50, 7))
+    expected = methods.with_langevin(plain, SCHEDULE, step_size=0.2, num_steps=2)
+    same(build_sampler.make_table(SCHEDULE, PROCESS, config), expected)
 
 
-@pytest.mark.parametrize("spacing", steps.SPACINGS)
+@pytest.mark.parametrize("spacing", timesteps.SPACINGS)
 def test_the_spacing_or_the_list_of_a_config_decides_the_timesteps(spacing):
     config = SamplingConfig(steps=7, spacing=spacing)
-    expected = steps.spaced_timesteps(spacing, SCHEDULE, 7)
-    np.testing.assert_array_equal(sampling.make_timesteps(SCHEDULE, config), expected)
+    expected = timesteps.spaced_timesteps(spacing, SCHEDULE, 7)
+    np.testing.assert_array_equal(build_sampler.make_timesteps(SCHEDULE, config), expected)
     config.timesteps = (49.0, 20.5, 3)
-    assert sampling.make_timesteps(SCHEDULE, config).tolist() == [49, 20.5, 3]
+    assert build_sampler.make_timesteps(SCHEDULE, config).tolist() == [49, 20.5, 3]
 
 
 def test_odd_choices_are_warned_of_with_their_numbers():
@@ -109,22 +110,24 @@ def test_odd_choices_are_warned_of_with_their_numbers():
         ({"steps": 1}, {}, "from timestep 999, .* 0.635 %"),
     ):
         process = ProcessConfig(**process)
-        schedule = experiment.make_schedule(process)
+        schedule = build.make_schedule(process)
         with pytest.warns(UserWarning, match=said):
-            sampling.make_table(schedule, process, SamplingConfig(**fields))
+            build_sampler.make_table(schedule, process, SamplingConfig(**fields))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for fields in ({}, {"steps": 10}, {"spacing": "karras", "steps": 2}):
-            sampling.make_table(schedule, ProcessConfig(), SamplingConfig(**fields))
+            build_sampler.make_table(schedule, ProcessConfig(), SamplingConfig(**fields))
 
 
 def test_euler_and_heun_are_spaced_as_edm_does_and_the_others_evenly():
-    for name in tables.METHODS:
+    for name in methods.METHODS:
         config = SamplingConfig(sampler=name, steps=7)
         edm = name in ("euler", "heun")
-        make = steps.karras_timesteps if edm else steps.spaced_timesteps
+        make = timesteps.karras_timesteps if edm else timesteps.spaced_timesteps
         expected = make(SCHEDULE, 7) if edm else make("trailing", SCHEDULE, 7)
-        np.testing.assert_array_equal(sampling.make_timesteps(SCHEDULE, config), expected)
+        np.testing.assert_array_equal(
+            build_sampler.make_timesteps(SCHEDULE, config), expected
+        )
 
 
 def test_the_percentile_of_the_config_is_that_of_the_threshold():
@@ -135,9 +138,9 @@ def test_the_percentile_of_the_config_is_that_of_the_threshold():
         fields = SamplingConfig(steps=1, threshold="dynamic", dynamic_percentile=percentile)
         process = ProcessConfig(prediction="x0")
         config = Config(process=process, sampling=fields)
-        schedule = experiment.make_schedule(process)
-        table = sampling.make_table(schedule, process, fields)
-        sampler = sampling.make_sampler(config, ramp, parallel.make_mesh())
+        schedule = build.make_schedule(process)
+        table = build_sampler.make_table(schedule, process, fields)
+        sampler = build_sampler.make_sampler(config, ramp, devices.make_mesh())
         samples, _ = sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))
         clipped = (np.abs(samples[0]) > 0.999).mean()
         assert (clipped > 0.4) == (percentile == 0.5)
@@ -148,22 +151,22 @@ def test_the_percentile_of_the_config_is_that_of_the_threshold():
 
 def test_flags_change_the_sampling_of_a_run():
     config = points_config()
-    sampling.change(config, {"sampler": "heun", "churn": 2.0, "spacing": "karras"})
+    build_sampler.change(config, {"sampler": "heun", "churn": 2.0, "spacing": "karras"})
     assert config.sampling == SamplingConfig(
         sampler="heun", steps=7, churn=2.0, spacing="karras"
     )
-    sampling.change(config, {"timesteps": ["49", "20.5", "3"]})
+    build_sampler.change(config, {"timesteps": ["49", "20.5", "3"]})
     assert (config.sampling.timesteps, config.sampling.steps) == ((49, 20.5, 3), 3)
-    sampling.change(config, {"steps": 5})
+    build_sampler.change(config, {"steps": 5})
     assert (config.sampling.timesteps, config.sampling.steps) == ((), 5)
     config.sampling.spacing = "linspace"
-    sampling.change(config, {"sampler": "unipc"})
+    build_sampler.change(config, {"sampler": "unipc"})
     assert config.sampling.spacing == ""  # The usual one of the new sampler.
-    sampling.change(config, {"spacing": "linspace"})
-    sampling.change(config, {"sampler": "unipc"})
+    build_sampler.change(config, {"spacing": "linspace"})
+    build_sampler.change(config, {"sampler": "unipc"})
     assert config.sampling.spacing == "linspace"
-    sampling.change(config, {"sampler": "langevin", "langevin_step_size": 0.3})
-    sampling.change(config, {"sampler": "ddim", "eta": 0.5, "langevin_steps": 1})
+    build_sampler.change(config, {"sampler": "langevin", "langevin_step_size": 0.3})
+    build_sampler.change(config, {"sampler": "ddim", "eta": 0.5, "langevin_steps": 1})
     assert config.sampling.eta == 0.5
 
 
@@ -198,7 +201,7 @@ BAD = [
 @pytest.mark.parametrize(("given", "said"), BAD, ids=[str(g) for g, _ in BAD])
 def test_flags_that_cannot_be_are_refused_by_their_names(given, said):
     with pytest.raises(BadRequest, match=said):
-        sampling.change(points_config(), given)
+        build_sampler.change(points_config(), given)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_flags_that_cannot_be_are_refused_by_their_names(given, said):
 )
 def test_a_list_that_does_not_fall_in_range_is_refused(times, said):
     with pytest.raises(BadRequest, match=said):
-        sampling.make_table(SCHEDULE, PROCESS, SamplingConfig(timesteps=times))
+        build_sampler.make_table(SCHEDULE, PROCESS, SamplingConfig(timesteps=times))
 
 
 def test_names_say_what_is_not_as_usual():
@@ -225,7 +228,7 @@ def test_names_say_what_is_not_as_usual():
         ({"langevin_steps": 2}, "ddpm_1000_langevin2"),
         ({"langevin_steps": 2, "langevin_step_size": 0.1}, "ddpm_1000_langevin2x0.1"),
     ):
-        found = sampling.short_name(SamplingConfig(**fields))
+        found = build_sampler.short_name(SamplingConfig(**fields))
         assert found == (name or "heun_9_karras_churn4")
 
 
@@ -246,9 +249,9 @@ def test_points_are_not_clipped_images_are():
         process = ProcessConfig(prediction="x0")
         fields = SamplingConfig(steps=4, threshold=threshold)
         config = Config(data=data, process=process, sampling=fields)
-        schedule = experiment.make_schedule(config.process)
-        table = sampling.make_table(schedule, config.process, fields)
-        sampler = sampling.make_sampler(config, far, parallel.make_mesh())
+        schedule = build.make_schedule(config.process)
+        table = build_sampler.make_table(schedule, config.process, fields)
+        sampler = build_sampler.make_sampler(config, far, devices.make_mesh())
         samples, _ = sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))
         assert low - 1e-5 <= np.min(samples) and np.max(samples) <= high + 1e-5
         assert (np.ptp(samples) > 0) == (threshold != "static" or data is points)
@@ -264,13 +267,13 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
     monkeypatch, callbacks_are_cached, count
 ):
     """From inside the program, or between segments of which the last may be padded."""
-    monkeypatch.setattr(sampling, "_CALLBACKS_ARE_CACHED", callbacks_are_cached)
+    monkeypatch.setattr(build_sampler, "_CALLBACKS_ARE_CACHED", callbacks_are_cached)
     config = points_config(steps=count, sampler="unipc")
-    table = sampling.make_table(SCHEDULE, config.process, config.sampling)
+    table = build_sampler.make_table(SCHEDULE, config.process, config.sampling)
     arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8)
-    frames, mesh, seen = (0, count), parallel.make_mesh(), []
-    plain = sampling.make_sampler(config, network, mesh, frames=frames)(*arguments)
-    told = sampling.make_sampler(
+    frames, mesh, seen = (0, count), devices.make_mesh(), []
+    plain = build_sampler.make_sampler(config, network, mesh, frames=frames)(*arguments)
+    told = build_sampler.make_sampler(
         config, network, mesh, frames=frames, on_progress=lambda n: seen.append(int(n))
     )
     for _ in range(2):

@@ -8,8 +8,8 @@ import mpmath
 import numpy as np
 import pytest
 
-from diffusion_jax import schedules
-from diffusion_jax.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import schedules
+from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 mpmath.mp.dps = 50
 mpf = mpmath.mpf

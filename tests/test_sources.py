@@ -19,7 +19,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.pipeline import Loader, StepBatches
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.runtime.errors import BadRequest
 
 RNG = np.random.default_rng(0)
 

@@ -12,13 +12,14 @@ import pytest
 from conftest import ROOT
 from jax import lax
 
-from diffusion_jax import cpu, experiment, parallel
-from diffusion_jax.command_line import load_config
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build_sampler import make_sampler
+from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 from diffusion_jax.networks.convolution import conv_general_dilated
-from diffusion_jax.samplers.steps import trailing_timesteps
-from diffusion_jax.samplers.tables import ddim_table
-from diffusion_jax.sampling import make_sampler
+from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.samplers.methods import ddim_table
+from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
@@ -109,10 +110,10 @@ def test_group_norm_is_as_fast_as_that_of_flax():
 def test_a_chain_costs_what_its_forward_passes_cost():
     """50 steps of the digits network."""
     config = load_config(str(ROOT / "configs" / "digits.py"))
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     params = jax.jit(init_fn)(jax.random.key(0))
-    sampler = make_sampler(config, apply_fn, parallel.make_mesh())
+    sampler = make_sampler(config, apply_fn, devices.make_mesh())
     table = ddim_table(schedule, trailing_timesteps(schedule.num_timesteps, 50))
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64)
     forward = compiled(apply_fn, params, x, t, options=cpu.compiler_options())

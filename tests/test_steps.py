@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.samplers import steps
-from diffusion_jax.schedules import (
+from diffusion_jax.diffusion.schedules import (
     cosine_betas,
     jsd_betas,
     linear_betas,
     make_schedule,
     rescale_zero_terminal_snr,
 )
+from diffusion_jax.samplers import timesteps
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
-EXACT = tuple(s for s in steps.SPACINGS if s != "ddim_quadratic")
+EXACT = tuple(s for s in timesteps.SPACINGS if s != "ddim_quadratic")
 
 
 def schedule_of(total):
@@ -27,7 +27,7 @@ def schedule_of(total):
 def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
     schedule = schedule_of(total)
     for count in range(1, total + 1):
-        chosen = steps.spaced_timesteps(spacing, schedule, count)
+        chosen = timesteps.spaced_timesteps(spacing, schedule, count)
         assert chosen.dtype == np.float64 and len(chosen) == count and chosen[-1] >= 0
         assert (np.diff(chosen) < 0).all()
         if spacing not in ("uniform", "karras"):
@@ -41,36 +41,40 @@ def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
 
 
 def test_known_step_lists():
-    assert steps.trailing_timesteps(1000, 10).tolist() == list(range(999, 0, -100))
-    assert steps.trailing_timesteps(10, 4).tolist() == [9, 6, 4, 1]
-    assert steps.linspace_timesteps(1000, 4).tolist() == [999, 666, 333, 0]
-    assert steps.linspace_timesteps(4, 3).tolist() == [3, 2, 0]
+    assert timesteps.trailing_timesteps(1000, 10).tolist() == list(range(999, 0, -100))
+    assert timesteps.trailing_timesteps(10, 4).tolist() == [9, 6, 4, 1]
+    assert timesteps.linspace_timesteps(1000, 4).tolist() == [999, 666, 333, 0]
+    assert timesteps.linspace_timesteps(4, 3).tolist() == [3, 2, 0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 10, 50, 100, 250, 500, 1000])
 def test_uniform_is_the_list_of_the_ddim_code_where_that_has_the_right_length(count):
     published = list(range(0, T, T // count))
-    assert steps.uniform_timesteps(T, count).tolist() == published[::-1]
+    assert timesteps.uniform_timesteps(T, count).tolist() == published[::-1]
 
 
 @pytest.mark.parametrize(("count", "different"), [(50, 49), (100, 96), (10, 10)])
 def test_the_quadratic_list_is_the_published_one(count, different):
     """Its code's own expression; the numbers of different steps from counting its list."""
     published = [int(s) for s in np.linspace(0, np.sqrt(T * 0.8), count) ** 2]
-    chosen = steps.ddim_quadratic_timesteps(T, count)
+    chosen = timesteps.ddim_quadratic_timesteps(T, count)
     assert chosen.tolist() == published[::-1]
-    assert steps.spaced_timesteps("ddim_quadratic", SCHEDULE, count).tolist() == [*chosen]
+    assert timesteps.spaced_timesteps("ddim_quadratic", SCHEDULE, count).tolist() == [
+        *chosen
+    ]
     assert len(set(published)) == different and chosen[0] == 800
 
 
 def test_steps_lie_evenly():
     """Trailing gaps differ by one at most; linspace is within half a step, halves go up."""
     for total, count in ((1000, 7), (1000, 61), (1000, 702), (10, 4)):
-        for make in (steps.trailing_timesteps, steps.uniform_timesteps):
+        for make in (timesteps.trailing_timesteps, timesteps.uniform_timesteps):
             gaps = -np.diff(make(total, count))
             assert gaps.max() - gaps.min() <= 1
         exact = np.linspace(total - 1, 0, count)
-        assert np.abs(steps.linspace_timesteps(total, count) - exact).max() <= 0.5 + 1e-9
+        assert (
+            np.abs(timesteps.linspace_timesteps(total, count) - exact).max() <= 0.5 + 1e-9
+        )
 
 
 def log_snr_between(schedule, times):
@@ -84,10 +88,10 @@ def log_snr_between(schedule, times):
 @pytest.mark.parametrize("schedule", [SCHEDULE, make_schedule(cosine_betas(T))])
 @pytest.mark.parametrize("count", [2, 9, 1000])
 def test_log_snr_and_karras_are_even_in_what_they_say(schedule, count):
-    even = log_snr_between(schedule, steps.log_snr_timesteps(schedule, count))
+    even = log_snr_between(schedule, timesteps.log_snr_timesteps(schedule, count))
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / (count - 1), rtol=1e-6)
     for rho, most in ((7.0, 80.0), (3.0, 30.0), (7.0, 1e9)):
-        times = steps.karras_timesteps(schedule, count, rho, most)
+        times = timesteps.karras_timesteps(schedule, count, rho, most)
         sigma = np.exp(-log_snr_between(schedule, times) / 2)
         gaps = np.diff(sigma ** (1 / rho))
         np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-6)
@@ -95,16 +99,16 @@ def test_log_snr_and_karras_are_even_in_what_they_say(schedule, count):
         assert sigma[0] == pytest.approx(min(most, least), rel=1e-6)
         assert (times[0] == T - 1) == (most == 1e9) and times[-1] == 0
     np.testing.assert_array_equal(
-        steps.karras_timesteps(schedule, count),
-        steps.karras_timesteps(schedule, count, 7.0, 80.0),
+        timesteps.karras_timesteps(schedule, count),
+        timesteps.karras_timesteps(schedule, count, 7.0, 80.0),
     )
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1001])
-@pytest.mark.parametrize("spacing", steps.SPACINGS)
+@pytest.mark.parametrize("spacing", timesteps.SPACINGS)
 def test_more_steps_than_the_process_has_are_refused(spacing, bad):
     with pytest.raises(ValueError, match=rf"steps \({bad}\)"):
-        steps.spaced_timesteps(spacing, SCHEDULE, bad)
+        timesteps.spaced_timesteps(spacing, SCHEDULE, bad)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -112,27 +116,27 @@ def test_noise_levels_without_an_end_are_divided_up_to_a_largest_or_refused():
     for betas in (jsd_betas(200), rescale_zero_terminal_snr(linear_betas(200))):
         schedule = make_schedule(betas)
         with pytest.raises(ValueError, match="zero terminal"):
-            steps.spaced_timesteps("log_snr", schedule, 5)
-        times = steps.spaced_timesteps("karras", schedule, 5)
+            timesteps.spaced_timesteps("log_snr", schedule, 5)
+        times = timesteps.spaced_timesteps("karras", schedule, 5)
         assert 190 < times[0] <= 198 and (np.diff(times) < 0).all()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_karras_refuses_what_leaves_no_noise_levels():
     with pytest.raises(ValueError, match="no noise levels"):
-        steps.karras_timesteps(make_schedule(jsd_betas(2)), 2)
+        timesteps.karras_timesteps(make_schedule(jsd_betas(2)), 2)
     for rho, most in ((0.0, 80.0), (float("nan"), 80.0), (7.0, 0.0), (7.0, float("nan"))):
         with pytest.raises(ValueError, match="must be above 0"):
-            steps.karras_timesteps(SCHEDULE, 5, rho, most)
+            timesteps.karras_timesteps(SCHEDULE, 5, rho, most)
     with pytest.raises(ValueError, match="no noise levels"):
-        steps.karras_timesteps(SCHEDULE, 5, 7.0, 1e-3)
+        timesteps.karras_timesteps(SCHEDULE, 5, 7.0, 1e-3)
     with pytest.raises(ValueError, match=r"steps \(2.5\)"):
-        steps.trailing_timesteps(T, 2.5)
+        timesteps.trailing_timesteps(T, 2.5)
 
 
 def test_an_unknown_spacing_is_refused():
     with pytest.raises(ValueError, match="'even' is unknown"):
-        steps.spaced_timesteps("even", SCHEDULE, 5)
+        timesteps.spaced_timesteps("even", SCHEDULE, 5)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +156,12 @@ def test_an_unknown_spacing_is_refused():
 )
 def test_a_list_of_steps_that_is_not_falling_in_range_is_refused(bad, said):
     with pytest.raises(ValueError, match=said):
-        steps.check_timesteps(bad, T)
+        timesteps.check_timesteps(bad, T)
 
 
 def test_lists_of_real_numbers_and_repeats_where_they_are_meant():
-    assert steps.check_timesteps([999, 20.5, 0], T).tolist() == [999, 20.5, 0]
-    assert steps.check_timesteps([5, 5], T, repeats=True).tolist() == [5, 5]
-    assert steps.check_timesteps(np.array([5, 3], np.uint16), T).tolist() == [5, 3]
+    assert timesteps.check_timesteps([999, 20.5, 0], T).tolist() == [999, 20.5, 0]
+    assert timesteps.check_timesteps([5, 5], T, repeats=True).tolist() == [5, 5]
+    assert timesteps.check_timesteps(np.array([5, 3], np.uint16), T).tolist() == [5, 3]
     with pytest.raises(ValueError, match="must fall, from"):
-        steps.check_timesteps([5, 6], T, repeats=True)
+        timesteps.check_timesteps([5, 6], T, repeats=True)

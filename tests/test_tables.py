@@ -15,8 +15,7 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from diffusion_jax.samplers import steps, tables
-from diffusion_jax.schedules import (
+from diffusion_jax.diffusion.schedules import (
     alphas_cumprod_at,
     cosine_betas,
     jsd_betas,
@@ -25,13 +24,14 @@ from diffusion_jax.schedules import (
     rescale_zero_terminal_snr,
     times_at_log_snr,
 )
+from diffusion_jax.samplers import methods, timesteps
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
 COSINE = make_schedule(cosine_betas(T))
-EVERY = steps.trailing_timesteps(T, T)
+EVERY = timesteps.trailing_timesteps(T, T)
 UNEVEN = [999.0, 810.5, 700.0, 450.25, 200.0, 90.0, 20.0]
-ONE_CALL = {name: make for name, make in tables.METHODS.items() if name != "heun"}
+ONE_CALL = {name: make for name, make in methods.METHODS.items() if name != "heun"}
 
 
 def levels(schedule, times):
@@ -49,7 +49,7 @@ def half_log_snr(share):
 
 def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
     """Rows against `q_posterior`, which test_process.py checks against Bayes' rule."""
-    to_x = tables.ddpm_table(SCHEDULE, EVERY).to_x
+    to_x = methods.ddpm_table(SCHEDULE, EVERY).to_x
     np.testing.assert_allclose(to_x.x0[::-1], SCHEDULE.posterior_mean_coef1, rtol=1e-9)
     np.testing.assert_allclose(
         to_x.x[::-1], SCHEDULE.posterior_mean_coef2, rtol=1e-9, atol=1e-15
@@ -61,8 +61,8 @@ def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, COSINE])
 def test_ddim_with_eta_1_over_all_steps_is_ddpm_fixed_small(schedule):
-    ddpm = tables.ddpm_table(schedule, EVERY)
-    ddim = tables.ddim_table(schedule, EVERY, eta=1.0)
+    ddpm = methods.ddpm_table(schedule, EVERY)
+    ddim = methods.ddim_table(schedule, EVERY, eta=1.0)
     for a, b in zip(jax.tree.leaves(ddpm), jax.tree.leaves(ddim), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11)
 
@@ -71,17 +71,17 @@ def test_ddim_with_eta_1_over_all_steps_is_ddpm_fixed_small(schedule):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_respaced_ddpm_is_the_ddpm_of_the_respaced_process(count):
     """Betas rebuilt from the chosen alphas_cumprod make a schedule of their own."""
-    chosen = steps.trailing_timesteps(T, count)
+    chosen = timesteps.trailing_timesteps(T, count)
     share = levels(SCHEDULE, chosen)[0][::-1]
     respaced = make_schedule(1 - share / np.append(1.0, share[:-1]))
-    to_x = tables.ddpm_table(SCHEDULE, chosen).to_x
+    to_x = methods.ddpm_table(SCHEDULE, chosen).to_x
     np.testing.assert_allclose(to_x.x0[::-1], respaced.posterior_mean_coef1, rtol=1e-9)
     np.testing.assert_allclose(
         to_x.noise[::-1] ** 2, respaced.posterior_variance, atol=1e-14
     )
-    large = tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large").to_x
+    large = methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large").to_x
     np.testing.assert_allclose(large.noise[-2::-1] ** 2, respaced.betas[1:], rtol=1e-9)
-    learned = tables.ddpm_table(SCHEDULE, chosen, variance_type="learned")
+    learned = methods.ddpm_table(SCHEDULE, chosen, variance_type="learned")
     assert learned.is_learned
     np.testing.assert_array_equal(learned.to_x.noise, to_x.noise)
     np.testing.assert_allclose(
@@ -104,29 +104,29 @@ def keeps_the_marginals(table, share, after):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("schedule", [SCHEDULE, COSINE])
 def test_ddim_ddpm_and_any_sigma_keep_the_marginals_of_the_process(schedule, eta):
-    for chosen in (steps.trailing_timesteps(T, 20), UNEVEN):
+    for chosen in (timesteps.trailing_timesteps(T, 20), UNEVEN):
         share, after = levels(schedule, chosen)
         std = eta * 0.9 * np.sqrt(1 - after)
         for table in (
-            tables.ddim_table(schedule, chosen, eta=eta),
-            tables.non_markovian_table(schedule, chosen, std),
-            tables.ddpm_table(schedule, chosen),
+            methods.ddim_table(schedule, chosen, eta=eta),
+            methods.non_markovian_table(schedule, chosen, std),
+            methods.ddpm_table(schedule, chosen),
         ):
             keeps_the_marginals(table, share, after)
         np.testing.assert_array_equal(
-            tables.non_markovian_table(schedule, chosen, std).to_x.noise, std
+            methods.non_markovian_table(schedule, chosen, std).to_x.noise, std
         )
 
 
 def test_eta_scales_the_noise():
-    full, part = (tables.ddim_table(SCHEDULE, UNEVEN, eta=eta) for eta in (1.0, 0.3))
+    full, part = (methods.ddim_table(SCHEDULE, UNEVEN, eta=eta) for eta in (1.0, 0.3))
     np.testing.assert_allclose(part.to_x.noise, 0.3 * full.to_x.noise)
-    assert not tables.ddim_table(SCHEDULE, UNEVEN).to_x.noise.any()
+    assert not methods.ddim_table(SCHEDULE, UNEVEN).to_x.noise.any()
 
 
 def test_a_sigma_of_no_such_process_is_refused():
     room = np.sqrt(1 - levels(SCHEDULE, UNEVEN)[1])
-    tables.non_markovian_table(SCHEDULE, UNEVEN, room)
+    methods.non_markovian_table(SCHEDULE, UNEVEN, room)
     for bad, said in (
         (room[1:], "one value for each of 7 steps"),
         (room * 1.001, r"std\[0\]"),
@@ -134,16 +134,16 @@ def test_a_sigma_of_no_such_process_is_refused():
         (-room, r"std\[0\]"),
     ):
         with pytest.raises(ValueError, match=said):
-            tables.non_markovian_table(SCHEDULE, UNEVEN, bad)
+            methods.non_markovian_table(SCHEDULE, UNEVEN, bad)
 
 
 def test_repeated_timesteps_change_nothing():
     """DDIM's quadratic list has them; its code takes them as steps of no length."""
     once = [800.0, 300.0, 2.0, 0.0]
     for make in (
-        tables.ddpm_table,
-        functools.partial(tables.ddpm_table, variance_type="learned"),
-        functools.partial(tables.ddim_table, eta=0.7),
+        methods.ddpm_table,
+        functools.partial(methods.ddpm_table, variance_type="learned"),
+        functools.partial(methods.ddim_table, eta=0.7),
     ):
         table = make(SCHEDULE, [800.0, 300.0, 300.0, 2.0, 0.0, 0.0])
         for row in (1, 4):
@@ -158,11 +158,11 @@ def test_repeated_timesteps_change_nothing():
 
 def test_few_steps_with_fixed_large_variances_are_warned_of():
     for count, warned in ((100, True), (101, False)):
-        chosen = steps.trailing_timesteps(T, count)
+        chosen = timesteps.trailing_timesteps(T, count)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            tables.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large")
-            tables.ddpm_table(SCHEDULE, chosen)
+            methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large")
+            methods.ddpm_table(SCHEDULE, chosen)
         assert [f"with {count} steps" in str(w.message) for w in said] == [True] * warned
 
 
@@ -182,7 +182,7 @@ def test_steps_that_multiply_errors_of_x0_are_warned_of(start):
         chosen = times_at_log_snr(SCHEDULE, 2 * lam)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            for make in (tables.dpmpp_2m_table, tables.ddim_table):
+            for make in (methods.dpmpp_2m_table, methods.ddim_table):
                 make(SCHEDULE, chosen)
         assert len(said) == warned
         if warned:
@@ -201,35 +201,35 @@ def test_3m_tells_the_weight_of_all_three_predictions():
         total += abs(exact_step(SCHEDULE, 800.0, 200.0, 0.0, basis))
     assert total > 3.5
     with pytest.warns(UserWarning, match=f"with {total:.4g} in all at timestep 800,"):
-        tables.dpmpp_3m_table(SCHEDULE, chosen)
+        methods.dpmpp_3m_table(SCHEDULE, chosen)
 
 
 def test_other_ruinous_steps_are_warned_of_and_usual_ones_are_not():
     for name, schedule, chosen in (
-        ("heun", COSINE, steps.trailing_timesteps(T, 10)),
+        ("heun", COSINE, timesteps.trailing_timesteps(T, 10)),
         ("heun", SCHEDULE, [999.0, 10.0]),
-        ("dpmpp_3m", COSINE, steps.karras_timesteps(COSINE, 5)),
+        ("dpmpp_3m", COSINE, timesteps.karras_timesteps(COSINE, 5)),
         ("unipc", COSINE, [999, 900, 500, 499.9, 200, 20, 0]),
     ):
         with pytest.warns(UserWarning, match=f"{name} weighs predicted x_0"):
-            tables.METHODS[name](schedule, chosen)
+            methods.METHODS[name](schedule, chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for schedule in (SCHEDULE, COSINE):
-            tables.heun_table(schedule, [999.0])
-            tables.heun_table(schedule, steps.karras_timesteps(schedule, 10))
+            methods.heun_table(schedule, [999.0])
+            methods.heun_table(schedule, timesteps.karras_timesteps(schedule, 10))
             for name in ("dpmpp_2m", "dpmpp_3m", "unipc"):
                 for count in (5, 10, 20, 50):
-                    tables.METHODS[name](schedule, steps.trailing_timesteps(T, count))
+                    methods.METHODS[name](schedule, timesteps.trailing_timesteps(T, count))
 
 
 # What all methods have in common
 
 
-@pytest.mark.parametrize("name", tables.METHODS)
+@pytest.mark.parametrize("name", methods.METHODS)
 @pytest.mark.parametrize("count", [1, 2, 3, 50, T])
 def test_the_last_row_lands_on_x0_without_noise(name, count):
-    table = tables.METHODS[name](SCHEDULE, steps.trailing_timesteps(T, count))
+    table = methods.METHODS[name](SCHEDULE, timesteps.trailing_timesteps(T, count))
     assert table.num_rows == (2 * count - 1 if name == "heun" else count)
     last = table.take(-1).to_x
     assert last.x0 == pytest.approx(1, rel=1e-12)
@@ -251,7 +251,7 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
     """With x_0 = c known, x = alpha c + sigma eps keeps that form, whatever the order,
     since all predictions agree. Of the noise that was, the SDE keeps e^(-eta h)."""
     options = {} if eta is None else {"eta": eta}
-    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
+    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
     share, after = levels(SCHEDULE, UNEVEN)
     c, x = 0.37, np.array([0.9, -1.3])
     found = run_table(table, lambda x, t: c, x, np.zeros(table.num_rows))
@@ -270,7 +270,7 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "heun"])
 def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
     """The test above sees it: the states leave the exact path by far more than 1e-11."""
-    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0")
+    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0")
 
     def states(table):
         noises = np.zeros(table.num_rows)
@@ -288,9 +288,9 @@ def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
     assert count >= 2 * table.num_rows - 1
 
 
-@pytest.mark.parametrize("name", tables.METHODS)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_lists_that_cannot_be_are_refused(name):
-    make = tables.METHODS[name]
+    make = methods.METHODS[name]
     for bad in ([], [3, 4], [1000, 1], [1, -1]):
         with pytest.raises(ValueError, match="timesteps"):
             make(SCHEDULE, bad)
@@ -303,23 +303,23 @@ def test_lists_that_cannot_be_are_refused(name):
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m"])
 def test_eta_out_of_range_is_refused(name, bad):
     with pytest.raises(ValueError, match="eta"):
-        tables.METHODS[name](SCHEDULE, [5, 1], eta=bad)
+        methods.METHODS[name](SCHEDULE, [5, 1], eta=bad)
 
 
 def test_other_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="'huge'"):
-        tables.ddpm_table(SCHEDULE, [5, 1], variance_type="huge")
-    for make in (tables.euler_table, tables.heun_table):
+        methods.ddpm_table(SCHEDULE, [5, 1], variance_type="huge")
+    for make in (methods.euler_table, methods.heun_table):
         for bad in (-1.0, float("nan")):
             with pytest.raises(ValueError, match="churn"):
                 make(SCHEDULE, [5, 1], churn=bad)
     for bad in (0.0, 1.01, float("nan")):
         with pytest.raises(ValueError, match="step_size"):
-            tables.langevin_table(SCHEDULE, [5, 1], step_size=bad)
+            methods.langevin_table(SCHEDULE, [5, 1], step_size=bad)
     with pytest.raises(ValueError, match="at least 1"):
-        tables.langevin_table(SCHEDULE, [5, 1], steps_per_level=0)
+        methods.langevin_table(SCHEDULE, [5, 1], steps_per_level=0)
     with pytest.raises(ValueError, match="at least 1"):
-        tables.with_langevin(tables.ddim_table(SCHEDULE, [5, 1]), SCHEDULE, num_steps=0)
+        methods.with_langevin(methods.ddim_table(SCHEDULE, [5, 1]), SCHEDULE, num_steps=0)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -327,7 +327,7 @@ def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
     """x_T of a zero terminal SNR has no weight in x_0, and ends in its place."""
     for betas in (jsd_betas(100), rescale_zero_terminal_snr(linear_betas(100))):
         schedule = make_schedule(betas)
-        chosen = steps.trailing_timesteps(100, 10)
+        chosen = timesteps.trailing_timesteps(100, 10)
         for name, make in ONE_CALL.items():
             for kind, of_prediction in (("v", -1.0), ("x0", 1.0)):
                 table = make(schedule, chosen, prediction_type=kind)
@@ -342,15 +342,15 @@ def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
                 with pytest.raises(ValueError, match="the same noise|strictly"):
                     make(schedule, same, prediction_type="v")
         with pytest.raises(ValueError, match="infinite"):
-            tables.heun_table(schedule, chosen, prediction_type="v")
+            methods.heun_table(schedule, chosen, prediction_type="v")
         # Where the first step has no length in lambda the multistep methods begin anew.
         two, ddim = (
             make(schedule, chosen, prediction_type="v").to_x
-            for make in (tables.dpmpp_2m_table, tables.ddim_table)
+            for make in (methods.dpmpp_2m_table, methods.ddim_table)
         )
         np.testing.assert_allclose(two.x0[:2], ddim.x0[:2], rtol=1e-12)
-        noisy = tables.dpmpp_2m_table(schedule, chosen, prediction_type="v", eta=1.0).to_x
-        ddpm = tables.ddpm_table(schedule, chosen, prediction_type="v").to_x
+        noisy = methods.dpmpp_2m_table(schedule, chosen, prediction_type="v", eta=1.0).to_x
+        ddpm = methods.ddpm_table(schedule, chosen, prediction_type="v").to_x
         np.testing.assert_allclose(noisy.noise, ddpm.noise, rtol=1e-9, atol=1e-12)
 
 
@@ -377,7 +377,7 @@ def exact_step(schedule, before, after, x, m, eta=0.0):
 def test_3m_is_exact_where_x0_is_a_parabola_in_lambda(eta):
     """And the second row where it is a line, the first where it is constant."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
-    table = tables.dpmpp_3m_table(SCHEDULE, UNEVEN, eta=eta, prediction_type="x0")
+    table = methods.dpmpp_3m_table(SCHEDULE, UNEVEN, eta=eta, prediction_type="x0")
     for row in range(len(UNEVEN) - 1):
         degree = min(row, 2)
         coefficients = [0.3, -0.7, 0.2][: degree + 1]
@@ -398,7 +398,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
     The predictor of UniPC is the same step, from its corrected x.
     """
     options = {} if eta is None else {"eta": eta}
-    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
+    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
     share, after = levels(SCHEDULE, UNEVEN)
     lam = half_log_snr(share)
     for row in range(len(UNEVEN) - 1):
@@ -418,7 +418,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
 def test_the_corrector_of_unipc_is_exact_where_x0_is_a_parabola():
     """From the corrected x before, through the two predictions before and this row's."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
-    corrected = tables.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0").to_anchor
+    corrected = methods.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0").to_anchor
     assert [w[0] for w in corrected] == [1, 0, 0, 0, 0, 0]
     for row in range(2, len(UNEVEN)):
         m = np.polynomial.Polynomial([0.3, -0.7, 0.2])
@@ -481,7 +481,7 @@ def test_each_method_has_its_order(name, order):
     for count in (80, 160, 320):
         times = times_at_log_snr(SCHEDULE, np.linspace(first, last, count + 1))
         times[[0, -1]] = 999.0, 20.0
-        table = tables.METHODS[name](SCHEDULE, times, prediction_type="x0")
+        table = methods.METHODS[name](SCHEDULE, times, prediction_type="x0")
         rows = table.take(slice(0, 2 * count if name == "heun" else count))
         states = run_table(
             rows,
@@ -497,7 +497,7 @@ def test_each_method_has_its_order(name, order):
 def test_euler_without_churn_is_ddim():
     for chosen in (UNEVEN, [999.0]):
         euler, ddim = (
-            make(SCHEDULE, chosen) for make in (tables.euler_table, tables.ddim_table)
+            make(SCHEDULE, chosen) for make in (methods.euler_table, methods.ddim_table)
         )
         for a, b in zip(jax.tree.leaves(euler), jax.tree.leaves(ddim), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -505,8 +505,8 @@ def test_euler_without_churn_is_ddim():
 
 def test_the_first_step_of_the_sde_is_that_of_ddpm():
     """SDE-DPM-Solver++ of first order is ancestral sampling (Lu et al. 2022)."""
-    ddpm = tables.ddpm_table(SCHEDULE, UNEVEN).to_x
-    for make in (tables.dpmpp_2m_table, tables.dpmpp_3m_table):
+    ddpm = methods.ddpm_table(SCHEDULE, UNEVEN).to_x
+    for make in (methods.dpmpp_2m_table, methods.dpmpp_3m_table):
         sde = make(SCHEDULE, UNEVEN, eta=1.0).to_x
         for found, expected in zip(sde, ddpm, strict=True):
             assert found[0] == pytest.approx(expected[0], rel=1e-11)
@@ -523,12 +523,12 @@ def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
     sbar = np.sqrt((1 - share) / share)
     grown = sbar * (1 + min(churn / len(UNEVEN), 2**0.5 - 1))
     grown[0] = sbar[0]  # There is nothing above T - 1.
-    table = tables.euler_table(SCHEDULE, UNEVEN, churn=churn)
+    table = methods.euler_table(SCHEDULE, UNEVEN, churn=churn)
     start = alphas_cumprod_at(SCHEDULE, table.t)
     np.testing.assert_allclose(np.sqrt((1 - start) / start), grown, rtol=1e-9)
     keeps_the_marginals(table, start, np.append(start[1:], 1.0))
     # Heun's second rows end at the same places: the next row of Heun is a first one.
-    heun = tables.heun_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0")
+    heun = methods.heun_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0")
     np.testing.assert_array_equal(heun.t[::2], table.t)
     np.testing.assert_array_equal(heun.t[1::2], UNEVEN[1:])
     np.testing.assert_allclose(heun.to_x.noise[1::2], table.to_x.noise[:-1], rtol=1e-12)
@@ -536,7 +536,7 @@ def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
     x = np.array([0.9])
     states = run_table(heun, lambda x, t: 0.37, x, np.zeros(heun.num_rows))[::2]
     plain = run_table(
-        tables.euler_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0"),
+        methods.euler_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0"),
         lambda x, t: 0.37,
         x,
         np.zeros(7),
@@ -550,7 +550,7 @@ def test_langevin_rests_at_the_marginal():
     for t in (700.0, 100.0, 20.5):
         share = alphas_cumprod_at(SCHEDULE, np.array([t]))[0]
         v, a = share * std**2 + 1 - share, size * (1 - share)
-        table = tables.langevin_table(SCHEDULE, [t], steps_per_level=4, step_size=size)
+        table = methods.langevin_table(SCHEDULE, [t], steps_per_level=4, step_size=size)
         assert table.t.tolist() == [t] * 4
         row = table.take(0).to_x
         # With the best network: x_0 = alpha std^2 / v x + (1 - share) mean / v.
@@ -564,41 +564,41 @@ def test_langevin_rests_at_the_marginal():
 
 
 def test_annealed_langevin_visits_every_level_in_turn():
-    table = tables.langevin_table(SCHEDULE, [900, 50, 3], steps_per_level=2)
+    table = methods.langevin_table(SCHEDULE, [900, 50, 3], steps_per_level=2)
     assert table.t.tolist() == [900, 900, 50, 50, 3, 3]
     np.testing.assert_array_equal(table.to_x.x[:-1], 0.95)
-    default = tables.langevin_table(SCHEDULE, [900, 50, 3])
+    default = methods.langevin_table(SCHEDULE, [900, 50, 3])
     assert default.t.tolist() == [900, 50, 3]
 
 
 @pytest.mark.parametrize("count", [3, 100])
 def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves(count):
     """Of data that is almost one point, by the exact recursion."""
-    chosen = steps.trailing_timesteps(T, count)
+    chosen = timesteps.trailing_timesteps(T, count)
     with pytest.warns(UserWarning) as said:
-        table = tables.langevin_table(SCHEDULE, chosen)
+        table = methods.langevin_table(SCHEDULE, chosen)
     rows = table.take(slice(count - 1))
     left = gaussian_moments(rows, SCHEDULE, 0.0, 1e-9)[1] ** 0.5
     text = f"in {count} rows leaves noise of standard deviation {left:.4g} to"
     assert text in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tables.langevin_table(SCHEDULE, chosen[:1])
-        tables.langevin_table(
-            SCHEDULE, steps.trailing_timesteps(T, 100), steps_per_level=10
+        methods.langevin_table(SCHEDULE, chosen[:1])
+        methods.langevin_table(
+            SCHEDULE, timesteps.trailing_timesteps(T, 100), steps_per_level=10
         )
-        tables.langevin_table(SCHEDULE, EVERY)
+        methods.langevin_table(SCHEDULE, EVERY)
 
 
-@pytest.mark.parametrize("name", tables.METHODS)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_a_corrector_moves_a_biased_sample_toward_the_truth(name):
     """Gaussian data, by the exact recursion, from a start with the wrong mean."""
-    mean, std, chosen = 0.3, 0.5, steps.log_snr_timesteps(SCHEDULE, 20)
-    table = tables.METHODS[name](SCHEDULE, chosen)
+    mean, std, chosen = 0.3, 0.5, timesteps.log_snr_timesteps(SCHEDULE, 20)
+    table = methods.METHODS[name](SCHEDULE, chosen)
     off = []
     for count in (0, 5, 20):
         corrected = (
-            tables.with_langevin(table, SCHEDULE, num_steps=count) if count else table
+            methods.with_langevin(table, SCHEDULE, num_steps=count) if count else table
         )
         found, _ = gaussian_moments(corrected, SCHEDULE, mean, std, start=2.0)
         off.append(abs(found - mean))
@@ -608,9 +608,9 @@ def test_a_corrector_moves_a_biased_sample_toward_the_truth(name):
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "langevin"])
 def test_a_corrector_mends_the_variance_of_few_steps(name):
-    std, chosen = 0.5, steps.log_snr_timesteps(SCHEDULE, 20)
-    table = tables.METHODS[name](SCHEDULE, chosen)
-    corrected = tables.with_langevin(table, SCHEDULE, num_steps=20)
+    std, chosen = 0.5, timesteps.log_snr_timesteps(SCHEDULE, 20)
+    table = methods.METHODS[name](SCHEDULE, chosen)
+    corrected = methods.with_langevin(table, SCHEDULE, num_steps=20)
     without, found = (
         gaussian_moments(t, SCHEDULE, 0.3, std)[1] for t in (table, corrected)
     )
@@ -619,9 +619,9 @@ def test_a_corrector_mends_the_variance_of_few_steps(name):
 
 def test_a_table_can_be_corrected_twice():
     """What the first corrector's rows predict is still not remembered."""
-    table = tables.dpmpp_3m_table(SCHEDULE, UNEVEN, prediction_type="x0")
-    once = tables.with_langevin(table, SCHEDULE)
-    twice = tables.with_langevin(once, SCHEDULE)
+    table = methods.dpmpp_3m_table(SCHEDULE, UNEVEN, prediction_type="x0")
+    once = methods.with_langevin(table, SCHEDULE)
+    twice = methods.with_langevin(once, SCHEDULE)
     assert twice.is_remembered.sum() == once.is_remembered.sum() == table.num_rows
 
 
@@ -629,8 +629,8 @@ def test_a_table_can_be_corrected_twice():
 def test_a_corrector_that_does_nothing_changes_nothing(name):
     """With steps of almost no size: the predictor's own history and anchor stay right."""
     options = {"variance_type": "learned"} if name == "ddpm" else {}
-    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
-    corrected = tables.with_langevin(table, SCHEDULE, num_steps=3, step_size=1e-13)
+    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
+    corrected = methods.with_langevin(table, SCHEDULE, num_steps=3, step_size=1e-13)
     x = np.array([0.9, -1.3])
 
     def network(x, t):
@@ -647,8 +647,8 @@ def test_a_corrector_that_does_nothing_changes_nothing(name):
 
 def test_a_corrector_moves_the_anchor_as_it_moves_x():
     """UniPC goes on from its corrected x: moved by d, that has to move by d as well."""
-    table = tables.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0")
-    corrected = tables.with_langevin(table, SCHEDULE, step_size=0.04)
+    table = methods.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0")
+    corrected = methods.with_langevin(table, SCHEDULE, step_size=0.04)
     assert corrected.num_rows == 13 and (~corrected.is_remembered[1::2]).all()
     for row in range(1, 13, 2):
         c, after = corrected.take(row), corrected.take(row + 1)
@@ -657,7 +657,7 @@ def test_a_corrector_moves_the_anchor_as_it_moves_x():
         np.testing.assert_allclose(of_anchor * after.to_anchor.anchor, change, rtol=1e-12)
         assert c.to_anchor.anchor == 1 and c.to_x.anchor == 0
         assert c.t == after.t and c.x0_from_prediction == after.x0_from_prediction
-    default = tables.with_langevin(tables.ddim_table(SCHEDULE, UNEVEN), SCHEDULE)
+    default = methods.with_langevin(methods.ddim_table(SCHEDULE, UNEVEN), SCHEDULE)
     np.testing.assert_allclose(default.to_x.x[1::2], 0.95)
 
 
@@ -667,9 +667,9 @@ def test_a_corrector_moves_the_anchor_as_it_moves_x():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (tables.ddpm_table, 0.857),
-        (tables.ddim_table, 0.920),
-        (functools.partial(tables.ddpm_table, variance_type="fixed_large"), 1.016),
+        (methods.ddpm_table, 0.857),
+        (methods.ddim_table, 0.920),
+        (functools.partial(methods.ddpm_table, variance_type="fixed_large"), 1.016),
     ],
 )
 def test_the_variance_that_an_exact_score_leaves(make, expected):
@@ -683,12 +683,12 @@ def test_the_gap_closes_as_t_grows():
     gaps = {"fixed_small": [], "fixed_large": [], "ddim": []}
     for total in (250, 1000, 4000):
         schedule = make_schedule(linear_betas(total, 0.1 / total, 20 / total))
-        every = steps.trailing_timesteps(total, total)
+        every = timesteps.trailing_timesteps(total, total)
         for name, seen in gaps.items():
             table = (
-                tables.ddim_table(schedule, every)
+                methods.ddim_table(schedule, every)
                 if name == "ddim"
-                else tables.ddpm_table(schedule, every, variance_type=name)
+                else methods.ddpm_table(schedule, every, variance_type=name)
             )
             mean, variance = gaussian_moments(table, schedule, 0.3, 0.2)
             assert mean == pytest.approx(0.3, abs=2e-3)
@@ -700,9 +700,9 @@ def test_the_gap_closes_as_t_grows():
 def test_full_chains_recover_the_data_distribution():
     """The two fixed variances are the bounds of the right one (DDPM section 3.2)."""
     found = {
-        "small": tables.ddpm_table(SCHEDULE, EVERY),
-        "large": tables.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
-        "ddim": tables.ddim_table(SCHEDULE, EVERY),
+        "small": methods.ddpm_table(SCHEDULE, EVERY),
+        "large": methods.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
+        "ddim": methods.ddim_table(SCHEDULE, EVERY),
     }
     variance = {}
     for name, table in found.items():
@@ -717,11 +717,11 @@ def test_full_chains_recover_the_data_distribution():
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v"])
-@pytest.mark.parametrize("name", tables.METHODS)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_x0_comes_out_of_what_the_network_predicts(name, kind):
     """At each row's own t, also the trial points of Heun and a corrector's rows."""
-    table = tables.METHODS[name](SCHEDULE, UNEVEN, prediction_type=kind)
-    table = tables.with_langevin(table, SCHEDULE)
+    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type=kind)
+    table = methods.with_langevin(table, SCHEDULE)
     share = alphas_cumprod_at(SCHEDULE, table.t)
     x0, eps = 0.3, -1.1
     x = np.sqrt(share) * x0 + np.sqrt(1 - share) * eps
@@ -743,7 +743,7 @@ def test_x0_comes_out_of_what_the_network_predicts(name, kind):
     ],
 )
 def test_only_what_a_method_needs_is_carried(name, previous, anchor):
-    table = tables.METHODS[name](SCHEDULE, UNEVEN)
+    table = methods.METHODS[name](SCHEDULE, UNEVEN)
     assert (table.num_previous, table.has_anchor) == (previous, anchor)
     for column in (table.is_live, table.is_remembered, table.is_trial):
         assert column.dtype == bool
@@ -751,7 +751,7 @@ def test_only_what_a_method_needs_is_carried(name, previous, anchor):
 
 
 def test_a_padded_table_ends_with_rows_that_are_not_live():
-    table = tables.heun_table(SCHEDULE, UNEVEN)
+    table = methods.heun_table(SCHEDULE, UNEVEN)
     assert table.padded(13) is table and not table.is_padded
     padded = table.padded(20)
     assert padded.is_padded and padded.is_live.tolist() == [True] * 13 + [False] * 7

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ODD_NAMES, ROOT
 
-from diffusion_jax.reporting.progress import ProgressBar
+from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import quoted, reason, say, shown
 
 
@@ -38,7 +38,7 @@ def test_each_way_to_print_prints_one_line(capsys):
 def test_what_cannot_be_printed_ends_nothing(where, tmp_path):
     """A reader that has left, a full disk below a log, no output at all."""
     code = (
-        "from diffusion_jax.reporting.progress import ProgressBar\n"
+        "from diffusion_jax.runtime.progress import ProgressBar\n"
         "from diffusion_jax.runtime.text import say\n"
         "import sys, pathlib\n"
         "bar = ProgressBar('training', 10, 'steps')\n"

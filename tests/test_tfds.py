@@ -17,7 +17,7 @@ from conftest import ROOT, SHARED
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
-from diffusion_jax.validation import BadRequest
+from diffusion_jax.runtime.errors import BadRequest
 
 needs_real_data = pytest.mark.skipif(
     not (SHARED / "data").is_dir(), reason="needs the real data in ../shared/data"

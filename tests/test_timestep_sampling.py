@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import timestep_sampling as sampling
+from diffusion_jax.diffusion import timestep_sampling as sampling
 
 
 def history_of(losses):

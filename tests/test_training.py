@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import experiment, generation, runs, timestep_sampling
 from diffusion_jax.config import (
     Config,
     DataConfig,
@@ -29,18 +28,22 @@ from diffusion_jax.config import (
     to_json,
 )
 from diffusion_jax.data import sources
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.timestep_sampling import timestep_probabilities
-from diffusion_jax.training import loop, previews
-from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.diffusion import timestep_sampling
+from diffusion_jax.diffusion.timestep_sampling import timestep_probabilities
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.jobs import sample
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.record import new_record
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.interrupts import Stop
+from diffusion_jax.training import previews, train
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffusion_jax.training.plan import make_plan
-from diffusion_jax.training.record import new_record
-from diffusion_jax.training.state import TrainState, init_state
-from diffusion_jax.training.step import make_train_step, make_train_steps
+from diffusion_jax.training.train_state import TrainState, init_state
+from diffusion_jax.training.train_step import make_train_step, make_train_steps
 from diffusion_jax.training.trainer import Trainer
-from diffusion_jax.validation import BadRequest
 
 
 def points_config(**training):
@@ -138,10 +141,10 @@ def unet_steps():
         dropout=0.1,
         num_groups=4,
     )
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 100)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
     batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
@@ -216,10 +219,10 @@ def test_one_batch_can_be_overfitted(points):
     config = points_config()
     config.model = MLPConfig(width=64, num_blocks=2)
     config.optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=10)
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 1000)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
     _, (metrics, _) = jax.jit(make_train_steps(step))(
@@ -230,7 +233,7 @@ def test_one_batch_can_be_overfitted(points):
 
 def test_held_out_loss_is_fixed_and_covers_all_timesteps():
     config = points_config()
-    schedule = experiment.make_schedule(config.process)
+    schedule = build.make_schedule(config.process)
     seen = []
 
     def spy(params, x_t, t, cond, *, train, key):
@@ -238,7 +241,7 @@ def test_held_out_loss_is_fixed_and_covers_all_timesteps():
         seen.append(t)
         return jnp.zeros_like(x_t)
 
-    loss_fn = experiment.make_loss(config, spy, schedule)
+    loss_fn = build.make_loss(config, spy, schedule)
     held_out_loss = make_held_out_loss(loss_fn, schedule)
     x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
     a, b = held_out_loss(None, x0, indices), held_out_loss(None, x0[::-1], indices[::-1])
@@ -253,7 +256,7 @@ def test_held_out_loss_is_fixed_and_covers_all_timesteps():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, points):
     workdir = tmp_path_factory.mktemp("runs") / "points"
-    state = loop.train(points_config(sample_every=20), workdir, points)
+    state = train.train(points_config(sample_every=20), workdir, points)
     return workdir, state
 
 
@@ -278,7 +281,7 @@ def test_a_run_leaves_what_a_user_looks_for(finished):
         "step_000020.png",
         "step_000030.png",
     }
-    assert runs.read_config(workdir) == points_config(sample_every=20)
+    assert run_folder.read_config(workdir) == points_config(sample_every=20)
 
 
 def test_metrics_hold_every_interval_once_and_fall(finished):
@@ -321,7 +324,7 @@ def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points)
     """The history is part of the state: counted over the run, and the same to the bit."""
     config = points_config(eval_every=0)
     config.loss.timesteps = "loss_second_moment"
-    whole = loop.train(config, tmp_path / "whole", points)
+    whole = train.train(config, tmp_path / "whole", points)
     history = whole.loss_history
     assert int(history.counts.sum()) == 30 * 32 and int(history.counts.min()) >= 10
     assert (
@@ -329,8 +332,8 @@ def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points)
     )
     cut = dataclasses.replace(config, training=dataclasses.replace(config.training))
     cut.training.num_steps = 13
-    loop.train(cut, tmp_path / "cut", points)
-    resumed = loop.train(config, tmp_path / "cut", points)
+    train.train(cut, tmp_path / "cut", points)
+    resumed = train.train(config, tmp_path / "cut", points)
     assert_same_bits(resumed, whole)
 
 
@@ -338,10 +341,10 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     """The batch is split, and the state of each device is still that of one device."""
     config = points_config()
     config.loss.timesteps = "loss_second_moment"
-    schedule = experiment.make_schedule(config.process)
-    init_fn, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 100)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     batches = jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2)
     found = {}
@@ -394,7 +397,7 @@ def test_stratified_timesteps_are_used_by_the_step():
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
     before = (finished[0] / "metrics.jsonl").stat().st_mtime_ns
-    loop.train(points_config(sample_every=20), finished[0], points)
+    train.train(points_config(sample_every=20), finished[0], points)
     assert "is finished: it has 30 steps of 30" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -404,20 +407,20 @@ def test_what_may_change_is_kept_in_a_finished_run(finished, tmp_path, points):
     shutil.copytree(finished[0], folder)
     config = points_config(sample_every=20)
     config.sampling.variance = "fixed_large"
-    loop.train(config, folder, points)
-    assert runs.read_config(folder).sampling.variance == "fixed_large"
+    train.train(config, folder, points)
+    assert run_folder.read_config(folder).sampling.variance == "fixed_large"
 
 
 def test_a_changed_config_is_refused_by_name(finished, points):
     config = points_config(sample_every=20)
     config.optimizer.learning_rate = 1e-2
     config.model.width = 32
-    before = runs.config_path(finished[0]).read_text()
+    before = run_folder.config_path(finished[0]).read_text()
     with pytest.raises(BadRequest) as error:
-        loop.train(config, finished[0], points)
+        train.train(config, finished[0], points)
     assert "model.width (16 -> 32)" in str(error.value)
     assert "optimizer.learning_rate (0.003 -> 0.01)" in str(error.value)
-    assert runs.config_path(finished[0]).read_text() == before
+    assert run_folder.config_path(finished[0]).read_text() == before
 
 
 # Those that decide neither the weights nor what they are trained on.
@@ -443,7 +446,7 @@ def test_all_else_in_a_config_is_fixed_under_a_run(tmp_path):
         Config(model=UNetConfig(attn_resolutions=(8,))),
         Config(model=MLPConfig(), data=points),
     ):
-        runs.write_config(tmp_path, config)
+        run_folder.write_config(tmp_path, config)
         for path, value in fields_of(config):
             changed = from_json(to_json(config))
             section = changed
@@ -452,13 +455,13 @@ def test_all_else_in_a_config_is_fixed_under_a_run(tmp_path):
             new = not value if isinstance(value, bool) else other[type(value)]
             setattr(section, path.split(".")[-1], new)
             if path in MAY_CHANGE:
-                said = runs.check_resumable(tmp_path, changed)
+                said = run_folder.check_resumable(tmp_path, changed)
                 assert [text.partition(" ")[0] for text in said] == [path] * (
                     path != "name"
                 )
             else:
                 with pytest.raises(BadRequest, match=path.replace(".", r"\.")):
-                    runs.check_resumable(tmp_path, changed)
+                    run_folder.check_resumable(tmp_path, changed)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
@@ -559,17 +562,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(BadRequest, match="not the folder of a run"):
-            loop.train(points_config(), tmp_path, points, overwrite=overwrite)
+            train.train(points_config(), tmp_path, points, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
     config = points_config(num_steps=2)
-    loop.train(config, tmp_path / "run", points)
+    train.train(config, tmp_path / "run", points)
     (tmp_path / "run/notes.txt").write_text("mine")
     config.seed = 1
-    state = loop.train(config, tmp_path / "run", points, overwrite=True)
-    assert int(state.step) == 2 and runs.read_config(tmp_path / "run").seed == 1
+    state = train.train(config, tmp_path / "run", points, overwrite=True)
+    assert int(state.step) == 2 and run_folder.read_config(tmp_path / "run").seed == 1
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
 
@@ -593,9 +596,9 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
     config.loss = LossConfig(kind="hybrid", timesteps="loss_second_moment")
     config.sampling.batch_size = 8
     data = sources.arrays(images[:32], images[32:])
-    state = loop.train(config, tmp_path / "run", data)
+    state = train.train(config, tmp_path / "run", data)
     assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
-    generation.generate(tmp_path / "run", config, num=5, out=tmp_path / "out")
+    sample.generate(tmp_path / "run", config, num=5, out=tmp_path / "out")
     with np.load(tmp_path / "out.npz") as file:
         assert file["arr_0"].shape == (5, 8, 4, 3)
     with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
@@ -614,8 +617,8 @@ def constant(params, x_t, t, cond, *, train, key):
 
 def simple_step(apply_fn=constant, to_x0=lambda key, x: x, **sections):
     config = Config(**sections)
-    schedule, tx = experiment.make_schedule(config.process), optax.sgd(0.1)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    schedule, tx = build.make_schedule(config.process), optax.sgd(0.1)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, to_x0)
     return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, config)
 
@@ -676,10 +679,8 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
         return constant(params, x_t, t, cond, train=train, key=key)
 
     config = Config(**sections)
-    schedule = experiment.make_schedule(config.process)
-    held_out = make_held_out_loss(
-        experiment.make_loss(config, evaluated, schedule), schedule
-    )
+    schedule = build.make_schedule(config.process)
+    held_out = make_held_out_loss(build.make_loss(config, evaluated, schedule), schedule)
     found = held_out(state.params, x0, jnp.arange(8))
     np.testing.assert_allclose(found, expected)
 
@@ -687,10 +688,8 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
 def test_held_out_noise_belongs_to_the_example():
     """A silent eps network: the loss is the mean square of example i's own noise."""
     config = Config()
-    schedule = experiment.make_schedule(config.process)
-    held_out = make_held_out_loss(
-        experiment.make_loss(config, constant, schedule), schedule
-    )
+    schedule = build.make_schedule(config.process)
+    held_out = make_held_out_loss(build.make_loss(config, constant, schedule), schedule)
     params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
     all_four = np.asarray(held_out(params, x0, jnp.arange(4)))
     assert len(set(all_four.tolist())) == 4
@@ -719,9 +718,9 @@ def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
     """Over each of the 2,000 examples once, though 63 batches of 32 are run."""
     workdir, state = finished
     config = points_config()
-    apply_fn = experiment.make_network(config)[1]
-    schedule = experiment.make_schedule(config.process)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    apply_fn = build.make_network(config)[1]
+    schedule = build.make_schedule(config.process)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     loss = make_held_out_loss(loss_fn, schedule)
     expected = float(loss(state.emas["0.9"], points.held_out, jnp.arange(2000)).mean())
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]

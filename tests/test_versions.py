@@ -21,9 +21,10 @@ import pytest
 from conftest import ROOT
 from processes import lines_of
 
-from diffusion_jax import runs
-from diffusion_jax.training import loop, weight_files
-from diffusion_jax.training.weights import load_from_run
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs import weight_files
+from diffusion_jax.runs.weights import load_from_run
+from diffusion_jax.training import train
 
 FIXTURE = ROOT / "tests" / "fixtures" / "run_0.1.0"
 
@@ -31,7 +32,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "run_0.1.0"
 @pytest.mark.parametrize("kind", ["raw", "ema", "0.9", "std:0.1"])
 def test_the_run_of_version_0_1_has_its_weights(kind):
     """Those that it exported itself."""
-    found = load_from_run(FIXTURE, runs.read_config(FIXTURE), kind)
+    found = load_from_run(FIXTURE, run_folder.read_config(FIXTURE), kind)
     expected = weight_files.read(FIXTURE / f"{kind.replace(':', '')}.safetensors")
     assert (found.kind, found.step) == (expected.kind, expected.step) == (kind, 20)
     arrays = weight_files.named(found.params)
@@ -47,8 +48,8 @@ def test_the_run_of_version_0_1_can_be_sampled_and_goes_on(tmp_path, command):
         out = f"--out={tmp_path / weights.replace(':', '')}"
         arguments = (f"--workdir={workdir}", "--num=2", f"--weights={weights}", out)
         command("sample.py", *arguments, check=0)
-    config = runs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     config.training.num_steps = 23
-    state = loop.train(config, workdir)
+    state = train.train(config, workdir)
     assert int(state.step) == 23
     assert [line["step"] for line in lines_of(workdir) if "loss" in line] == [20, 23]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import losses, predictions, schedules, weightings
-from diffusion_jax.schedules import linear_betas, make_schedule
+from diffusion_jax.diffusion import loss_weighting, losses, parameterization, schedules
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
@@ -16,10 +16,10 @@ SNR = SNR / (1 - SNR)
 
 
 def weights(name, prediction_type, **options):
-    return weightings.loss_weights(SCHEDULE, prediction_type, name, **options)
+    return loss_weighting.loss_weights(SCHEDULE, prediction_type, name, **options)
 
 
-@pytest.mark.parametrize("name", weightings.WEIGHTINGS[1:])
+@pytest.mark.parametrize("name", loss_weighting.WEIGHTINGS[1:])
 def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
     """A wrong guess of x_0, told as eps, x0 and v: the three weighted errors agree."""
     x0 = jax.random.uniform(jax.random.key(0), (6, 5), minval=-1.0, maxval=1.0)
@@ -30,10 +30,10 @@ def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
 
     def guess(kind):
         def apply_fn(params, x_t, t, cond, *, train, key):
-            v = 0.7 * predictions.prediction_target(SCHEDULE, "v", x0, t, noise)
+            v = 0.7 * parameterization.prediction_target(SCHEDULE, "v", x0, t, noise)
             if kind == "v":
                 return v
-            return getattr(predictions, f"{kind}_from_v")(SCHEDULE, x_t, t, v)
+            return getattr(parameterization, f"{kind}_from_v")(SCHEDULE, x_t, t, v)
 
         return apply_fn
 
@@ -55,7 +55,7 @@ def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
 
 
 def test_simple_is_1_for_all():
-    for kind in predictions.PREDICTION_TYPES:
+    for kind in parameterization.PREDICTION_TYPES:
         np.testing.assert_array_equal(weights("simple", kind), np.ones(T))
 
 
@@ -137,18 +137,18 @@ def test_the_defaults_are_those_of_the_papers():
         ("sigmoid", {"sigmoid_bias": 0.0}),
     ):
         np.testing.assert_array_equal(weights(name, "v"), weights(name, "v", **options))
-        function = getattr(weightings, f"{name}_weights")
+        function = getattr(loss_weighting, f"{name}_weights")
         np.testing.assert_array_equal(weights(name, "x0"), function(SCHEDULE))
 
 
 def test_at_zero_terminal_snr_v_and_x0_have_weights_and_eps_has_none():
     schedule = make_schedule(schedules.jsd_betas(10))
-    for name in weightings.WEIGHTINGS:
+    for name in loss_weighting.WEIGHTINGS:
         for kind in ("x0", "v"):
-            assert np.isfinite(weightings.loss_weights(schedule, kind, name)).all()
+            assert np.isfinite(loss_weighting.loss_weights(schedule, kind, name)).all()
         if name != "simple":
             with pytest.raises(ValueError, match="predict v or x0"):
-                weightings.loss_weights(schedule, "eps", name)
+                loss_weighting.loss_weights(schedule, "eps", name)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_weighted_loss_is_the_bound_of_fixed_small_variances(kind):
     )
 
     def apply_fn(params, x_t, t, cond, *, train, key):
-        return 0.8 * predictions.prediction_target(SCHEDULE, kind, x0, t, noise)
+        return 0.8 * parameterization.prediction_target(SCHEDULE, kind, x0, t, noise)
 
     for variance in ("fixed_small", "fixed_large"):
         args = (apply_fn, None, SCHEDULE, x0, t, noise)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import losses, oracle, process
-from diffusion_jax.likelihood import bound_term, prior_term
-from diffusion_jax.process import q_posterior, q_sample, q_sigma, q_step
-from diffusion_jax.schedules import constant_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion import forward_process, losses, oracle
+from diffusion_jax.diffusion.forward_process import q_posterior, q_sample, q_sigma, q_step
+from diffusion_jax.diffusion.schedules import constant_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion.variational_bound import bound_term, prior_term
 
 SCHEDULE = make_schedule(linear_betas(1000))
 # One-dimensional data of mean 0.3 and variance 0.16.
@@ -47,7 +47,9 @@ def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
 def test_x_T_is_not_uniform():
     """Its kurtosis is that of a Gaussian, 3, and not 1.8; some lie far outside [-1, 1]."""
     x0 = jax.random.uniform(jax.random.key(0), (100_000, 1), minval=-1)
-    x_T = np.asarray(process.q_trajectory(SCHEDULE, jax.random.key(1), x0, [999]))[-1]
+    x_T = np.asarray(forward_process.q_trajectory(SCHEDULE, jax.random.key(1), x0, [999]))[
+        -1
+    ]
     kurtosis = ((x_T - x_T.mean()) ** 4).mean() / x_T.var() ** 2
     assert kurtosis == pytest.approx(3, abs=0.06)
     assert (np.abs(x_T) > 1).mean() == pytest.approx(math.erfc(1 / math.sqrt(2)), abs=0.01)

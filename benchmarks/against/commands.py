@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from record import ROOT, Figure
 from training import CONFIG, first_step, to_next_line
 
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import to_json
+from diffusion_jax.jobs.command_line import load_config
 
 HERE = pathlib.Path(__file__).parent
 ROUNDS = 2

@@ -30,8 +30,8 @@ from commands import start_up, whole_training
 from record import ROOT, Figure, record
 from worker import Worker
 
-from diffusion_jax.command_line import load_config
 from diffusion_jax.config import to_json
+from diffusion_jax.jobs.command_line import load_config
 
 TURN = 0.4  # Seconds, at least, of one side at a time.
 SECONDS = 6.0  # Of all turns of a variant, about.

@@ -11,25 +11,27 @@ import numpy as np
 from PIL import Image
 from worker import serve
 
-from diffusion_jax import cpu, experiment, losses, parallel, timestep_sampling
 from diffusion_jax.config import DataConfig, from_json
 from diffusion_jax.data import sources
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.data.transforms import to_examples, to_model_range
+from diffusion_jax.diffusion import losses, timestep_sampling
+from diffusion_jax.diffusion.variational_bound import bound_term
 from diffusion_jax.evaluation.bound import Bound
-from diffusion_jax.likelihood import bound_term
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.build_sampler import make_sampler, make_table
+from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.samplers import chain
-from diffusion_jax.sampling import make_sampler, make_table
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import init_state
-from diffusion_jax.training.step import make_train_step, make_train_steps
+from diffusion_jax.training.train_state import init_state
+from diffusion_jax.training.train_step import make_train_step, make_train_steps
 
 CHECKED = 2  # Train steps that both sides take from the same weights.
 
 
 def weights(config: Any) -> Any:
     """Random ones: a network as it starts, whose last layers are zeros, shows little."""
-    init_fn, _ = experiment.make_network(config)
+    init_fn, _ = build.make_network(config)
     shapes = jax.eval_shape(init_fn, jax.random.key(0))
     rng = np.random.default_rng(0)
 
@@ -44,7 +46,7 @@ def weights(config: Any) -> Any:
 
 
 def forward(config: Any, folder: pathlib.Path) -> Any:
-    _, apply_fn = experiment.make_network(config)
+    _, apply_fn = build.make_network(config)
     params = weights(config)
     rng = np.random.default_rng(1)
     x = np.float32(rng.standard_normal((config.data.batch_size, *config.data.shape)))
@@ -63,14 +65,14 @@ def forward(config: Any, folder: pathlib.Path) -> Any:
 
 def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     """Dispatches of `steps` train steps; first a few whose draws both sides share."""
-    schedule = experiment.make_schedule(config.process)
-    _, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    _, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
-    loss_fn = experiment.make_loss(config, apply_fn, schedule)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
     step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
     plain_model = dataclasses.replace(config.model, dropout=0.0)
     plain = dataclasses.replace(config, model=plain_model)
-    plain_loss = experiment.make_loss(plain, experiment.make_network(plain)[1], schedule)
+    plain_loss = build.make_loss(plain, build.make_network(plain)[1], schedule)
     plain_step = make_train_step(plain, plain_loss, schedule, tx, lambda key, x: x)
     params = weights(config)
     state = jax.jit(lambda params: init_state(lambda key: params, tx, config))(params)
@@ -124,8 +126,8 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
 
 
 def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
-    schedule = experiment.make_schedule(config.process)
-    _, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    _, apply_fn = build.make_network(config)
     sampling = dataclasses.replace(
         config.sampling, sampler=sampler, steps=steps, spacing="trailing"
     )
@@ -136,7 +138,7 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     indices = np.arange(config.data.batch_size, dtype=np.int32)
     np.savez(folder / "inputs.npz", alphas_cumprod=schedule.alphas_cumprod)
     key = jax.random.key(0)
-    sampler_fn: Any = make_sampler(config, apply_fn, parallel.make_mesh())
+    sampler_fn: Any = make_sampler(config, apply_fn, devices.make_mesh())
     program = sampler_fn.lower(params, table, key, indices).compile()
 
     def run() -> Any:
@@ -151,8 +153,8 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
 
 def bound(config: Any, folder: pathlib.Path, steps: int) -> Any:
     """The variational bound of a batch, one t of each of `steps` strata."""
-    schedule = experiment.make_schedule(config.process)
-    _, apply_fn = experiment.make_network(config)
+    schedule = build.make_schedule(config.process)
+    _, apply_fn = build.make_network(config)
     params = jax.device_put(weights(config))
     batch, rng = config.data.batch_size, np.random.default_rng(1)
     shape = (batch, *config.data.shape)
@@ -168,7 +170,7 @@ def bound(config: Any, folder: pathlib.Path, steps: int) -> Any:
     alphas = schedule.alphas_cumprod
     np.savez(folder / "inputs.npz", x0=x0, t=t, noise=noise, alphas_cumprod=alphas)
     np.save(folder / "ours.npy", np.asarray(once(x0, t, noise)))
-    evaluation = Bound(config, apply_fn, schedule, parallel.make_mesh(), steps)
+    evaluation = Bound(config, apply_fn, schedule, devices.make_mesh(), steps)
     return lambda: evaluation.terms(params, x0, np.arange(batch), batch), {}
 
 
@@ -192,7 +194,7 @@ def load(config: Any, folder: pathlib.Path, kind: str) -> Any:
         data = DataConfig(source="folder", path=str(files), image_size=(32,), channels=3)
         images, workers = sources.open_data_set(data).train, data.num_workers
     batch, as_float = config.data.batch_size, jax.jit(to_model_range)
-    sharding = parallel.split_batch(parallel.make_mesh(), 1)
+    sharding = devices.split_batch(devices.make_mesh(), 1)
     held = [0, Loader(StepBatches(images, batch, 0, slice(0, batch)), 0, AHEAD, workers)]
     sums = np.float64(as_float(images[np.arange(64)])).sum((1, 2, 3))
     np.save(folder / "ours.npy", sums)
@@ -201,7 +203,7 @@ def load(config: Any, folder: pathlib.Path, kind: str) -> Any:
         for _ in range(-(-IMAGES * EPOCHS // (batch * AHEAD))):
             held[0] += AHEAD
             batches = held[1].load(held[0] - AHEAD, AHEAD)
-            as_float(parallel.put_local(sharding, batches)).block_until_ready()
+            as_float(devices.put_local(sharding, batches)).block_until_ready()
 
     return run, {}
 

@@ -13,8 +13,8 @@ from diffusion_jax.data import formats
 from diffusion_jax.data.report import by_suffix
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import shown
-from diffusion_jax.validation import BadRequest
 
 _MAX_BYTES = 2**29  # A larger file, unpacked, is taken for a bomb.
 # What is larger, and packed more tightly than any image, is taken for one as well.

@@ -15,8 +15,8 @@ from diffusion_jax.data.files import existing
 from diffusion_jax.data.images import fit
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import shown
-from diffusion_jax.validation import BadRequest
 
 _ARRAY = ".npy"
 _PIECE = 2**24  # Bytes that are read at a time.

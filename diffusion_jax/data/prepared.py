@@ -17,8 +17,8 @@ import numpy as np
 
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import quoted, say, shown
-from diffusion_jax.validation import BadRequest
 
 _INSTALL = "pip install -r requirements.txt"
 

@@ -20,8 +20,9 @@ from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all
 from diffusion_jax.data.prepared import open_prepared
 from diffusion_jax.data.report import by_suffix, named
+from diffusion_jax.runtime.checks import nearest
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say, shown
-from diffusion_jax.validation import BadRequest, nearest
 
 _TOYS = {
     "swiss_roll": embedded.swiss_roll,

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax import parallel
 from diffusion_jax.config import Config
+from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.variational_bound import bound_term, prior_term
 from diffusion_jax.evaluation.timestep_scan import TimestepScan, strata
-from diffusion_jax.likelihood import bound_term, prior_term
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.runtime import devices
 
 
 class BatchTerms(NamedTuple):
@@ -76,7 +76,7 @@ class Bound:
         self._scan = TimestepScan(
             measure, schedule.num_timesteps, mesh, num_strata, seed=seed
         )
-        rows = parallel.split_batch(mesh)
+        rows = devices.split_batch(mesh)
         self._prior = jax.jit(lambda x0: prior_term(schedule, x0), in_shardings=(rows,))
 
     def terms(
@@ -107,7 +107,7 @@ class Bound:
                 f"{off:.3g} levels off them"
             )
         totals, terms, errors = self._scan.run(params, x0, indices, size, on_progress)
-        batch = parallel.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        batch = devices.put_filled(self._mesh, np.asarray(x0, np.float32), size)
         prior = np.asarray(self._prior(batch), np.float64)[: len(x0)]
         return BatchTerms(
             bits=prior + totals,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import cpu, parallel
+from diffusion_jax.runtime import cpu, devices
 
 _SEGMENT = 50  # Strata of one dispatch; between two a job can tell its progress, or stop.
 
@@ -61,7 +61,7 @@ class TimestepScan:
         self.num_strata, self._mesh = num_strata, mesh
         edges = strata(num_timesteps, num_strata)
         self._segment = min(_SEGMENT, num_strata)
-        rows, whole = parallel.split_batch(mesh), parallel.replicated(mesh)
+        rows, whole = devices.split_batch(mesh), devices.replicated(mesh)
         # As in `training.state.init_state`: clear of what training and sampling draw.
         key = jax.random.fold_in(jax.random.key(seed), 2**32 - 4)
         k_t, k_noise = jax.random.split(key)
@@ -127,9 +127,9 @@ class TimestepScan:
         """
         num = len(x0)
         live = (np.arange(size) < num).astype(np.float32)
-        rows = parallel.split_batch(self._mesh)
-        batch = parallel.put_filled(self._mesh, np.asarray(x0, np.float32), size)
-        where = parallel.put_filled(self._mesh, np.asarray(indices, np.int32), size)
+        rows = devices.split_batch(self._mesh)
+        batch = devices.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        where = devices.put_filled(self._mesh, np.asarray(indices, np.int32), size)
         alive = jax.device_put(live, rows)
         totals = jax.device_put(jnp.zeros(size), rows)  # Donated: not NumPy's memory.
         segments = []

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from diffusion_jax.runtime.errors import BadRequest
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -293,3 +295,27 @@ def remove_links() -> None:
         shutil.rmtree(_links(), ignore_errors=True)
         _links.cache_clear()
         _link.cache_clear()
+
+
+def is_disk_failure(error: OSError) -> bool:
+    """Whether a write failed because of the disk, not because of what was asked for."""
+    return error.errno in (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
+    )
+
+
+def expanded(flag: str, name: str) -> pathlib.Path:
+    """Return the path of a flag, ~ replaced.
+
+    Raises:
+      BadRequest: for the ~ of nobody, and for a URL.
+    """
+    if re.match("[A-Za-z0-9]+://", name):
+        raise BadRequest(
+            f"{flag} {name} is a URL, and all lies in a file system; mount it, or give a "
+            "path"
+        )
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError as error:
+        raise BadRequest(f"{flag} {name}: {error}") from error

@@ -5,6 +5,7 @@ cannot move the cursor, change the title of a terminal, or forge a line of its o
 """
 
 import contextlib
+import datetime
 import os
 import shlex
 import sys
@@ -75,3 +76,8 @@ def _backslashed(text: str) -> str:
 
 def _bytes(text: str) -> bytes:
     return _backslashed(text).encode("utf-8", "surrogateescape")
+
+
+def utc_now() -> str:
+    """Date and time, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.predictions import split_output
-from diffusion_jax.samplers.rows import SamplerTable, Weights
+from diffusion_jax.diffusion.parameterization import split_output
+from diffusion_jax.samplers.table import SamplerTable, Weights
 from diffusion_jax.samplers.thresholding import Hook, static_threshold
 
 
@@ -179,7 +179,7 @@ def sample_chain(
     Args:
       apply_fn, params: the network; t comes to it as real numbers, [B]. Of one with
         learned variances, a table that does not use them takes the prediction alone.
-      table: rows of `diffusion_jax.samplers.tables`; under jit an argument, so that
+      table: rows of `diffusion_jax.samplers.methods`; under jit an argument, so that
         another table of the same length needs no compilation.
       key: one typed PRNG key for all samples of a seed.
       sample_indices: int32 [B], which samples of that seed to make.

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import cpu, parallel
 from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
-from diffusion_jax.experiment import LossFn
-from diffusion_jax.interrupts import Stop, Stopped
-from diffusion_jax.schedules import Schedule
-from diffusion_jax.training.plan import Plan
+from diffusion_jax.experiment.build import LossFn
+from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.runtime.interrupts import Stop, Stopped
 
 
 def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
@@ -81,7 +81,7 @@ class HeldOut:
         """The mean loss with these weights; and that of each quarter of the timesteps."""
         examples = self.examples()
         size, total = self._batch_size, len(examples)
-        rows = parallel.split_batch(self._mesh)
+        rows = devices.split_batch(self._mesh)
         losses = []
         for begin in range(0, total, size):
             # The last batch is filled up with examples that are then left out.

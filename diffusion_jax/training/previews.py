@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import runs, sampling
 from diffusion_jax.data.transforms import to_examples, to_model_range
-from diffusion_jax.interrupts import Stop, Stopped
-from diffusion_jax.process import q_trajectory
-from diffusion_jax.reporting import pictures
+from diffusion_jax.diffusion.forward_process import q_trajectory
+from diffusion_jax.experiment import build_sampler
+from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs import pictures
+from diffusion_jax.runs.ema import average_names
+from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.chain import even_frames
-from diffusion_jax.training.averages import average_names
-from diffusion_jax.training.plan import Plan
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.train_state import TrainState
 
 _STRIP_FRAMES = 10
 _AGREE = 0.02  # Mean difference of two sets of samples, over the range from -1 to 1.
@@ -30,9 +31,11 @@ class Previews:
     ):
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop = mesh, stop
-        self._table = sampling.make_table(plan.schedule, plan.config.process, plan.preview)
+        self._table = build_sampler.make_table(
+            plan.schedule, plan.config.process, plan.preview
+        )
         self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
-        self._sampler = sampling.make_sampler(
+        self._sampler = build_sampler.make_sampler(
             plan.config,
             plan.apply_fn,
             mesh,
@@ -43,7 +46,7 @@ class Previews:
 
     def path(self, step: int) -> pathlib.Path:
         """Where the samples at this step are drawn."""
-        return runs.samples_path(self._workdir) / f"step_{step:06d}.png"
+        return run_folder.samples_path(self._workdir) / f"step_{step:06d}.png"
 
     def draw(self, state: TrainState, step: int) -> None:
         """samples/step_N.png, and reverse.png: noise becoming samples.

@@ -7,33 +7,27 @@ import time
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import cpu, parallel, runs
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.data.transforms import training_examples
-from diffusion_jax.interrupts import Stop
-from diffusion_jax.reporting import pictures
-from diffusion_jax.reporting.metrics import MetricLog, read_metrics
-from diffusion_jax.reporting.progress import ProgressBar
-from diffusion_jax.runtime import files
+from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runs import ema_snapshots, pictures
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of, with_parts
+from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
+from diffusion_jax.runs.record import new_record, read_record, write_record
+from diffusion_jax.runs.weight_files import Weights
+from diffusion_jax.runtime import cpu, devices, files
 from diffusion_jax.runtime.errors import RunFailed
+from diffusion_jax.runtime.interrupts import Stop
+from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import quoted, say
-from diffusion_jax.training import snapshots
-from diffusion_jax.training.checkpoints import (
-    Checkpoints,
-    abstract,
-    parts_of,
-    with_parts,
-)
-from diffusion_jax.training.milestones import BITS, LOSS, Milestones, is_due
+from diffusion_jax.training.dispatch_size import Pace, most_steps
+from diffusion_jax.training.logging import Reports
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffusion_jax.training.pace import Pace, most_steps
-from diffusion_jax.training.plan import Plan
-from diffusion_jax.training.record import new_record
-from diffusion_jax.training.reports import Reports
-from diffusion_jax.training.state import TrainState, equal_averages, init_state
-from diffusion_jax.training.step import make_train_step, make_train_steps
-from diffusion_jax.training.weight_files import Weights
+from diffusion_jax.training.periodic import BITS, LOSS, Milestones, is_due
+from diffusion_jax.training.train_state import TrainState, equal_averages, init_state
+from diffusion_jax.training.train_step import make_train_step, make_train_steps
 
 _SHARED_MEMORY = "/dev/shm"  # Where Python's processes have their locks.
 _READING_SHARE = 0.01  # Of the time between checkpoints, for reading them back.
@@ -54,8 +48,8 @@ class Trainer:
         self.losses = checkpoints.losses
         config = plan.config
         self.config = config
-        self.mesh = parallel.make_mesh()
-        self.whole = parallel.replicated(self.mesh)
+        self.mesh = devices.make_mesh()
+        self.whole = devices.replicated(self.mesh)
         self.tx = make_optimizer(config.optimizer, config.training.num_steps)
         self.rate = learning_rate_schedule(config.optimizer, config.training.num_steps)
         to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
@@ -63,7 +57,7 @@ class Trainer:
         self.train_steps = jax.jit(
             make_train_steps(step),
             donate_argnums=0,
-            in_shardings=(self.whole, parallel.split_batch(self.mesh, 1), self.whole),
+            in_shardings=(self.whole, devices.split_batch(self.mesh, 1), self.whole),
             out_shardings=self.whole,
             compiler_options=cpu.compiler_options(),
         )
@@ -82,7 +76,7 @@ class Trainer:
                 "--config.data.unreadable=skip"
             ) from error
         except OSError as error:
-            if not runs.is_disk_failure(error):
+            if not files.is_disk_failure(error):
                 raise
             if files.is_full(_SHARED_MEMORY) and not files.is_full(self.workdir):
                 raise RunFailed(
@@ -112,10 +106,10 @@ class Trainer:
                 f"{num_steps:,}; for more: --config.training.num_steps"
             )
             if start == num_steps:  # What else may change is kept.
-                runs.write_config(self.workdir, self.config)
+                run_folder.write_config(self.workdir, self.config)
             return state
-        runs.write_config(self.workdir, self.config)
-        snapshots.delete_after(self.workdir, start)
+        run_folder.write_config(self.workdir, self.config)
+        ema_snapshots.delete_after(self.workdir, start)
         self._loss_curve.unlink(missing_ok=True)
         if not start:
             self.milestones.previews.draw_forward()
@@ -175,7 +169,7 @@ class Trainer:
                     pace.took(done, time.monotonic() - began)
                     if pace.chosen:
                         self.record.steps_per_dispatch = pace.chosen
-                        runs.write_record(self.workdir, self.record)
+                        write_record(self.workdir, self.record)
                 if not self.checkpoints.is_saving:
                     self._note_saved()
                 if self._visit(state, step):
@@ -194,13 +188,13 @@ class Trainer:
             f"on, {len(data.held_out):,} held out{classes}"
         )
         found = self.checkpoints.restore(parts_of(abstract(shapes, self.whole)))
-        self._on_host = parts_of(abstract(shapes, parallel.on_host(self.mesh)))
-        old = runs.read_record(self.workdir)
+        self._on_host = parts_of(abstract(shapes, devices.on_host(self.mesh)))
+        old = read_record(self.workdir)
         if found is None and old is not None and old.step:
             raise RunFailed(
-                f"{runs.checkpoints_path(self.workdir)} is empty, but run.json says that "
-                f"the run has a checkpoint of step {old.step:,}; put it back, or begin "
-                "again in another --workdir"
+                f"{run_folder.checkpoints_path(self.workdir)} is empty, but run.json says "
+                f"that the run has a checkpoint of step {old.step:,}; put it back, or "
+                "begin again in another --workdir"
             )
         if found is None:
             old = None
@@ -212,7 +206,7 @@ class Trainer:
             self.checkpoints.set_aside(found.damaged)
             say(f"resuming {self.workdir} at step {found.step:,}")
             return _owned(with_parts(shapes, found.parts)), found.step
-        if runs.config_path(self.workdir).exists():
+        if run_folder.config_path(self.workdir).exists():
             say(f"{self.workdir} has no checkpoint yet: starting at step 0")
         state = jax.jit(initial, out_shardings=self.whole)()
         if given is not None:
@@ -240,13 +234,13 @@ class Trainer:
 
     def _loader(self, start: int) -> Loader:
         data = self.config.data
-        rows = parallel.local_rows(data.batch_size)
+        rows = devices.local_rows(data.batch_size)
         batches = StepBatches(self.plan.data.train, data.batch_size, self.config.seed, rows)
         return Loader(batches, start, self.most_steps, data.num_workers)
 
     def _load(self, loader: Loader, step: int, count: int) -> jax.Array:
         batches = loader.load(step, count)
-        return parallel.put_local(parallel.split_batch(self.mesh, 1), batches)
+        return devices.put_local(devices.split_batch(self.mesh, 1), batches)
 
     def _visit(self, state: TrainState, step: int) -> bool:
         """What is due after this step; no more than saving if somebody waits for it.
@@ -266,7 +260,7 @@ class Trainer:
             return False
         self.reports.flush()
         if snapshot:
-            snapshots.save(self.workdir, state, self.config)
+            ema_snapshots.save(self.workdir, state.emas, step, self.config)
         if save and self.reports.skipped_in_a_row and not (last or stopping):
             self.bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
             save = False
@@ -290,7 +284,7 @@ class Trainer:
             (step, wall_time), self._saved = self._saved, None
             self._read_back(step)
             self.record.step, self.record.wall_time_s = step, wall_time
-            runs.write_record(self.workdir, self.record)
+            write_record(self.workdir, self.record)
 
     def _read_back(self, step: int) -> None:
         """Read back the first checkpoint of a start, and others where it costs little."""

@@ -1,0 +1,1 @@
+"""The maths of diffusion: schedules, the forward process, losses, the variational bound."""

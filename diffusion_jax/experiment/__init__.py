@@ -1,0 +1,1 @@
+"""From a config to the parts that it describes, each checked."""

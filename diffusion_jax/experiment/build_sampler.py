@@ -1,0 +1,311 @@
+"""From a config to its sampler: timesteps, table, and the compiled chain."""
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.config import Config, ProcessConfig, SamplingConfig
+from diffusion_jax.diffusion.schedules import (
+    MAX_TERMINAL_SIGNAL,
+    Schedule,
+    alphas_cumprod_at,
+)
+from diffusion_jax.experiment import validation
+from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.runtime.checks import values_refused
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.samplers import chain, methods
+from diffusion_jax.samplers.table import SamplerTable
+from diffusion_jax.samplers.thresholding import Hook, dynamic_threshold, static_threshold
+from diffusion_jax.samplers.timesteps import AUTO, check_timesteps, spaced_timesteps
+
+# Older ones never store a program with a host callback in the compilation cache.
+_CALLBACKS_ARE_CACHED = jax.__version_info__ >= (0, 12)
+_MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
+_SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
+_SEGMENT_ROWS = 10  # but each of at least so many rows.
+
+# Fields of a SamplingConfig that some methods have, and what those call them.
+_OPTIONS = {
+    "eta": ("eta", ("ddim", "dpmpp_2m", "dpmpp_3m")),
+    "churn": ("churn", ("euler", "heun")),
+    "variance": ("variance_type", ("ddpm",)),
+}
+
+Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]
+
+
+def change(config: Config, given: dict[str, Any]) -> None:
+    """Puts what a command line said into config.sampling, and checks the whole.
+
+    Args:
+      config: of a run; it is changed.
+      given: values by their field of SamplingConfig; timesteps also as strings.
+
+    Raises:
+      BadRequest: naming the field as a flag.
+    """
+    sampling = config.sampling
+    if given.get("sampler", sampling.sampler) != sampling.sampler:
+        sampling.spacing = ""  # That of the run was chosen for another sampler.
+    if "timesteps" in given:
+        for other in {"steps", "spacing"} & given.keys():
+            raise BadRequest(f"--{other} and --timesteps: give one of them")
+        try:
+            times = tuple(float(t) for t in given["timesteps"])
+        except ValueError as error:
+            raise BadRequest(
+                f"--timesteps must be numbers, as 999,500,20: {error}"
+            ) from error
+        if not all(map(math.isfinite, times)):
+            raise BadRequest(f"--timesteps must be finite: {', '.join(map(str, times))}")
+        if not times:
+            raise BadRequest("--timesteps is an empty list")
+        given = {**given, "timesteps": times, "steps": len(times)}
+    elif {"steps", "spacing"} & given.keys():
+        given = {**given, "timesteps": ()}
+    for field, value in given.items():
+        setattr(sampling, field, value)
+    try:
+        validation.check(config)
+        for field, (_, names) in _OPTIONS.items():
+            if field in given and sampling.sampler not in names:
+                raise BadRequest(
+                    f"sampling.{field} ({given[field]}) is not for sampler "
+                    f"{sampling.sampler}, but for {', '.join(names)}"
+                )
+        for field in {"threshold", "dynamic_percentile"} & given.keys():
+            if not config.data.image_size:
+                raise BadRequest(f"sampling.{field} is for images, and these are points")
+        if "dynamic_percentile" in given and sampling.threshold != "dynamic":
+            raise BadRequest("sampling.dynamic_percentile needs --threshold dynamic")
+        if "langevin_step_size" in given and not sampling.langevin_steps:
+            if sampling.sampler != "langevin":
+                raise BadRequest("sampling.langevin_step_size needs --langevin_steps")
+    except BadRequest as error:
+        raise BadRequest(str(error).replace("sampling.", "--")) from error
+
+
+def short_name(sampling: SamplingConfig) -> str:
+    """For the names of files: the sampler, S, and what is not as usual."""
+    parts = [sampling.sampler, str(len(sampling.timesteps) or sampling.steps)]
+    if sampling.timesteps:
+        parts.append("list")
+    elif sampling.spacing:
+        parts.append(sampling.spacing)
+    for field, (_, names) in _OPTIONS.items():
+        value = getattr(sampling, field)
+        if value and sampling.sampler in names:
+            parts.append(value if isinstance(value, str) else f"{field}{value:g}")
+    if sampling.langevin_steps:
+        size = f"x{sampling.langevin_step_size:g}"
+        usual = sampling.langevin_step_size == SamplingConfig().langevin_step_size
+        parts.append(f"langevin{sampling.langevin_steps}{'' if usual else size}")
+    if sampling.threshold != "static":
+        parts.append(sampling.threshold)
+    return "_".join(parts)
+
+
+def before_choice(sampling: SamplingConfig) -> SamplingConfig:
+    """The same; with spacing "auto" other timesteps, until those are chosen."""
+    if sampling.spacing != AUTO:
+        return sampling
+    return dataclasses.replace(sampling, spacing="trailing")
+
+
+def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:
+    """The timesteps of a config; float64 [S].
+
+    Raises:
+      BadRequest: for more steps than T, a list that does not fall, or an unknown name.
+    """
+    with values_refused():
+        if sampling.timesteps:
+            return check_timesteps(sampling.timesteps, schedule.num_timesteps)
+        spacing = sampling.spacing or (
+            "karras" if sampling.sampler in ("euler", "heun") else "trailing"
+        )
+        return spaced_timesteps(spacing, schedule, sampling.steps)
+
+
+def make_table(
+    schedule: Schedule, process: ProcessConfig, sampling: SamplingConfig
+) -> SamplerTable:
+    """The sampler's table of a config.
+
+    Raises:
+      BadRequest: for timesteps, eta, churn or a Langevin step out of range, a method that
+        cannot start from them, or an unknown name.
+    """
+    timesteps = make_timesteps(schedule, sampling)
+    _warn_of_odd_choices(schedule, process, sampling, timesteps)
+    name, langevin_steps = sampling.sampler, sampling.langevin_steps
+    options: dict[str, Any] = {"prediction_type": process.prediction}
+    for field, (argument, names) in _OPTIONS.items():
+        if name in names:
+            options[argument] = getattr(sampling, field)
+    if name == "ddpm" and not sampling.variance:
+        options["variance_type"] = process.variance
+    if name == "langevin":
+        options["step_size"] = sampling.langevin_step_size
+        options["steps_per_level"] = max(1, langevin_steps)
+    with values_refused():
+        table = methods.METHODS[name](schedule, timesteps, **options)
+        if name != "langevin" and langevin_steps:
+            table = methods.with_langevin(
+                table,
+                schedule,
+                step_size=sampling.langevin_step_size,
+                num_steps=langevin_steps,
+            )
+    return table
+
+
+def make_sampler(
+    config: Config,
+    apply_fn: Callable[..., jax.Array],
+    mesh: jax.sharding.Mesh,
+    *,
+    frames: Sequence[int] = (),
+    on_progress: Callable[[Any], None] | None = None,
+    in_segments: bool = False,
+) -> Sampler:
+    """The whole chain as one compiled program, its batch split over the mesh.
+
+    With `on_progress`, and a jax that does not store programs with callbacks in its
+    compilation cache, the chain is instead dispatched as segments of one compiled program.
+
+    Args:
+      config: of the run.
+      apply_fn: its network.
+      mesh: the devices.
+      frames: states to keep; see `sample_chain`.
+      on_progress: called with the rows done, a hundred times a chain.
+      in_segments: with `on_progress`, dispatch segments anyway, between which it may raise
+        an exception that ends the chain.
+
+    Returns:
+      sampler(params, table, key, sample_indices) -> (samples, frames), compiled at the
+      first call with a table of that length and a batch of that size. Inside another
+      `jax.jit` call `chain.sample_chain` instead: this is a whole program.
+    """
+    shape = config.data.shape
+    options: dict[str, Any] = {"x0_hook": _x0_hook(config)}
+    whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
+    kept = devices.split_batch(mesh, axis=1)
+    if on_progress is not None and (in_segments or not _CALLBACKS_ARE_CACHED):
+        states: Any = chain.ChainState(*(rows, rows, rows, kept))  # type: ignore[arg-type]
+        start = jax.jit(
+            functools.partial(chain.start_chain, shape=shape, frames=frames),
+            in_shardings=(whole, whole, rows),
+            out_shardings=states,
+        )
+
+        def advance(params, state, stretch, key, sample_indices):
+            state = chain.run_rows(
+                apply_fn, params, state, stretch, key, sample_indices, **options
+            )
+            return state, stretch.done[-1]
+
+        program = jax.jit(
+            advance,
+            in_shardings=(whole, states, whole, whole, rows),
+            out_shardings=(states, whole),
+            donate_argnums=1,
+            compiler_options=cpu.compiler_options(),
+        )
+        return functools.partial(_in_segments, start, program, tuple(frames), on_progress)
+
+    def sampler(params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any):
+        return chain.sample_chain(
+            apply_fn,
+            params,
+            table,
+            key,
+            sample_indices,
+            shape=shape,
+            frames=frames,
+            progress_every=max(1, table.num_rows // _SEGMENTS),
+            on_progress=on_progress,
+            **options,
+        )
+
+    return jax.jit(
+        sampler,
+        in_shardings=(whole, whole, whole, rows),
+        out_shardings=(rows, kept),
+        compiler_options=cpu.compiler_options(),
+    )
+
+
+def _in_segments(
+    start: Callable[..., Any],
+    program: Callable[..., Any],
+    frames: tuple[int, ...],
+    on_progress: Callable[[Any], None],
+    params: Any,
+    table: SamplerTable,
+    key: jax.Array,
+    sample_indices: np.ndarray,
+) -> tuple[jax.Array, jax.Array]:
+    """A chain as dispatches of one program, which `on_progress` is told about."""
+    num_rows = table.num_rows
+    size = min(num_rows, max(_SEGMENT_ROWS, -(-num_rows // _SEGMENTS)))
+    rows = chain.chain_rows(table.padded(-(-num_rows // size) * size), frames)
+
+    def stretch(first: int) -> chain.Rows:
+        return jax.tree.map(lambda column: column[first : first + size], rows)
+
+    state = start(table, key, sample_indices)
+    running = None
+    for first in range(0, num_rows, size):
+        state, done = program(params, state, stretch(first), key, sample_indices)
+        if running is not None:  # The device has its next segment while the host waits.
+            on_progress(int(running))
+        running = done
+    return state.x, state.frames
+
+
+def _x0_hook(config: Config) -> Hook | None:
+    sampling = config.sampling
+    if not config.data.image_size or sampling.threshold == "none":
+        return None
+    if sampling.threshold == "static":
+        return static_threshold
+    return functools.partial(dynamic_threshold, percentile=sampling.dynamic_percentile)
+
+
+def _warn_of_odd_choices(
+    schedule: Schedule,
+    process: ProcessConfig,
+    sampling: SamplingConfig,
+    timesteps: np.ndarray,
+) -> None:
+    share = float(alphas_cumprod_at(schedule, timesteps[:1])[0])
+    if share > MAX_TERMINAL_SIGNAL and timesteps[0] < schedule.num_timesteps - 1:
+        warnings.warn(
+            f"sampling starts from pure noise at timestep {timesteps[0]:g} of "
+            f"{schedule.num_timesteps - 1}, where training saw {100 * share**0.5:.3g} % of "
+            "the signal's amplitude; take spacing trailing, or more steps",
+            stacklevel=3,
+        )
+    end = float(alphas_cumprod_at(schedule, timesteps[-1:])[0])
+    if end < _MIN_LAST_SIGNAL:
+        warnings.warn(
+            f"the last step goes straight to x_0 from timestep {timesteps[-1]:g}, where x "
+            f"holds {100 * end**0.5:.3g} % of the signal's amplitude: expect what the "
+            "network guesses there; take more steps, or a list that goes down further",
+            stacklevel=3,
+        )
+    if process.prediction == "eps" and sampling.threshold == "none" and share < 1e-6:
+        warnings.warn(
+            f"without a threshold an error of eps is amplified {share**-0.5:,.0f} times at "
+            f"the first timestep ({timesteps[0]:g}); take threshold static, or predict v",
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""The commands on a trained run: samples, likelihood, and what they share."""

@@ -1,0 +1,84 @@
+"""A measurement over many images, batch by batch, which continues where it stopped."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.jobs.resumable import Partial
+from diffusion_jax.runtime.interrupts import Stopped, stop_on_interrupt
+from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.text import say
+
+# measure(x0 [N, ...], indices [N], on_progress) -> an array, of any shape
+MeasureBatch = Callable[[np.ndarray, np.ndarray, Callable[[int], None]], np.ndarray]
+
+
+def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
+    """Of the fewest batches that hold `num` images, with `most` each or a few more."""
+    size = -(-num // -(-num // most))
+    return -(-size // mesh.size) * mesh.size
+
+
+def over_images(
+    partial: Partial,
+    what: str,
+    images: Source,
+    chosen: np.ndarray,
+    size: int,
+    calls: int,
+    measure: MeasureBatch,
+) -> list[np.ndarray]:
+    """What `measure` says of each batch.
+
+    Args:
+      partial: where the parts are kept, claimed and locked; those that are there stand.
+      what: the name of the measurement.
+      images: a data set.
+      chosen: int [N], those of its images that are measured.
+      size: of a batch.
+      calls: steps of `measure` that it reports for each batch.
+      measure: see `MeasureBatch`; the last batch may have fewer images.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C, at the next step.
+    """
+    num_batches = -(-len(chosen) // size)
+    first = partial.first_missing()
+    with stop_on_interrupt(say, sigterm=False) as stop:
+        bar = ProgressBar(what, num_batches * calls, "calls", first * calls)
+        bar.say(
+            f"{what}: {len(chosen):,} images, {calls:,} network calls each, {size} at a "
+            "time; compiling"
+        )
+
+        def progress(i: int) -> Callable[[int], None]:
+            def report(done: int) -> None:
+                bar.report(i * calls + done)
+                stop.check()
+
+            return report
+
+        try:
+            for i in range(first, num_batches):
+                here = chosen[i * size : (i + 1) * size]
+                x0 = np.asarray(to_model_range(jnp.asarray(images[here])))
+                partial.save(f"{i:06d}", measure(x0, here, progress(i)))
+        except Stopped:
+            bar.say(
+                f"{i} of {num_batches} batches are in {partial.folder}; the same command, "
+                "without --overwrite, goes on from there"
+            )
+            raise KeyboardInterrupt from None
+        finally:
+            bar.close()
+    return [partial.load(f"{i:06d}") for i in range(num_batches)]
+
+
+def means(rows: list[np.ndarray], num: int, size: int) -> np.ndarray:
+    """The mean over `num` images of what are means over batches of `size`."""
+    counts = [min(size, num - i * size) for i in range(len(rows))]
+    return np.average(np.stack(rows), axis=0, weights=counts)

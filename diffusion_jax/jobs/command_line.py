@@ -1,0 +1,287 @@
+"""What the commands share: flags, and errors as one line with an exit status.
+
+0 is done, 1 the run failed, 2 the request was wrong, 130 after Ctrl-C.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import logging as python_logging
+import os
+import pathlib
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from diffusion_jax.config import Config, check_types, fields_of
+from diffusion_jax.runtime import cpu, environment, files
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.files import is_disk_failure
+from diffusion_jax.runtime.interrupts import leave
+from diffusion_jax.runtime.text import going_on, reason, shown
+
+_NEAR = 0.75  # Of a name that is suggested, how like it is to what was written.
+
+
+def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
+    """Parses the command line, calls main() or main(config), and exits."""
+    cpu.keep_memory()
+    arguments: list[Any] = []
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
+    sys.excepthook = _show_traceback
+    for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
+        if stream is not None:  # As it is where somebody has closed it.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        argv = _underscored(_with_flagfiles(argv))
+        _check_own(argv)
+        if takes_config:
+            path, argv = _take_config_path(argv)
+            config = load_config(path)
+            _check_fields(argv, path, config)
+            flag = config_flags.DEFINE_config_dataclass("config", config, sys_argv=argv)
+            arguments.append(flag)
+        return _parse_flags(argv)
+
+    def checked(*arguments: Any) -> None:
+        environment.check()
+        main(*arguments)
+
+    if any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "h") for arg in sys.argv):
+        with going_on():
+            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            sys.stdout.flush()
+        sys.exit(0)
+    try:
+        app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)
+    except BadRequest as error:
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(f"{str(error).splitlines()[0]}; a smaller batch size needs less", 1)
+    except OSError as error:
+        # A name that cannot be written to was a wrong request; a full disk was not.
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1 if is_disk_failure(error) else 2)
+    except KeyboardInterrupt:
+        leave()
+
+
+def load_config(path: str) -> Config:
+    """What `get_config()` of a config file returns.
+
+    Raises:
+      BadRequest: if there is no such file, it raises, or it returns something else.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = {p.stem: str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))}
+        near = difflib.get_close_matches(file.stem[:99], known, n=1, cutoff=_NEAR)
+        listed = ", ".join(known.values())
+        hint = f"there are {listed}" if known else "give the path to a .py file"
+        what = "there is no such file"
+        if file.exists():
+            what = "that is a folder" if file.is_dir() else "that is no regular file"
+        elif near:
+            hint = f"did you mean {known[near[0]]}?"
+        raise BadRequest(f"--config {path}: {what}; {hint}")
+    try:
+        spec = importlib.util.spec_from_file_location("config", file)
+        if spec is None or spec.loader is None:
+            raise BadRequest(f"--config {path}: the name of a config file ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise BadRequest(
+                f"--config {path}: it defines no function get_config(), which returns the "
+                "diffusion_jax.config.Config"
+            )
+        config = module.get_config()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BadRequest):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
+        where = f", line {lines[-1]}" if lines else ""
+        raise BadRequest(
+            f"--config {path}{where} raised {type(error).__name__}: {reason(error)}"
+        ) from error
+    if not isinstance(config, Config):
+        raise BadRequest(
+            f"--config {path}: get_config() must return a diffusion_jax.config.Config, "
+            f"not {type(config).__name__}"
+        )
+    try:
+        check_types(config)
+    except BadRequest as error:
+        raise BadRequest(f"--config {path}: {error}") from error
+    return config
+
+
+def _show_traceback(_kind: Any, error: BaseException, _trace: Any) -> None:
+    """Print what nobody has foreseen; its text may hold the names of files."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        print(shown(line), file=sys.stderr)
+
+
+def _fail(message: str, status: int) -> None:
+    line = shown(message)
+    print("error:", line if len(line) < 2000 else line[:2000] + "...", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    files.remove_links()
+    # Not sys.exit: what is left of a failed job must not wait, or speak, at the exit.
+    os._exit(status)
+
+
+def _underscored(argv: Sequence[str]) -> list[str]:
+    """argv with every - inside the name of a flag made a _."""
+    changed = []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        changed.append(name + equals + value)
+    return changed
+
+
+def _take_config_path(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --config, and argv without it."""
+    rest, paths = [], []
+    args = iter(argv)
+    for arg in args:
+        if arg in ("--config", "-config"):
+            paths.append(next(args, ""))
+        elif arg.startswith(("--config=", "-config=")):
+            paths.append(arg.partition("=")[2])
+        else:
+            rest.append(arg)
+    if len(paths) > 1:
+        raise BadRequest(f"--config is given twice: {', '.join(paths)}")
+    if not paths or not paths[0] or paths[0].startswith("-"):
+        raise BadRequest("--config needs a file, such as --config configs/digits.py")
+    return paths[0], rest
+
+
+def _check_fields(argv: Sequence[str], path: str, config: Config) -> None:
+    """The config's fields exist, and tuples are given once (config_flags adds them up)."""
+    known = dict(fields_of(config))
+    given = set()
+    for arg in argv:
+        flag = arg.partition("=")[0].lstrip("-")
+        if not arg.startswith("-") or not flag.startswith(("config.", "noconfig.")):
+            continue
+        field = flag.removeprefix("no").removeprefix("config.")
+        if field not in known:
+            raise BadRequest(f"--{flag}: {_not_a_field(field, list(known), path)}")
+        if field in given and isinstance(known[field], tuple):
+            raise BadRequest(f"--config.{field} is given twice")
+        given.add(field)
+
+
+def _not_a_field(field: str, known: list[str], path: str) -> str:
+    below = [f"config.{name}" for name in known if name.startswith(f"{field}.")]
+    if below:
+        return f"config.{field} is a section; set a field of it: {', '.join(below)}"
+    said = f"the config of {path} has no such field"
+    last = {name.rpartition(".")[2] for name in known}
+    near = difflib.get_close_matches(field.rpartition(".")[2][:99], last, n=1, cutoff=_NEAR)
+    if not near:
+        return f"{said}; diffusion_jax/config.py lists them"
+    named = [name for name in known if name.rpartition(".")[2] == near[0]]
+    nearest = max(
+        named, key=lambda n: difflib.SequenceMatcher(None, n, field[-99:]).ratio()
+    )
+    return f"{said}; did you mean config.{nearest}?"
+
+
+def _own_flags() -> list[str]:
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _with_flagfiles(argv: Sequence[str]) -> list[str]:
+    """Return argv with the lines of each --flagfile in its place."""
+    try:
+        return flags.FLAGS.read_flags_from_files(argv)
+    except (flags.Error, OSError, ValueError, RecursionError) as error:
+        said = reason(error).removeprefix("ERROR:: ").removeprefix("--flagfile ")
+        raise BadRequest(f"--flagfile: {said}") from error
+
+
+def _check_own(argv: Sequence[str]) -> None:
+    """Refuse absl's own flags, of which some hide errors, or do nothing here."""
+    own = {*_own_flags(), "config"}
+    for arg in argv[1:]:
+        name = arg.partition("=")[0].lstrip("-")
+        if arg == "--":
+            break
+        if arg.startswith("-") and len(name) > 200:  # absl compares it by recursion.
+            raise BadRequest(f"--{name[:50]}...: there is no such flag; --help lists all")
+        for known in {name, name.removeprefix("no")} - own:
+            if arg.startswith("-") and (known in flags.FLAGS or known == "undefok"):
+                if name not in own:
+                    raise BadRequest(f"--{name}: {_no_such_flag(name)}")
+
+
+def _no_such_flag(name: str) -> str:
+    near = difflib.get_close_matches(name[:99], _own_flags(), n=1, cutoff=_NEAR)
+    hint = f"did you mean --{near[0]}?" if near else "--help lists all"
+    return f"there is no such flag; {hint}"
+
+
+def _hear_orbax() -> None:
+    """Show its warnings, which may mean a loss, and leave its errors to what it raises."""
+
+    def hear(record: python_logging.LogRecord) -> bool:
+        if record.levelno == python_logging.WARNING:
+            warnings.warn(record.getMessage(), stacklevel=2)
+        return False
+
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(hear)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+
+    def hook(unraisable: Any) -> None:
+        # Of files that were being written when another one failed.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        raise BadRequest(f"--{name}: {_no_such_flag(name)}") from error
+    except (flags.Error, ValueError, TypeError) as error:
+        hint = "; --help lists the flags" if "config." not in str(error) else ""
+        said = " ".join(": ".join(map(str, error.args)).split())
+        said = re.sub(r"\('Non-boolean.*\)$", "must be true or false", said)
+        raise BadRequest(f"{said}{hint}") from error
+    if rest[1:]:
+        raise BadRequest(
+            f"{rest[1]!r} is no flag; they are written --name value or --name=value"
+        )
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, str) and value.startswith("--"):
+            raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
+    for name in _own_flags():
+        if flags.FLAGS[name].value == "":
+            raise BadRequest(f"--{name} is empty")
+    _hear_orbax()
+    return rest

@@ -1,0 +1,347 @@
+"""The likelihood of a trained run over a data set, in files.
+
+The t and the noise of an image depend on the seed and its number alone, so an interrupted
+evaluation continues (measurement.py), batch by batch; at the end the parts become P.json,
+and of the bound also P.csv and P.png.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.config import Config, to_sha256
+from diffusion_jax.data.sources import Source, fixed_choice
+from diffusion_jax.diffusion.schedules import Schedule, respaced
+from diffusion_jax.evaluation.bound import (
+    BatchTerms,
+    Bound,
+    combined,
+)
+from diffusion_jax.evaluation.ode_likelihood import CALLS_PER_STEP, Flow
+from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.experiment.setup import load_data, make_plan
+from diffusion_jax.jobs import auto_timesteps
+from diffusion_jax.jobs.batches import batch_size, over_images
+from diffusion_jax.jobs.likelihood_report import in_words, is_whole, write_bound, write_flow
+from diffusion_jax.jobs.resumable import Partial, result_path
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.record import check_data_there, check_same_data
+from diffusion_jax.runs.weights import identity_of, load_from_run
+from diffusion_jax.runtime import devices, locks
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.text import say
+from diffusion_jax.samplers.timesteps import AUTO
+
+SPLITS = ("held_out", "train")
+
+
+@dataclasses.dataclass
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+      split: "held_out" or "train".
+      max_examples: of it; 0 is all. A fixed choice.
+      weights: of `training.weights.check_kind`.
+      step: of the checkpoint, of `checkpoint_choice.chosen_step`; None is the newest.
+      seed: of t and noise.
+      num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
+      steps, spacing: of the bound: of a chain over fewer timesteps; 0 is all T.
+      ode_steps: of the flow.
+    """
+
+    split: str = "held_out"
+    max_examples: int = 0
+    weights: str = "ema"
+    step: int | None = None
+    seed: int = 0
+    num_timesteps_sampled: int = 0
+    steps: int = 0
+    spacing: str = "trailing"
+    ode_steps: int = 50
+
+
+class _Subject(NamedTuple):
+    """What is evaluated, and on what."""
+
+    config: Config
+    schedule: Schedule
+    apply_fn: Callable[..., jax.Array]
+    params: Any
+    identity: dict[str, Any]
+    mesh: jax.sharding.Mesh
+    images: Source
+    chosen: np.ndarray
+    size: int
+    about: dict[str, Any]
+
+
+def prepare(
+    workdir: pathlib.Path,
+    config: Config,
+    request: Request,
+    *,
+    bound: pathlib.Path | None = None,
+    flow: pathlib.Path | None = None,
+    overwrite: bool = False,
+) -> list[Callable[[], dict[str, Any]]]:
+    """Checks all that is wanted of a run's newest checkpoint, so that it can begin.
+
+    Args:
+      workdir: the run.
+      config: its config.
+      request: of what.
+      bound: for the variational bound with all its terms: P of P.json (the figures, and
+        how they came about), P.csv (a row for each stratum of timesteps) and P.png (the
+        curves). Without it there is no bound.
+      flow: for the likelihood under the probability-flow ODE: P of P.json.
+      overwrite: replace files that exist.
+
+    Returns:
+      A function for each of the two that is wanted, which does it and returns what P.json
+      says; if P.json is of the very same request, it only says so.
+
+    Raises:
+      BadRequest: before anything is compiled or written.
+    """
+    chain, num_strata = np.empty(0), 0
+    results: dict[pathlib.Path, list[pathlib.Path]] = {}
+    if bound is not None:
+        chain, num_strata = _checked_chain(workdir, config, request)
+        results[bound] = _results(workdir, bound, (".png", ".csv", ".json"))
+    if flow is not None:
+        results[flow] = _results(workdir, flow, (".json",))
+    subject = _subject(workdir, config, request)
+    jobs = []
+    if bound is not None:
+        about = {
+            **subject.about,
+            "num_timesteps_sampled": num_strata,
+            "steps": len(chain),
+            "spacing": request.spacing if request.steps else "all",
+        }
+        partial = Partial(bound, about)
+        run = functools.partial(
+            _bound, workdir, request, subject, partial, chain, num_strata
+        )
+        jobs.append(_claimed(partial, results[bound], overwrite, run))
+    if flow is not None:
+        partial = Partial(flow, {**subject.about, "ode_steps": request.ode_steps})
+        run = functools.partial(_flow, request, subject, partial)
+        jobs.append(_claimed(partial, results[flow], overwrite, run))
+    return jobs
+
+
+def _checked_chain(
+    workdir: pathlib.Path, config: Config, request: Request
+) -> tuple[np.ndarray, int]:
+    """The timesteps of the bound as far as they are known, and in how many strata."""
+    if not config.data.image_size:
+        raise BadRequest(
+            f"--likelihood: the run in {workdir} is of points; the bound has L_0 of images "
+            "on 256 levels (--ode has the density of points)"
+        )
+    chain = _chain(config, request)
+    total = len(chain)
+    num_strata = request.num_timesteps_sampled or total
+    if not 1 <= num_strata <= total:
+        name = "which is process.num_timesteps"
+        if request.steps:
+            name = "the different timesteps of --steps"
+        raise BadRequest(
+            f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, {name}"
+        )
+    return chain, num_strata
+
+
+def _claimed(
+    partial: Partial,
+    results: list[pathlib.Path],
+    overwrite: bool,
+    run: Callable[[], dict[str, Any]],
+) -> Callable[[], dict[str, Any]]:
+    """`run`, or what says that it is done already."""
+    found = None if overwrite or partial.folder.exists() else partial.finished()
+    if found is None or not is_whole(found):
+        partial.claim(results, overwrite, "--out")
+        return run
+
+    def done() -> dict[str, Any]:
+        path = result_path(partial.out, ".json")
+        say(f"{path} is of the same request already: {in_words(found)}")
+        return found
+
+    return done
+
+
+def _bound(
+    workdir: pathlib.Path,
+    request: Request,
+    subject: _Subject,
+    partial: Partial,
+    chain: np.ndarray,
+    num_strata: int,
+) -> dict[str, Any]:
+    config = subject.config
+    with locks.locked(partial.folder, "writing to"):
+        if request.steps and request.spacing == AUTO:
+            chain = auto_timesteps.choose(
+                workdir,
+                config,
+                subject.params,
+                subject.identity,
+                request.steps,
+                variance_type=config.process.variance,
+                clip=True,
+                beside=partial.out.parent / run_folder.auto_timesteps_path(workdir).name,
+            )
+        chain = chain[::-1].astype(np.int32)
+        apply_fn, schedule = subject.apply_fn, subject.schedule
+        if request.steps:
+            schedule = respaced(schedule, chain[::-1])
+
+            def apply_fn(params, x_t, i, *arguments, **options):
+                t = jnp.asarray(chain)[i]
+                return subject.apply_fn(params, x_t, t, *arguments, **options)
+
+        bound = Bound(
+            config, apply_fn, schedule, subject.mesh, num_strata, seed=request.seed
+        )
+
+        def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+            return _packed(
+                bound.terms(subject.params, x0, indices, subject.size, on_progress)
+            )
+
+        rows = over_images(
+            partial,
+            "likelihood",
+            subject.images,
+            subject.chosen,
+            subject.size,
+            num_strata,
+            measure,
+        )
+        terms = combined([_unpacked(row, num_strata) for row in rows])
+        return write_bound(partial, terms, chain)
+
+
+def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
+    config = subject.config
+    flow = Flow(
+        config,
+        subject.apply_fn,
+        subject.schedule,
+        subject.mesh,
+        request.ode_steps,
+        seed=request.seed,
+    )
+
+    def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        return flow.bits(subject.params, x0, indices, subject.size, on_progress)
+
+    with locks.locked(partial.folder, "writing to"):
+        bits = np.concatenate(
+            over_images(
+                partial,
+                "ode",
+                subject.images,
+                subject.chosen,
+                subject.size,
+                CALLS_PER_STEP * request.ode_steps,
+                measure,
+            )
+        )
+        of = "x_0, by way of x at t = 0" if config.data.image_size else "x at t = 0"
+        return write_flow(partial, bits, of)
+
+
+def _chain(config: Config, request: Request) -> np.ndarray:
+    """The timesteps of the chain, as far as they are known before they are chosen."""
+    total = config.process.num_timesteps
+    if not request.steps:
+        return np.arange(total - 1, -1, -1.0)
+    if not 2 <= request.steps <= total:
+        raise BadRequest(
+            f"--steps {request.steps} must be in 2 .. {total}, which is "
+            "process.num_timesteps"
+        )
+    wanted = dataclasses.replace(
+        config.sampling, timesteps=(), steps=request.steps, spacing=request.spacing
+    )
+    schedule = build.make_schedule(config.process)
+    chain = build_sampler.make_timesteps(schedule, build_sampler.before_choice(wanted))
+    if (chain % 1).any():
+        raise BadRequest(
+            f"--spacing {request.spacing} has times between the timesteps, where the bound "
+            "has no terms; take another one"
+        )
+    return np.unique(chain)[::-1]  # ddim_quadratic repeats some.
+
+
+def _results(
+    workdir: pathlib.Path, out: pathlib.Path, suffixes: tuple[str, ...]
+) -> list[pathlib.Path]:
+    results = [result_path(out, suffix) for suffix in suffixes]
+    for path in results:
+        if run_folder.is_part(workdir, path) or path.is_dir():
+            raise BadRequest(f"--out {out}: {path} is taken; give another --out")
+    return results
+
+
+def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
+    check_data_there(workdir, config)
+    plan = make_plan(config)
+    mesh = devices.make_mesh()
+    weights = load_from_run(
+        workdir, config, request.weights, devices.replicated(mesh), step=request.step
+    )
+    say(f"weights: {weights.kind} of step {weights.step:,}")
+    plan = load_data(plan)
+    check_same_data(workdir, plan)
+    data = plan.data
+    images = data.held_out if request.split == "held_out" else data.train
+    if not len(images):
+        raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
+    most = request.max_examples or len(images)
+    chosen = np.sort(fixed_choice(len(images), most))
+    size = batch_size(len(chosen), config.data.batch_size, mesh)
+    identity = identity_of(weights)
+    about = {
+        "run": str(workdir),
+        **identity,
+        "config_sha256": to_sha256(config),
+        "split": request.split,
+        "num_examples": len(chosen),
+        "batch_size": size,
+        "variance": config.process.variance,
+        "seed": request.seed,
+        "devices": devices.describe_devices(),
+    }
+    return _Subject(
+        config,
+        plan.schedule,
+        plan.apply_fn,
+        weights.params,
+        identity,
+        mesh,
+        images,
+        chosen,
+        size,
+        about,
+    )
+
+
+def _packed(terms: BatchTerms) -> np.ndarray:
+    return np.concatenate([terms.terms, terms.squared_errors, [terms.prior], terms.bits])
+
+
+def _unpacked(row: np.ndarray, num_strata: int) -> BatchTerms:
+    terms, errors, rest = np.split(row, [num_strata, 2 * num_strata])
+    return BatchTerms(rest[1:], float(rest[0]), terms, errors)

@@ -1,0 +1,147 @@
+"""A long job's results in parts, so that an interrupted one continues.
+
+While it runs, everything lies in a folder P.partial: what was asked for, and one file for
+each part that is finished. The same request continues where it stopped; another one is
+refused, and nothing of somebody else is touched.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.runtime import files, locks
+from diffusion_jax.runtime.errors import BadRequest
+
+_FINISHING = "finishing"  # A mark in the folder: results are being written.
+
+
+def result_path(out: pathlib.Path, suffix: str) -> pathlib.Path:
+    """P and the suffix, which is no suffix of its own: P may hold dots."""
+    return out.with_name(out.name + suffix)
+
+
+def prefix(out: str, name: str) -> pathlib.Path:
+    """P of an --out: a folder, for files of this name, or P, or the name of one file.
+
+    Raises:
+      BadRequest: if it names nothing.
+    """
+    path = files.expanded("--out", out)
+    if out.endswith("/") or path.is_dir():
+        path = path / name
+    if path.suffix in (".png", ".npz", ".json", ".csv"):
+        path = path.with_suffix("")
+    if path.name in ("", ".."):
+        raise BadRequest(f"--out {out} names no file; give a prefix, or a folder")
+    return path
+
+
+class Partial:
+    """The folder P.partial of a request that is being worked on."""
+
+    def __init__(self, out: pathlib.Path, request: dict[str, Any]):
+        """`out` is P; `request` holds all that decides the results, as JSON can."""
+        self.out = out
+        self.request = json.loads(json.dumps(request))  # As it is read back.
+        self.folder = result_path(out, ".partial")
+
+    def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
+        """Makes the folder, or goes on with it if it is of the same request.
+
+        Args:
+          results: the files that will be written.
+          overwrite: replace them, and the beginning of another request.
+          others: which flags give results another name, for the error.
+
+        Raises:
+          BadRequest: if a result exists, or the folder is of another request.
+        """
+        note = self.folder / "request.json"
+        old = self._read(note)
+        finishing = (self.folder / _FINISHING).exists()
+        if old == self.request and not overwrite and finishing:
+            return  # Some results exist: it was stopped while they were written.
+        existing = [path for path in results if path.exists()]
+        if existing and not overwrite:
+            raise BadRequest(
+                f"--out {self.out}: {existing[0]} exists already; give another {others}, "
+                "or --overwrite to replace it"
+            )
+        if old == self.request and not overwrite:
+            return
+        files.delete_unfinished(self.folder)
+        files.delete_unfinished(self.folder.parent)
+        # A kill can leave the folder without anything in it.
+        if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
+            if old is None or not overwrite:
+                what = (
+                    "something else" if old is None else "the beginning of another request"
+                )
+                hint = "" if old is None else ", or --overwrite to delete it"
+                raise BadRequest(
+                    f"--out {self.out}: {self.folder} holds {what}; "
+                    f"give another --out{hint}"
+                )
+            with locks.locked(self.folder, "writing to"):
+                files.delete([self.folder])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
+
+    def begin(self) -> None:
+        """Makes the folder; goes on if it is of the same request, and else anew."""
+        note = self.folder / "request.json"
+        self.claim([], overwrite=self._read(note) != self.request, others="")
+
+    def _read(self, note: pathlib.Path) -> Any:
+        try:
+            return files.parse_json(files.read_note(note))
+        except (OSError, ValueError):
+            return None
+
+    def finished(self) -> dict[str, Any] | None:
+        """What P.json says, if it is of this very request."""
+        found = self._read(result_path(self.out, ".json"))
+        same = isinstance(found, dict) and self.request.items() <= found.items()
+        return found if same else None
+
+    def first_missing(self) -> int:
+        """The first numbered part that is not on disk, whole."""
+        i = 0
+        while self._is_whole(self.path(f"{i:06d}")):
+            i += 1
+        return i
+
+    def _is_whole(self, path: pathlib.Path) -> bool:
+        try:
+            files.check_regular(path)
+            np.load(path, mmap_mode="r")
+        except Exception:  # Of a damaged file nearly anything can come.
+            return False
+        return True
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """Whole or not at all: a kill leaves no half-written file under this name."""
+        with files.replacing(self.path(name)) as file:
+            np.save(file, array)
+
+    def load(self, name: str) -> np.ndarray:
+        """What was saved under this name."""
+        with files.open_regular(self.path(name)) as file:
+            return np.load(file)
+
+    def path(self, name: str) -> pathlib.Path:
+        """Where a part lies; numbered ones are called 000000, 000001, ..."""
+        return self.folder / f"{name}.npy"
+
+    def mark_finishing(self) -> None:
+        """From here on results exist, though the request is not done."""
+        (self.folder / _FINISHING).touch()
+
+    def remove(self) -> None:
+        """All results are written."""
+        # A kill after the first of these leaves what says whose it is.
+        files.delete(self.folder.glob("*.npy"))
+        files.delete([self.folder])

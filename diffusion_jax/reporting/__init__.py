@@ -1,1 +1,0 @@
-"""What a user looks at: pictures, metric logs, progress."""

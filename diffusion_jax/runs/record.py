@@ -1,0 +1,223 @@
+"""run.json at the start of a run, and when it goes on."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import reprlib
+import typing
+from typing import Any
+
+import jax
+
+import diffusion_jax
+from diffusion_jax.config import Config
+from diffusion_jax.data import sources
+from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runs import ema_snapshots
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime import files
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.text import reason, say, utc_now
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+_MOST = {"steps_per_dispatch": 10**4}  # As of its field of the config.
+
+
+FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
+
+
+@dataclasses.dataclass
+class Record:
+    """run.json: what a run says of itself, for people and for later versions.
+
+    Attributes:
+      format: of the run folder; see `FORMAT`.
+      version: of diffusion_jax, when the newest checkpoint was written.
+      versions: of Python and the libraries, by name.
+      devices: what it was trained on last.
+      data: what it is trained on: source, numbers of examples, shape, fingerprint.
+      parameters: of the network.
+      started: date and time, UTC.
+      step: of the newest checkpoint that is whole.
+      wall_time_s: seconds that train.py took up to there, stops left out.
+      steps_per_dispatch: chosen when the run was started; 0 before that.
+      snapshot_every: steps between snapshots of averages; 0: none.
+    """
+
+    format: int
+    version: str
+    versions: dict[str, str]
+    devices: str
+    data: dict[str, Any]
+    parameters: int
+    started: str
+    step: int = 0
+    wall_time_s: float = 0.0
+    steps_per_dispatch: int = 0
+    snapshot_every: int = 0
+
+
+def write_record(workdir: pathlib.Path, record: Record) -> None:
+    """Puts run.json into the run folder, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    files.write_whole(workdir / "run.json", text)
+
+
+def read_record(workdir: pathlib.Path) -> Record | None:
+    """What run.json says; None for a run that has none.
+
+    Raises:
+      BadRequest: if it is not what a run has written.
+    """
+    path = workdir / "run.json"
+    if not path.exists():
+        return None
+    try:
+        tree = files.parse_json(files.read_note(path))
+        known = {field.name for field in dataclasses.fields(Record)}
+        optional = ("step", "wall_time_s", "steps_per_dispatch", "snapshot_every")
+        if lacking := sorted(known - set(optional) - tree.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        record = Record(**{k: v for k, v in tree.items() if k in known})
+        for field in dataclasses.fields(Record):
+            value, kind = getattr(record, field.name), typing.cast(Any, field.type)
+            if kind is float and type(value) is int:
+                kind = int
+            if type(value) is not (typing.get_origin(kind) or kind):
+                raise TypeError(f"{field.name} is {reprlib.repr(value)}")
+            most = _MOST.get(field.name, 2**53)
+            if kind in (int, float) and not 0 <= value <= most:
+                raise ValueError(f"{field.name} is {reprlib.repr(value)}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadRequest(
+            f"{path} is not what a run has written ({reason(error)}); "
+            "restore it, or remove it"
+        ) from error
+    if record.format > FORMAT:
+        raise BadRequest(
+            f"{path} is of format {record.format}, by diffusion_jax {record.version}; this "
+            f"version knows formats up to {FORMAT}"
+        )
+    return record
+
+
+def check_examples(plan: Plan, workdir: pathlib.Path, old: Record | None) -> dict[str, Any]:
+    """Return what tells the examples of a run from others, as run.json has it.
+
+    Raises:
+      BadRequest: if they are not those that the run was started with.
+    """
+    data = plan.data
+    about = {
+        "source": plan.config.data.source,
+        "train": len(data.train),
+        "held_out": len(data.held_out),
+        "shape": list(data.shape),
+        "fingerprint": sources.fingerprint(data),
+        "whole_fingerprint": sources.whole_fingerprint(data),
+    }
+    differ = _differences({} if old is None else old.data, about)
+    if differ:
+        raise BadRequest(
+            f"the examples are not those that the run in {workdir} was started with "
+            f"({', '.join(differ)}); give it those back, or take another run"
+        )
+    return about
+
+
+def new_record(
+    plan: Plan, workdir: pathlib.Path, old: Record | None, num_parameters: int
+) -> Record:
+    """Return the new contents of run.json; of a new run it is written at once.
+
+    Args:
+      plan: of the run.
+      workdir: its folder.
+      old: what run.json says of a run that goes on.
+      num_parameters: of the network.
+
+    Raises:
+      BadRequest: if the examples are not those that the run was started with.
+    """
+    config = plan.config
+    about = check_examples(plan, workdir, old)
+    record = Record(
+        format=FORMAT,
+        version=diffusion_jax.__version__,
+        versions={"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        data=about,
+        parameters=num_parameters,
+        started=utc_now(),
+        snapshot_every=ema_snapshots.interval(config),
+    )
+    if old is not None:
+        about["whole_fingerprint"] = about["whole_fingerprint"] or old.data.get(
+            "whole_fingerprint", ""
+        )
+        for name in ("started", "step", "wall_time_s", "steps_per_dispatch"):
+            setattr(record, name, getattr(old, name))
+        if record.snapshot_every and old.snapshot_every:
+            record.snapshot_every = old.snapshot_every  # Whatever num_steps is now.
+    if config.training.steps_per_dispatch:
+        record.steps_per_dispatch = config.training.steps_per_dispatch
+    if old is None:
+        every = record.snapshot_every
+        if every:
+            size = ema_snapshots.num_bytes(config, every, num_parameters)
+            say(
+                f"snapshots of {len(config.ema.stds)} averages every {every:,} steps: "
+                f"{size / 2**20:,.0f} MiB in all (--config.ema.snapshots=0 for none)"
+            )
+        write_record(workdir, record)
+    return record
+
+
+def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {known[key]} -> {value}"
+        for key, value in about.items()
+        if "" not in (value, known.get(key, "")) and known[key] != value
+    ]
+
+
+def check_data_there(workdir: pathlib.Path, config: Config) -> None:
+    """Raise BadRequest if what a run was trained on is not where its config says."""
+    source = config.data.source
+    for field, path in (("path", config.data.path), ("held_out", config.data.held_out)):
+        of_files = source in ("folder", "npz") or (field == "path" and ":" in source)
+        if of_files and path and not os.path.exists(os.path.expanduser(path)):
+            raise BadRequest(
+                f"data.{field} ({path!r}) is not there; where that of the run in {workdir} "
+                f"is now, --data_{field} says"
+            )
+
+
+def check_same_data(workdir: pathlib.Path, plan: Plan) -> None:
+    """Refuse other examples than a run was trained on; keep the place of the same ones.
+
+    What was held out of others may have been trained on. If `plan.config` says another
+    place than the run's own config, that one says it from now on.
+
+    Raises:
+      BadRequest: naming what differs.
+    """
+    record = read_record(workdir)
+    check_examples(plan, workdir, record)
+    config, data = run_folder.read_config(workdir), plan.config.data
+    place = data.path, data.held_out
+    if record is None or place == (config.data.path, config.data.held_out):
+        return
+    config.data.path, config.data.held_out = place
+    try:
+        run_folder.write_config(workdir, config)
+    except OSError as error:
+        say(f"where the data are now is not kept in {workdir}: {error.strerror}")
+    else:
+        say(f"the config of {workdir} says from now on where the data are")

@@ -1,0 +1,515 @@
+"""Samplers as tables: one row of linear coefficients for each network call.
+
+Every reverse step here is linear in the state x, the predicted x_0, those of earlier rows
+and fresh noise. So a method is a function on the host that fills a table in NumPy float64
+(rows.py says what its columns mean), and one scan (chain.py) runs any of them.
+
+Below a step goes from a timestep with alphas_cumprod = alpha^2 and sigma^2 = 1 - alpha^2
+to the next one of the list, with alpha' and sigma', rebuilt on that list: nothing of the
+steps between them is used. lambda = log(alpha / sigma), h = lambda' - lambda. The last
+step goes to alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
+
+Every method takes
+
+  schedule: the noise process.
+  timesteps: falling real numbers in 0 .. T-1, strictly but for `ddpm_table`,
+    `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
+  prediction_type: what the network predicts, "eps", "x0" or "v".
+
+and raises ValueError for timesteps that do not fall or are out of range, and for eps from
+a timestep without any signal.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from diffusion_jax.diffusion.parameterization import check_variance_type
+from diffusion_jax.diffusion.schedules import Schedule, alphas_cumprod_at
+from diffusion_jax.samplers.noise_levels import Steps, Timesteps, churned_steps, make_steps
+from diffusion_jax.samplers.table import SamplerTable, Weights, assemble
+from diffusion_jax.samplers.timesteps import check_timesteps
+
+_MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
+_MAX_GAIN = 3.5  # Of the errors of predicted x_0: with more, digits show them.
+
+
+def ddpm_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    variance_type: str = "fixed_small",
+) -> SamplerTable:
+    """Ancestral sampling (DDPM algorithm 2; over fewer steps, IDDPM section 4).
+
+    With beta = 1 - alpha^2 / alpha'^2 the mean is that of q(x' | x, x_0) (DDPM eq. 7):
+
+        x' = alpha / alpha' sigma'^2 / sigma^2 x + alpha' beta / sigma^2 x_0 + std noise
+
+    std^2 is beta-tilde = beta sigma'^2 / sigma^2 ("fixed_small", eq. 7), beta
+    ("fixed_large", section 3.2), or between the two where the network says so ("learned",
+    IDDPM eq. 15). With few steps fixed_large is ruinous, and warned of.
+    """
+    check_variance_type(variance_type)
+    s = make_steps(schedule, timesteps, repeats=True)
+    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
+    shrink = (1 - s.alphas_cumprod_next) / (1 - s.alphas_cumprod)
+    variance = beta * shrink
+    log_range = np.zeros(len(beta))
+    if variance_type == "fixed_large":
+        variance = np.append(beta[:-1], 0.0)
+        if 10 * len(beta) <= schedule.num_timesteps:
+            warnings.warn(
+                f"fixed_large variances with {len(beta)} steps of "
+                f"{schedule.num_timesteps} leave the samples noisy (on CIFAR-10 a FID of "
+                "367 with 10 steps, 133 with 20, 33 with 50, 10 with 100, where ddim has "
+                "13, 6.8, 4.7, 4.2); take fixed_small, or ddim",
+                stacklevel=2,
+            )
+    if variance_type == "learned":
+        log_range[:-1] = -np.log(shrink[:-1])
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {
+            "x": shrink * s.signal / s.signal_next,
+            "x0": beta * s.signal_next / (1 - s.alphas_cumprod),
+            "noise": np.sqrt(variance),
+        },
+        noise_log_range=log_range,
+    )
+
+
+def non_markovian_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    std: Sequence[float] | np.ndarray,
+    *,
+    prediction_type: str = "eps",
+) -> SamplerTable:
+    """The family of DDIM (eq. 12), with any standard deviation of the noise.
+
+        x' = alpha' x_0 + sqrt(sigma'^2 - std^2) eps + std noise,
+        eps = (x - alpha x_0) / sigma
+
+    Whatever std is, x has the marginals of the process (lemma 1).
+
+    Args:
+      std: of each step, float64 [S], in 0 .. sigma'; so 0 for the last one.
+
+    Raises:
+      ValueError: also for a std of another length, or too large.
+    """
+    s = make_steps(schedule, timesteps, repeats=True)
+    std = np.asarray(std, np.float64)
+    if std.shape != s.t.shape:
+        raise ValueError(f"std must have one value for each of {len(s.t)} steps")
+    rest = 1 - s.alphas_cumprod_next - std**2
+    # Where std is sigma', which DDPM's is at full noise, the rest is 0 but for rounding.
+    for i in np.flatnonzero(~((std >= 0) & (rest > -1e-12)))[:1]:
+        raise ValueError(
+            f"std[{i}] ({std[i]}) must be in 0 .. sqrt(1 - alphas_cumprod) of the "
+            f"timestep that it leads to, here {s.sigma_next[i]:.6g}"
+        )
+    direction = np.sqrt(np.maximum(rest, 0.0)) / s.sigma
+    return assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {"x": direction, "x0": s.signal_next - direction * s.signal, "noise": std},
+    )
+
+
+def ddim_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DDIM: the family above with eta times DDPM's standard deviation (eq. 16).
+
+        std = eta sigma' / sigma sqrt(1 - alpha^2 / alpha'^2)
+
+    eta = 0 is deterministic: Euler's method on the probability flow (section 4.3).
+
+    Args:
+      eta: 0 .. 1; 1 is `ddpm_table` with fixed_small variances.
+    """
+    _check_eta(eta)
+    s = make_steps(schedule, timesteps, repeats=True)
+    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
+    std = eta * s.sigma_next / s.sigma * np.sqrt(beta)
+    return non_markovian_table(schedule, s.t, std, prediction_type=prediction_type)
+
+
+def dpmpp_2m_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), of second order, and its SDE form.
+
+    With c = 1 + eta and r = (h of the step before) / h:
+
+        x' = sigma' / sigma e^(-eta h) x + alpha' (1 - e^(-c h)) D
+             + sigma' sqrt(1 - e^(-2 eta h)) noise
+        D = x_0 + (x_0 - x_0 of the step before) / (2 r)
+
+    The first and the last step have D = x_0, of first order.
+
+    Args:
+      eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++).
+    """
+    _check_eta(eta)
+    s = make_steps(schedule, timesteps)
+    weights = {**_exponential_decay(s, eta), **_to_the_middle(s, eta)}
+    table = assemble(s.t, s.alphas_cumprod, prediction_type, weights)
+    return _checked(table, schedule, "dpmpp_2m")
+
+
+def dpmpp_3m_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    eta: float = 0.0,
+) -> SamplerTable:
+    """DPM-Solver++ 3M (after the code of Lu et al. 2022), of third order, and its SDE form.
+
+    The exact solution where x_0 is the parabola in lambda through the last three
+    predictions, x_0 + d1 u + d2 u^2 / 2 at u = lambda - (that of this row):
+
+        x' = sigma' / sigma e^(-eta h) x + alpha' (p0 x_0 + p1 d1 + p2 d2) + noise
+        p0 = 1 - e^(-c h),   p1 = h - p0 / c,   p2 = h^2 / 2 - p1 / c,   c = 1 + eta
+
+    and the noise of `dpmpp_2m_table`. The published code takes half of d2, and is of
+    second order. The first two steps take a constant and a line; the last is DDIM.
+
+    Args:
+      eta: 0 (the ODE) .. 1 (the SDE).
+    """
+    _check_eta(eta)
+    s = make_steps(schedule, timesteps)
+    c = 1 + eta
+    p0 = -np.expm1(-c * s.h)
+    h = np.where(np.isfinite(s.h), s.h, 0.0)
+    p1 = np.where(h, h - p0 / c, 0.0)
+    p2 = np.where(h, h**2 / 2 - p1 / c, 0.0)
+    # How far back in lambda the two earlier predictions lie.
+    back = np.append(np.inf, s.h[:-1])
+    back2 = back + np.append(np.inf, back[:-1])
+    # Divided differences: d1 = (x_0 - x_0_prev) / back + back d2 / 2, and d2 / 2 =
+    # ((x_0 - x_0_prev) / back - (x_0_prev - x_0_prev2) / (back2 - back)) / back2.
+    known = np.isfinite(back2)
+    curve = np.where(known, (p1 * np.where(known, back, 0.0) + 2 * p2) / back2, 0.0)
+    line, bend = (p1 + curve) / back, curve / np.append(np.inf, back[:-1])
+    table = assemble(
+        s.t,
+        s.alphas_cumprod,
+        prediction_type,
+        {
+            **_exponential_decay(s, eta),
+            "x0": s.signal_next * (p0 + line),
+            "x0_prev": -s.signal_next * (line + bend),
+            "x0_prev2": s.signal_next * bend,
+        },
+    )
+    return _checked(table, schedule, "dpmpp_3m")
+
+
+def unipc_table(
+    schedule: Schedule, timesteps: Timesteps, *, prediction_type: str = "eps"
+) -> SamplerTable:
+    """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023).
+
+    The network's answer at a predicted x also corrects that x (UniC-2), and the next
+    step starts from the corrected one, which the anchor keeps. So the corrector costs no
+    call. The predictor, UniP-2, is a step of `dpmpp_2m_table`; the corrector's first step
+    is of first order.
+    """
+    s = make_steps(schedule, timesteps)
+    # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
+    # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
+    h = np.append(1.0, s.h[:-1])
+    r1 = np.append([-1.0, -1.0], -h[1:-1] / h[2:])[: len(h)]
+    # The paper's b_1 and b_2, and the two equations for rho that they belong to, solved.
+    phi = -np.expm1(-h)
+    b1 = 1 / phi - 1 / h
+    b2 = 1 / phi - 2 * b1 / h
+    rho1 = (b1 - b2) / (1 - r1)
+    rho2 = b1 - rho1
+    rho1[:2], rho2[:2] = 0.0, 0.5
+    gain = s.signal * phi
+    corrected = {
+        "anchor": s.sigma / np.append(np.inf, s.sigma[:-1]),
+        "x0": gain * rho2,
+        "x0_prev": gain * (1 - rho1 / r1 - rho2),
+        "x0_prev2": gain * rho1 / r1,
+    }
+    for weight in corrected.values():
+        weight[0] = 0.0  # Nothing to correct yet.
+    corrected["x"] = np.eye(1, len(h))[0]
+    decay = s.sigma_next / s.sigma
+    predicted = {name: decay * weight for name, weight in corrected.items()}
+    for name, weight in _to_the_middle(s, 0.0).items():
+        predicted[name] = predicted[name] + weight
+    table = assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
+    return _checked(table, schedule, "unipc")
+
+
+def euler_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    churn: float = 0.0,
+) -> SamplerTable:
+    """Euler's method on the probability flow (EDM eq. 1), with EDM's churn.
+
+    With xbar = x / alpha and sbar = sigma / alpha, d xbar / d sbar = (xbar - x_0) / sbar:
+
+        x' = sigma' / sigma x + (alpha' - alpha sigma' / sigma) x_0
+
+    Without churn that is `ddim_table`. EDM's own timesteps are those of
+    `karras_timesteps`.
+
+    Args:
+      churn: S_churn of EDM algorithm 2, at least 0: before each step noise is added until
+        sbar is 1 + min(churn / S, sqrt(2) - 1) times what it was, but no more than at
+        T - 1.
+    """
+    s, rescale, noise = churned_steps(schedule, timesteps, churn)
+    weights = {name: rescale * weight for name, weight in _euler(s).items()}
+    return assemble(s.t, s.alphas_cumprod, prediction_type, {**weights, "noise": noise})
+
+
+def heun_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    churn: float = 0.0,
+) -> SamplerTable:
+    """Heun's method on the probability flow (EDM algorithms 1 and 2), of second order.
+
+    Two rows a step: a trial step of Euler's, with x kept in the anchor, and from there
+    again with the mean of the slopes at both ends. The last step is Euler's alone, so S
+    timesteps are 2 S - 1 calls of the network. A step multiplies what changes of x_0 by
+    (sbar / sbar' - 1) / 2, so that long ones are ruinous, and warned of.
+
+    Args:
+      churn: as in `euler_table`.
+
+    Raises:
+      ValueError: also where the first timestep is without any signal.
+    """
+    s, rescale, noise = churned_steps(schedule, timesteps, churn)
+    if s.alphas_cumprod[0] == 0:
+        raise ValueError(
+            "heun needs the slope at the first timestep, which is infinite with a zero "
+            "terminal signal-to-noise ratio; take unipc, or a list of timesteps below it"
+        )
+    trial = _euler(s)
+    # sbar' / sbar. The last step has no second row: its 0 is never divided by.
+    ratio = np.exp(-s.h[:-1])
+    signal, scale = s.signal_next[:-1], rescale[:-1]
+    second = {
+        "anchor": scale * signal / s.signal[:-1] * (1 + ratio) / 2,
+        "x": scale * (1 - 1 / ratio) / 2,
+        "x0_prev": scale * signal * (1 - ratio) / 2,
+        "x0": -scale * signal * (1 - 1 / ratio) / 2,
+        "noise": noise[:-1],
+    }
+
+    def both(first: np.ndarray, then: np.ndarray) -> np.ndarray:
+        pairs = np.stack([first[:-1], then], axis=1)
+        return np.append(pairs.ravel(), first[-1])
+
+    none = np.zeros(len(s.t))
+    is_trial = both(np.ones(len(s.t)), none[:-1]).astype(bool)
+    is_trial[-1] = False
+    table = assemble(
+        both(s.t, check_timesteps(timesteps, schedule.num_timesteps)[1:]),
+        both(s.alphas_cumprod, s.alphas_cumprod_next[:-1]),
+        prediction_type,
+        {name: both(trial.get(name, none), second[name]) for name in second},
+        {"x": is_trial.astype(np.float64)},
+        is_trial=is_trial,
+    )
+    return _checked(table, schedule, "heun")
+
+
+def langevin_table(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    prediction_type: str = "eps",
+    step_size: float = 0.05,
+    steps_per_level: int = 1,
+) -> SamplerTable:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), from noise.
+
+    At each timestep, and with the state carried over to the next one as it is,
+
+        x' = x + a score + sqrt(2 a) noise,   score = (alpha x_0 - x) / sigma^2,
+        a = step_size sigma^2
+
+    a function of t alone; the very last row is x_0 itself. The stationary variance is too
+    large by a factor of about 1 + step_size / 2. With few rows the noise is left behind,
+    which is warned of.
+
+    Args:
+      step_size: above 0, at most 1; 2 snr^2 in Song et al. 2021, algorithm 5.
+      steps_per_level: rows for each timestep, at least 1.
+    """
+    _check_langevin(step_size, steps_per_level)
+    levels = make_steps(schedule, timesteps).t
+    s = make_steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
+    weights = _langevin(s.alphas_cumprod, step_size)
+    left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
+    for shrink, noise in zip(weights["x"][:-1], weights["noise"][:-1], strict=True):
+        left = shrink**2 * left + noise**2
+    if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
+        warnings.warn(
+            f"langevin in {len(s.t)} rows leaves noise of standard deviation "
+            f"{left**0.5:.4g} to its last one; take more timesteps or steps at each, or a "
+            "larger step_size",
+            stacklevel=2,
+        )
+    for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
+        weights[name][-1] = last
+    return assemble(s.t, s.alphas_cumprod, prediction_type, weights)
+
+
+def with_langevin(
+    table: SamplerTable, schedule: Schedule, *, step_size: float = 0.05, num_steps: int = 1
+) -> SamplerTable:
+    """Predictor and corrector (Song et al. 2021, algorithm 1): any table, corrected.
+
+    After each of its steps but the last, `num_steps` of `langevin_table` at the timestep
+    that it led to. They do not count among the predictions that a method remembers; an
+    anchor that the next row goes on from moves along.
+
+    Args:
+      table: of any method.
+      schedule: the noise process that it was made for.
+      step_size: above 0, at most 1.
+      num_steps: at least 1.
+    """
+    _check_langevin(step_size, num_steps)
+    copies = np.ones(table.num_rows, int)
+    copies[1:] += num_steps * ~table.is_trial[:-1]
+    row = np.repeat(np.arange(table.num_rows), copies)
+    corrects = np.append(row[1:] == row[:-1], False)  # The last copy is the row itself.
+    moved = table.take(row)
+    added = _langevin(alphas_cumprod_at(schedule, moved.t), step_size)
+    # The next row takes `share` of the anchor as its corrected x.
+    share = np.where(moved.to_anchor.anchor == 0, np.inf, moved.to_anchor.anchor)
+    step = {"x": added["x"] - 1, "x0": added["x0"], "noise": added["noise"]}
+
+    def insert(weights: Weights, new: dict[str, np.ndarray]) -> Weights:
+        columns = weights._asdict().items()
+        return Weights(**{k: np.where(corrects, new.get(k, 0.0), w) for k, w in columns})
+
+    return dataclasses.replace(
+        moved,
+        to_x=insert(moved.to_x, added),
+        to_anchor=insert(
+            moved.to_anchor,
+            {"anchor": np.ones(len(row)), **{k: w / share for k, w in step.items()}},
+        ),
+        noise_log_range=np.where(corrects, 0.0, moved.noise_log_range),
+        is_remembered=moved.is_remembered & ~corrects,
+        is_trial=moved.is_trial & ~corrects,
+    )
+
+
+def _to_the_middle(s: Steps, eta: float) -> dict[str, np.ndarray]:
+    """Weights of two predictions, extrapolated to the middle of each step by a line.
+
+    The first and the last step, of first order, take the newest alone.
+    """
+    half = np.concatenate([[0.0], s.h[1:-1] / s.h[:-2], [0.0]])[: len(s.h)] / 2
+    gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
+    return {"x0": gain * (1 + half), "x0_prev": -gain * half}
+
+
+def _euler(s: Steps) -> dict[str, np.ndarray]:
+    """Weights of x and x_0 in a step of Euler's on the probability flow."""
+    decay = s.sigma_next / s.sigma
+    return {"x": decay, "x0": s.signal_next - s.signal * decay}
+
+
+def _checked(table: SamplerTable, schedule: Schedule, method: str) -> SamplerTable:
+    """The table; with a warning where it multiplies errors of predicted x_0.
+
+    Steps that are much longer than the one before weigh predictions against each other.
+    An error of x_0 is of the order of sigma / alpha, but at most 1.
+    """
+    weights = table.to_x
+    total = np.abs(weights.x0) + np.abs(weights.x0_prev) + np.abs(weights.x0_prev2)
+    share = alphas_cumprod_at(schedule, table.t)
+    with np.errstate(divide="ignore"):
+        gain = total * np.minimum(np.sqrt((1 - share) / share), 1.0)
+    row = int(np.argmax(gain))
+    if gain[row] > _MAX_GAIN:
+        warnings.warn(
+            f"{method} weighs predicted x_0 with {total[row]:.4g} in all at timestep "
+            f"{table.t[row]:.4g}, so that its errors show; take more steps or other ones "
+            "(heun: spacing karras), or ddim",
+            stacklevel=3,
+        )
+    return table
+
+
+def _exponential_decay(s: Steps, eta: float) -> dict[str, np.ndarray]:
+    """Weights of x and noise of the exponential integrators, at this eta."""
+    decay = s.sigma_next / s.sigma
+    if eta == 0:  # Also where h is infinite.
+        return {"x": decay}
+    return {
+        "x": decay * np.exp(-eta * s.h),
+        "noise": s.sigma_next * np.sqrt(-np.expm1(-2 * eta * s.h)),
+    }
+
+
+def _langevin(alphas_cumprod: np.ndarray, step_size: float) -> dict[str, np.ndarray]:
+    """Weights of one Langevin step at these noise levels."""
+    return {
+        "x": np.full(len(alphas_cumprod), 1 - step_size),
+        "x0": step_size * np.sqrt(alphas_cumprod),
+        "noise": np.sqrt(2 * step_size * (1 - alphas_cumprod)),
+    }
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(
+            f"eta ({eta}) must be between 0 (deterministic) and 1 (the noise of DDPM)"
+        )
+
+
+def _check_langevin(step_size: float, num_steps: int) -> None:
+    if not 0 < step_size <= 1:
+        raise ValueError(f"step_size ({step_size}) must be above 0 and at most 1")
+    if num_steps < 1:
+        raise ValueError(f"Langevin steps ({num_steps}) must be at least 1")
+
+
+METHODS: dict[str, Callable[..., SamplerTable]] = {
+    "ddpm": ddpm_table,
+    "ddim": ddim_table,
+    "dpmpp_2m": dpmpp_2m_table,
+    "dpmpp_3m": dpmpp_3m_table,
+    "unipc": unipc_table,
+    "euler": euler_table,
+    "heun": heun_table,
+    "langevin": langevin_table,
+}

@@ -1,0 +1,140 @@
+"""The rows of a sampler's table: what one network call does, as weights.
+
+With x the state, `anchor` a second state that some methods keep, x0 this row's predicted
+x_0 and x0_prev, x0_prev2 those of the rows before, each row computes
+
+    x0     = hook(x0_from_x * x + x0_from_prediction * network(x, t))
+    noise  = exp(noise_log_range / 4 * (variance output of the network + 1)) * N(0, I)
+    x      = to_x.x * x + to_x.anchor * anchor + to_x.x0 * x0 + to_x.x0_prev * x0_prev
+             + to_x.x0_prev2 * x0_prev2 + to_x.noise * noise
+    anchor = the same with to_anchor
+
+all from the values before the row. The factor in `noise` is 1 but for learned variances.
+Because x0 is clipped, or changed by another hook, before anything is formed of it, eps
+enters through (x, x0) alone: it is always the one re-derived from the clipped x0.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.diffusion.parameterization import x0_coefficients
+
+
+class Weights(NamedTuple):
+    """Of one new value, in each of S rows; each float64 [S]."""
+
+    x: np.ndarray
+    anchor: np.ndarray
+    x0: np.ndarray
+    x0_prev: np.ndarray
+    x0_prev2: np.ndarray
+    noise: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SamplerTable:
+    """S rows, in the order in which they run; NumPy float64 [S], where not said.
+
+    A pytree, so that a jitted function takes it as an argument: tables of the same
+    length and the same static fields are one compiled program.
+
+    Attributes:
+      t: the timestep that the network is told, real-valued, in 0 .. T-1.
+      x0_from_x, x0_from_prediction: give x_0 from the state and the prediction.
+      to_x, to_anchor: weights of the next state and the next anchor.
+      noise_log_range: log of the largest over the smallest variance that a network with
+        learned variances chooses from; to_x.noise is the root of the smallest.
+      is_remembered: bool, whether this row's x0 becomes the next row's x0_prev.
+      is_trial: bool, whether x after this row is only a point to ask the network at.
+      is_live: bool; a row that is not changes nothing and calls no network.
+      num_previous: static, how many earlier predictions are used, 0 .. 2.
+      has_anchor: static, whether the anchor is used.
+      is_learned: static, whether the network's own variances are used.
+      is_padded: static, whether there are rows that are not live.
+    """
+
+    t: np.ndarray
+    x0_from_x: np.ndarray
+    x0_from_prediction: np.ndarray
+    to_x: Weights
+    to_anchor: Weights
+    noise_log_range: np.ndarray
+    is_remembered: np.ndarray
+    is_trial: np.ndarray
+    is_live: np.ndarray
+    num_previous: int = dataclasses.field(metadata={"static": True})
+    has_anchor: bool = dataclasses.field(metadata={"static": True})
+    is_learned: bool = dataclasses.field(metadata={"static": True})
+    is_padded: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def num_rows(self) -> int:
+        """S, the number of rows, each of which calls the network once if it is live."""
+        return len(self.t)
+
+    def take(self, rows: Any) -> "SamplerTable":
+        """These rows, a slice or an array of indices, as a table."""
+        return jax.tree.map(lambda column: column[rows], self)
+
+    def padded(self, num_rows: int) -> "SamplerTable":
+        """The table with rows that do nothing after it, `num_rows` in all."""
+        if num_rows == self.num_rows:
+            return self
+        row = np.arange(num_rows)
+        table = self.take(np.minimum(row, self.num_rows - 1))
+        return dataclasses.replace(table, is_live=row < self.num_rows, is_padded=True)
+
+
+def assemble(
+    t: np.ndarray,
+    alphas_cumprod: np.ndarray,
+    prediction_type: str,
+    to_x: dict[str, np.ndarray],
+    to_anchor: dict[str, np.ndarray] | None = None,
+    noise_log_range: np.ndarray | None = None,
+    is_trial: np.ndarray | None = None,
+) -> SamplerTable:
+    """A table of rows at the timesteps t, where the process has these alphas_cumprod.
+
+    Args:
+      t, alphas_cumprod: [S].
+      prediction_type: "eps", "x0" or "v".
+      to_x, to_anchor: weights by their names in `Weights`; 0 where there are none.
+      noise_log_range, is_trial: of `SamplerTable`; 0 and False unless given.
+
+    Raises:
+      ValueError: for eps where there is no signal.
+    """
+    no_signal = np.sqrt(alphas_cumprod[0]) < np.finfo(np.float32).tiny
+    if prediction_type == "eps" and no_signal:
+        raise ValueError(
+            "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
+            "because the noise there says nothing of x_0; predict v or x0"
+        )
+    none = np.zeros(len(t))
+
+    def weights(given: dict[str, np.ndarray]) -> Weights:
+        return Weights(**{name: given.get(name, none) for name in Weights._fields})
+
+    x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
+    both = weights(to_x), weights(to_anchor or {})
+    log_range = none if noise_log_range is None else noise_log_range
+    used = [any(getattr(w, name).any() for w in both) for name in ("x0_prev", "x0_prev2")]
+    return SamplerTable(
+        t=np.asarray(t, np.float64),
+        x0_from_x=x0_from_x,
+        x0_from_prediction=x0_from_prediction,
+        to_x=both[0],
+        to_anchor=both[1],
+        noise_log_range=log_range,
+        is_remembered=np.ones(len(t), bool),
+        is_trial=np.zeros(len(t), bool) if is_trial is None else is_trial,
+        is_live=np.ones(len(t), bool),
+        num_previous=sum(used),
+        has_anchor=any(w.anchor.any() for w in both),
+        is_learned=bool(log_range.any()),
+    )

@@ -1,0 +1,209 @@
+"""Training, from a config to a finished run folder."""
+
+import pathlib
+import warnings
+from typing import NamedTuple
+
+from diffusion_jax.config import Config
+from diffusion_jax.data import sources
+from diffusion_jax.diffusion.schedules import OddBetas
+from diffusion_jax.experiment.setup import Plan, load_data, make_plan
+from diffusion_jax.runs import checkpoint_choice
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.record import check_examples, read_record
+from diffusion_jax.runs.weight_files import Weights
+from diffusion_jax.runs.weights import load_for
+from diffusion_jax.runtime import files, locks
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.interrupts import stop_on_interrupt
+from diffusion_jax.runtime.text import say
+from diffusion_jax.training.train_state import TrainState
+from diffusion_jax.training.trainer import Trainer
+
+
+class Start(NamedTuple):
+    """The plan and the weights that a run starts or goes on with.
+
+    Attributes:
+      plan: of the run, its images decoded.
+      changed: fields of the config that differ from before, and may.
+      initial: weights of `init_from`, for a run without a checkpoint.
+    """
+
+    plan: Plan
+    changed: list[str]
+    initial: Weights | None
+
+
+def prepare(
+    config: Config,
+    workdir: pathlib.Path,
+    data: sources.DataSet | None = None,
+    *,
+    overwrite: bool = False,
+    init_from: pathlib.Path | None = None,
+    init_weights: str = "ema",
+    init_step: str = checkpoint_choice.NEWEST,
+    change_learning_rate: bool = False,
+    dry_run: bool = False,
+) -> Start:
+    """Check all that `train` can refuse before it writes, and write nothing.
+
+    Args:
+      config, workdir, data, overwrite, init_from, init_weights, init_step,
+        change_learning_rate: of `train`.
+      dry_run: do not prepare a tfds set that is not there, and look now whether the
+        examples are those of a run that goes on, which `train` does a little later.
+
+    Raises:
+      BadRequest: as `train`.
+      OSError: naming what cannot be written or deleted.
+    """
+    anew = overwrite and run_folder.config_path(workdir).exists()
+    goes_on = not overwrite and run_folder.has_checkpoint(workdir)
+    with warnings.catch_warnings():
+        if goes_on:
+            warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
+        plan = make_plan(config, data, prepare=not dry_run)
+    config = plan.config
+    changed: list[str] = []
+    if not anew:
+        changed = run_folder.check_resumable(
+            workdir, config, change_learning_rate=change_learning_rate
+        )
+    initial = None
+    if init_from is not None:
+        if anew and init_from.resolve() == workdir.resolve():
+            raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
+        if not goes_on:
+            step = checkpoint_choice.of_source(init_from, init_step)
+            initial = load_for(config, init_from, init_weights, step)
+        else:
+            _refuse_weights_of_no_use(config, workdir)
+            say("--init_from is not used: the run has weights of its own")
+    if config.data.source == "folder":
+        _check_not_in_data(config, workdir)
+    files.check_can_be_made(workdir)
+    locks.check_not_locked(workdir, "training in")
+    if anew:
+        needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
+        needed |= {"--init_from": str(init_from or "")}
+        run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
+    plan = load_data(plan)
+    if goes_on and dry_run:
+        check_examples(plan, workdir, read_record(workdir))
+    if not goes_on:
+        _warn_of_odd_lengths(plan)
+    return Start(plan, changed, initial)
+
+
+def _check_not_in_data(config: Config, workdir: pathlib.Path) -> None:
+    """Refuse a run whose own pictures would be examples of its next start."""
+    for field in ("path", "held_out"):
+        path = getattr(config.data, field)
+        if path and pathlib.Path(path).expanduser().resolve() in (
+            workdir.resolve(),
+            *workdir.resolve().parents,
+        ):
+            raise BadRequest(
+                f"--workdir {workdir} lies in data.{field} ({path}): the pictures that the "
+                "run draws would be among its examples; name another"
+            )
+
+
+def _refuse_weights_of_no_use(config: Config, workdir: pathlib.Path) -> None:
+    record = read_record(workdir)
+    if record is not None and record.step >= config.training.num_steps:
+        raise BadRequest(
+            f"--init_from has no effect: the run in {workdir} is finished; leave it out, "
+            "or name another --workdir"
+        )
+
+
+def _warn_of_odd_lengths(plan: Plan) -> None:
+    optimizer, training = plan.config.optimizer, plan.config.training
+    if optimizer.warmup_steps >= training.num_steps:
+        warnings.warn(
+            f"optimizer.warmup_steps ({optimizer.warmup_steps:,}) is no shorter than the "
+            f"run (training.num_steps {training.num_steps:,}): the learning rate never "
+            f"reaches {optimizer.learning_rate:g}",
+            stacklevel=3,
+        )
+    batch_size, count = plan.config.data.batch_size, len(plan.data.train)
+    if batch_size > count:
+        warnings.warn(
+            f"data.batch_size ({batch_size:,}) is larger than the set of {count:,} "
+            "examples: each step sees some of them more than once",
+            stacklevel=3,
+        )
+
+
+def train(
+    config: Config,
+    workdir: pathlib.Path,
+    data: sources.DataSet | None = None,
+    *,
+    overwrite: bool = False,
+    init_from: pathlib.Path | None = None,
+    init_weights: str = "ema",
+    init_step: str = checkpoint_choice.NEWEST,
+    change_learning_rate: bool = False,
+) -> TrainState:
+    """Trains until `config.training.num_steps`, or goes on where the run stopped.
+
+    Args:
+      config: the experiment.
+      workdir: the run folder; an existing run in it is resumed.
+      data: examples of the caller's own; otherwise those of `config.data.source`.
+      overwrite: delete the run that is in `workdir` and start anew.
+      init_from: another run, or a file of weights, to start a new run with.
+      init_weights: which weights of that run; see `weights.check_kind`.
+      init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
+      change_learning_rate: an existing run may go on with another one.
+
+    Returns:
+      The last state; after SIGTERM that of the last step done, which is saved.
+
+    Raises:
+      BadRequest: before anything is compiled or written.
+      RunFailed: if updates are not finite any more, something cannot be read or written.
+      KeyboardInterrupt: after Ctrl-C, when the state is saved.
+    """
+    plan, changed, initial = prepare(
+        config,
+        workdir,
+        data,
+        overwrite=overwrite,
+        init_from=init_from,
+        init_weights=init_weights,
+        init_step=init_step,
+        change_learning_rate=change_learning_rate,
+    )
+    config = plan.config
+    anew = overwrite and run_folder.config_path(workdir).exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (
+        locks.locked(workdir, "training in"),
+        stop_on_interrupt(say, sigterm=True) as stop,
+    ):
+        run_folder.delete_unfinished(workdir)
+        if anew:
+            run_folder.delete_run(workdir)
+        if changed:
+            say(f"changed since the run was started: {', '.join(changed)}")
+        record = read_record(workdir) if changed else None
+        goes_on = record is not None and record.step < config.training.num_steps
+        of_length = "training.num_steps" in "".join(changed)
+        if goes_on and of_length and config.optimizer.decay == "cosine":
+            say("the cosine decay follows the new training.num_steps from here on")
+        keep = config.training.keep_checkpoints
+        with Checkpoints(workdir, keep, writing=True) as checkpoints:
+            trainer = Trainer(plan, workdir, checkpoints, stop)
+            state = trainer.run_or_say_what_is_left(initial)
+    if stop.wanted:
+        hint = ", without --overwrite" if overwrite else ""
+        say(f"the same command{hint} goes on from step {int(state.step):,}")
+        if not stop.by_system:
+            raise KeyboardInterrupt
+    return state
