@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -22,30 +21,11 @@ import jax
 import pytest
 
 from diffusion_jax.runtime import cpu
+from helpers import ROOT
 
 cpu.keep_memory()  # As the commands do.
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = pathlib.Path(__file__).parent.parent
-# Of files and folders, which a file system allows and a program may trip over.
-ODD_NAMES = [
-    "a b",
-    "[v2]",
-    "*?",
-    "%20#",
-    "quote'\"",
-    "back\\slash",
-    "new\nline",
-    "\x1b[2J",
-    "gs:x",
-    "-x",
-    "~",
-    "é",
-    "\udcff",  # A byte that is no UTF-8.
-    "$HOME {x,y}",
-]
-SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
 
 
 @pytest.fixture(scope="session")

@@ -25,20 +25,20 @@ SECONDS = 30  # That the tests of one mutant may take.
 # Each module, and the test file whose deterministic tests must kill its mutants.
 MODULES = {
     "diffusion/schedules": "schedules",
-    "diffusion/forward_process": "process",
-    "diffusion/parameterization": "predictions",
-    "diffusion/variational_bound": "likelihood",
-    "diffusion/loss_weighting": "weightings",
+    "diffusion/forward_process": "forward_process",
+    "diffusion/parameterization": "parameterization",
+    "diffusion/variational_bound": "variational_bound",
+    "diffusion/loss_weighting": "loss_weighting",
     "diffusion/timestep_sampling": "timestep_sampling",
     "diffusion/losses": "losses",
     "diffusion/oracle": "oracle",
-    "samplers/noise_levels": "tables",
-    "samplers/table": "tables",
-    "samplers/timesteps": "steps",
-    "samplers/methods": "tables",
+    "samplers/noise_levels": "methods",
+    "samplers/table": "methods",
+    "samplers/timesteps": "timesteps",
+    "samplers/methods": "methods",
     "samplers/thresholding": "thresholding",
-    "runs/ema": "averages",
-    "evaluation/optimal_timesteps": "best_timesteps",
+    "runs/ema": "ema",
+    "evaluation/optimal_timesteps": "optimal_timesteps",
 }
 
 
@@ -210,7 +210,8 @@ def _passes(
     module: str, place: pathlib.Path, environment: dict[str, str], seconds: int
 ) -> bool:
     """Whether the tests pass on the copy in `place`; not having ended counts as passing."""
-    tests = ROOT / "tests" / f"test_{MODULES[module]}.py"
+    room = module.split("/")[0]
+    tests = ROOT / "tests" / room / f"test_{MODULES[module]}.py"
     options = ["-x", "-q", "-m", "not statistical and not slow", "-p", "no:cacheprovider"]
     # Started in `place`, so that its copy of the package is the one that is imported.
     command = [sys.executable, "-m", "pytest", *options, "-c", str(ROOT / "pyproject.toml")]

@@ -1,0 +1,153 @@
+"""The likelihood under the probability-flow ODE, against densities in closed form."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import ndtr, roots_hermitenorm
+
+from diffusion_jax.config import Config, DataConfig, ProcessConfig
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import (
+    cosine_betas,
+    linear_betas,
+    make_schedule,
+    rescale_zero_terminal_snr,
+)
+from diffusion_jax.evaluation.bound import standard_error
+from diffusion_jax.evaluation.ode_likelihood import Flow, make_stages
+from helpers import DATA, LEVELS, SHARES, images, mesh_of
+
+SCHEDULES = {
+    "linear": make_schedule(linear_betas(1000)),
+    "cosine": make_schedule(cosine_betas(1000)),
+    "zero_terminal_snr": make_schedule(rescale_zero_terminal_snr(linear_betas(1000))),
+}
+LINEAR = SCHEDULES["linear"]
+POINTS = DataConfig(source="two_moons", image_size=(), channels=2)
+
+
+def flow_of(of, schedule=LINEAR, prediction="eps", num_steps=50, num_devices=1, **more):
+    process = ProcessConfig(num_timesteps=schedule.num_timesteps, prediction=prediction)
+    config = Config(process=process, **more)
+    apply_fn = oracle.oracle_apply_fn(of, schedule, prediction)
+    return Flow(config, apply_fn, schedule, mesh_of(num_devices), num_steps)
+
+
+def mixture_of(dimensions, seed=0):
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(-1, 1, (3, dimensions))
+    return oracle.mixture([0.5, 0.3, 0.2], means, rng.uniform(0.01, 0.2, (3, dimensions)))
+
+
+def bits_by_density(flow, data, schedule, x0):
+    """-log2 of the density at t = 0 of what the flow starts from, per dimension."""
+    x, _, _ = flow._begin(None, jnp.asarray(x0), jnp.arange(len(x0)))
+    level = schedule.sqrt_alphas_cumprod[0], schedule.sqrt_one_minus_alphas_cumprod[0]
+    log_density = oracle.log_density(data, x, *map(np.float32, level))
+    return -np.asarray(log_density, np.float64) / (x0.shape[1] * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [
+        ("linear", "eps"),
+        ("linear", "v"),
+        ("cosine", "x0"),
+        ("zero_terminal_snr", "v"),
+        ("zero_terminal_snr", "x0"),
+    ],
+)
+def test_points_have_the_true_density(schedule, prediction):
+    """Each of 64, not their mean.
+
+    The linear schedule leaves 0.6 % of the amplitude, of which the prior does not know.
+    """
+    tolerance = 1e-2 if schedule == "linear" else 2e-4
+    schedule, data = SCHEDULES[schedule], mixture_of(2)
+    flow = flow_of(data, schedule, prediction, data=POINTS)
+    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
+    found = flow.bits(None, x0, np.arange(64), 64)
+    expected = bits_by_density(flow, data, schedule, x0)
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+def test_the_error_falls_with_the_steps():
+    """Of fourth order: half the steps have 16 times the error, or at least 8 times."""
+    data = mixture_of(2)
+    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
+
+    def error(num_steps):
+        schedule = SCHEDULES["cosine"]
+        flow = flow_of(data, schedule, "v", num_steps, data=POINTS)
+        found = flow.bits(None, x0, np.arange(64), 64)
+        return np.abs(found - bits_by_density(flow, data, schedule, x0)).mean()
+
+    assert error(8) > 8 * error(16)
+
+
+@pytest.mark.statistical
+def test_hutchinsons_estimate_is_unbiased():
+    """In 18 dimensions, where the divergence is not summed: the mean over 4,000 points."""
+    data = mixture_of(18)
+    flow = flow_of(data, data=DataConfig(source="two_moons", image_size=(), channels=18))
+    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 4000))
+    found = flow.bits(None, x0, np.arange(4000), 4000)
+    difference = found - bits_by_density(flow, data, LINEAR, x0)
+    assert difference.std() > 1e-3
+    assert abs(difference.mean()) < 3 * standard_error(difference)
+
+
+def bound_by_quadrature():
+    """E_q[log q(x_1 | x_0) - log q(x_1)] + L_0 of one dimension, in bits, by NumPy."""
+    nodes, weights = roots_hermitenorm(64)
+    weights = weights / weights.sum()
+    bar = 1 - 1e-4
+    tilde = 1e-4 / (1 - bar * (1 - np.linspace(1e-4, 0.02, 1000)[1]))
+    tilde *= np.linspace(1e-4, 0.02, 1000)[1]
+    x = LEVELS / 127.5 - 1
+    x_1 = np.sqrt(bar) * x[:, None] + np.sqrt(1 - bar) * nodes
+    distance = (x_1[..., None] - np.sqrt(bar) * x) ** 2
+    likelihood = np.exp(-distance / (2 * (1 - bar)))
+    own = np.exp(-(nodes**2) / 2)
+    gain = np.log(own) - np.log((SHARES * likelihood).sum(-1))
+    predicted = (SHARES * likelihood) @ x / (SHARES * likelihood).sum(-1)
+    upper = ndtr((x[:, None] + 1 / 255 - predicted) / np.sqrt(tilde))
+    lower = ndtr((x[:, None] - 1 / 255 - predicted) / np.sqrt(tilde))
+    nats = gain - np.log(np.maximum(upper - lower, 1e-12))
+    return (SHARES[:, None] * weights * nats).sum() / math.log(2)
+
+
+@pytest.mark.statistical
+def test_images_have_the_bound_of_the_exact_flow():
+    """Dequantised by the first step of noising, and not below the entropy."""
+    expected = bound_by_quadrature()
+    assert expected > oracle.entropy(DATA) / math.log(2)
+    flow = flow_of(DATA, num_steps=100)
+    found = flow.bits(None, images(4000), np.arange(4000), 4000)
+    assert abs(found.mean() - expected) < 3 * standard_error(found) + 0.002
+
+
+@pytest.mark.slow
+def test_devices_batches_and_order_change_nothing_beyond_rounding():
+    data, x0 = (
+        mixture_of(2),
+        np.asarray(oracle.sample(mixture_of(2), jax.random.key(0), 24)),
+    )
+    whole = flow_of(data, num_steps=10, data=POINTS).bits(None, x0, np.arange(24), 24)
+    divided = flow_of(data, num_steps=10, num_devices=4, data=POINTS)
+    order = np.random.default_rng(0).permutation(24)
+    parts = [divided.bits(None, x0[i], i, 16) for i in (order[:16], order[16:])]
+    np.testing.assert_allclose(np.concatenate(parts), whole[order], rtol=1e-5)
+
+
+def test_the_steps_reach_from_the_first_timestep_to_the_last():
+    """Along the arc, on which the times of the schedule lie."""
+    stages = make_stages(LINEAR, "v", 20)
+    assert stages.t[0, 0] == 0 and stages.t[-1, -1] == 999
+    assert (np.diff(stages.t, axis=1) > 0).all()
+    arc = np.arccos(LINEAR.sqrt_alphas_cumprod[[0, -1]])
+    assert stages.length.sum() == pytest.approx(arc[1] - arc[0], rel=1e-6)

@@ -1,0 +1,245 @@
+"""What tests of several rooms share."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    EMAConfig,
+    MLPConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.schedules import alphas_cumprod_at, linear_betas, make_schedule
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Of files and folders, which a file system allows and a program may trip over.
+ODD_NAMES = [
+    "a b",
+    "[v2]",
+    "*?",
+    "%20#",
+    "quote'\"",
+    "back\\slash",
+    "new\nline",
+    "\x1b[2J",
+    "gs:x",
+    "-x",
+    "~",
+    "é",
+    "\udcff",  # A byte that is no UTF-8.
+    "$HOME {x,y}",
+]
+
+SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
+
+
+def points_config(**training):
+    """A run of seconds: points, a tiny network."""
+    return Config(
+        name="points",
+        data=DataConfig(source="two_moons", image_size=(), channels=2, batch_size=32),
+        model=MLPConfig(width=16, num_blocks=1),
+        process=ProcessConfig(num_timesteps=20, beta_end=0.6),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
+        ema=EMAConfig(decay=0.9),
+        sampling=SamplingConfig(steps=20),
+        training=TrainingConfig(
+            **{
+                "num_steps": 30,
+                "steps_per_dispatch": 4,
+                "log_every": 5,
+                "eval_every": 10,
+                "checkpoint_every": 10,
+                "sample_every": 0,
+                "sample_steps": 5,
+                **training,
+            }
+        ),
+    )
+
+
+def arrays_of(state):
+    return [*jax.tree.leaves(state[:-1]), jax.random.key_data(state.key)]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(arrays_of(a), arrays_of(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+SCHEDULE = make_schedule(linear_betas(1000))
+
+
+def gaussian(std, spread=3.2):
+    """A Gaussian on the grid of 256 levels: (levels, probabilities)."""
+    x = np.arange(256) / 127.5 - 1
+    shares = np.exp(-((x - 0.2) ** 2) / (2 * std**2)) * (abs(x - 0.2) < spread * std)
+    levels = np.flatnonzero(shares)
+    return levels, shares[levels] / shares.sum()
+
+
+LEVELS, SHARES = gaussian(0.06)
+
+
+DATA = oracle.discrete(LEVELS[:, None], SHARES)
+
+
+def mesh_of(num_devices):
+    return jax.make_mesh(
+        (num_devices, 1),
+        ("data", "model"),
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def images(num, seed=0):
+    return np.asarray(oracle.sample(DATA, jax.random.key(seed), num))
+
+
+def run_table(table, network, x, noises, hook=None):
+    """Every state of a chain in NumPy float64: [S + 1, ...], by a plain loop.
+
+    Args:
+      table: rows to run.
+      network: network(x, t) -> prediction.
+      x: the initial noise.
+      noises: one array for each row.
+      hook: on the predicted x_0.
+    """
+    anchor = prev = prev2 = np.zeros_like(x)
+    states = [x]
+    for i in range(table.num_rows):
+        row = table.take(i)
+        x0 = row.x0_from_x * x + row.x0_from_prediction * network(x, row.t)
+        x0 = x0 if hook is None else hook(x0)
+        values = (x, anchor, x0, prev, prev2, noises[i])
+        x, anchor = (
+            sum(w * v for w, v in zip(weights, values, strict=True))
+            for weights in (row.to_x, row.to_anchor)
+        )
+        if row.is_remembered:
+            prev, prev2 = x0, prev
+        states.append(x)
+    return np.array(states)
+
+
+def gaussian_x0(schedule, mean, std, t):
+    """(a, b) with E[x_0 | x] = a x + b at time t, for data N(mean, std^2)."""
+    share = alphas_cumprod_at(schedule, np.array([t]))[0]
+    total = share * std**2 + 1 - share
+    return np.sqrt(share) * std**2 / total, (1 - share) * mean / total
+
+
+def gaussian_moments(table, schedule, mean, std, start=0.0):
+    """Mean and variance of the chain's end with the best network for N(mean, std^2).
+
+    Exact: every row is affine in (x, anchor, two predictions) and the noise, whatever
+    the network predicts. `start` is the mean of the initial noise.
+    """
+    state, cov = np.array([start, 0, 0, 0]), np.zeros((4, 4))
+    cov[0, 0] = 1.0
+    for i in range(table.num_rows):
+        row = table.take(i)
+        a, b = gaussian_x0(schedule, mean, std, row.t)
+
+        def new(weights, a=a):
+            return np.array(
+                [
+                    weights.x + weights.x0 * a,
+                    weights.anchor,
+                    weights.x0_prev,
+                    weights.x0_prev2,
+                ]
+            )
+
+        step = np.array([new(row.to_x), new(row.to_anchor), [a, 0, 0, 0], [0, 0, 1, 0]])
+        shift = np.array([row.to_x.x0 * b, row.to_anchor.x0 * b, b, 0])
+        noise = np.array([row.to_x.noise, row.to_anchor.noise, 0, 0])
+        if not row.is_remembered:
+            step[2:], shift[2:] = np.eye(4)[2:], 0
+        state = step @ state + shift
+        cov = step @ cov @ step.T + np.outer(noise, noise)
+    return state[0], cov[0, 0]
+
+
+# The digits with a network that compiles in seconds.
+TINY = (
+    "--config=configs/digits.py",
+    "--config.model.base_channels=8",
+    "--config.model.channel_mults=(1,)",
+    "--config.model.attn_resolutions=()",
+    "--config.model.num_groups=4",
+    "--config.data.batch_size=16",
+    "--config.process.num_timesteps=50",
+    "--config.sampling.steps=50",
+    "--config.training.sample_steps=5",
+    "--config.training.sample_every=0",
+    "--config.training.eval_every=0",
+    "--config.ema.snapshots=2",
+)
+# Of a line in metrics.jsonl, what is a matter of time.
+TIMING = {"steps_per_sec", "images_per_sec"}
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def train_arguments(workdir, *more):
+    return (str(ROOT / "train.py"), *TINY, f"--workdir={workdir}", *more)
+
+
+def start_training(workdir, log, *more, **options):
+    """A process; what it says goes into the file `log`."""
+    return subprocess.Popen(
+        [sys.executable, *train_arguments(workdir, *more)],
+        cwd=ROOT,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def lines_of(workdir):
+    """metrics.jsonl but for what is a matter of time."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+def steps_logged(workdir):
+    return [line["step"] for line in lines_of(workdir) if "loss" in line]
+
+
+def files_of(workdir):
+    """What else a run leaves: its pictures and snapshots, byte for byte."""
+    found = [*workdir.glob("*.png"), *workdir.glob("samples/*"), *workdir.glob("ema_*/*")]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in found}
+
+
+def saved_steps(workdir):
+    """Checkpoints that are whole."""
+    done = workdir.glob("checkpoints/[0-9]*/commit_success.txt")
+    return sorted(int(p.parent.name) for p in done if p.parent.name.isdigit())
+
+
+def assert_same_run(a, b):
+    assert lines_of(a) == lines_of(b)
+    files_a, files_b = files_of(a), files_of(b)
+    assert files_a.keys() == files_b.keys()
+    assert [name for name in files_a if files_a[name] != files_b[name]] == []

@@ -1,0 +1,713 @@
+"""Training: averages and rates by closed form, the step on one device and four."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    EMAConfig,
+    LossConfig,
+    MLPConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    SamplingConfig,
+    TrainingConfig,
+    UNetConfig,
+    fields_of,
+    from_json,
+    to_json,
+)
+from diffusion_jax.data import sources
+from diffusion_jax.diffusion import timestep_sampling
+from diffusion_jax.diffusion.timestep_sampling import timestep_probabilities
+from diffusion_jax.experiment import build
+from diffusion_jax.experiment.setup import make_plan
+from diffusion_jax.jobs import sample
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.record import new_record
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.interrupts import Stop
+from diffusion_jax.training import previews, train
+from diffusion_jax.training.held_out import make_held_out_loss
+from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.train_state import TrainState, init_state
+from diffusion_jax.training.train_step import make_train_step, make_train_steps
+from diffusion_jax.training.trainer import Trainer
+from helpers import assert_same_bits, points_config
+
+
+@pytest.fixture(scope="module")
+def points():
+    return sources.open_data_set(DataConfig(source="two_moons"))
+
+
+# Learning rate, optimiser, EMA
+
+
+def test_learning_rates_are_the_closed_forms():
+    def at(decay, step):
+        config = OptimizerConfig(learning_rate=0.5, warmup_steps=100, decay=decay)
+        return float(learning_rate_schedule(config, 1100)(step))
+
+    for decay in ("constant", "cosine", "inverse_sqrt"):
+        assert at(decay, 0) == 0  # As in the DDPM code.
+        assert at(decay, 50) == pytest.approx(0.25)
+        assert at(decay, 100) == pytest.approx(0.5)
+    assert at("constant", 1099) == pytest.approx(0.5)
+    assert at("cosine", 350) == pytest.approx(0.25 * (1 + math.cos(math.pi / 4)), rel=1e-5)
+    assert at("cosine", 1100) == pytest.approx(0, abs=1e-7)
+    assert at("inverse_sqrt", 400) == pytest.approx(0.25)
+    none = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="inverse_sqrt")
+    assert float(learning_rate_schedule(none, 10)(3)) == pytest.approx(0.25)
+
+
+def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
+    """Adam's first step is rate * sign(gradient); AdamW adds rate * decay * weight."""
+    params = {"w": jnp.array([2.0, -3.0])}
+    grads = {"w": jnp.array([30.0, 40.0])}
+
+    def step(**options):
+        config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, **options)
+        tx = make_optimizer(config, 10)
+        return np.asarray(tx.update(grads, tx.init(params), params)[0]["w"])
+
+    np.testing.assert_allclose(step(), [-0.01, -0.01], rtol=1e-5)
+    decayed = step(name="adamw", weight_decay=0.1)
+    np.testing.assert_allclose(decayed, [-0.012, -0.007], rtol=1e-5)
+    # With an eps as large as the clipped gradient (0.6, 0.8), the step shows the clip.
+    clipped = step(grad_clip=1.0, eps=1.0)
+    np.testing.assert_allclose(clipped, [-0.01 * 0.6 / 1.6, -0.01 * 0.8 / 1.8], rtol=1e-5)
+    unclipped = step(grad_clip=0.0, eps=1.0)
+    np.testing.assert_allclose(unclipped, [-0.01 * 30 / 31, -0.01 * 40 / 41], rtol=1e-5)
+
+
+# The step
+
+
+@pytest.fixture(scope="module")
+def unet_steps():
+    """The compiled steps of a tiny U-Net, which holds every block, and how often traced."""
+    config = points_config()
+    config.data = DataConfig(image_size=(8,), channels=1, batch_size=8)
+    config.model = UNetConfig(
+        base_channels=8,
+        channel_mults=(1, 1),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        dropout=0.1,
+        num_groups=4,
+    )
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
+    tx = make_optimizer(config.optimizer, 100)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    traced = chex.assert_max_traces(make_train_steps(step), n=1)
+    batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
+    initial = jax.jit(lambda: init_state(init_fn, tx, config))()
+    return jax.jit(traced), initial, batches, step
+
+
+def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
+    """And every count is the same compiled program: it is traced once."""
+    steps, initial, batches, _ = unet_steps
+    at_once, (metrics, _) = steps(initial, batches, 4)
+    state, losses = initial, []
+    for i in range(4):
+        state, (m, _) = steps(state, jnp.roll(batches, -i, axis=0), 1)
+        losses.append(m.loss[0])
+    assert_same_bits(at_once, state)
+    np.testing.assert_array_equal(metrics.loss, np.stack(losses))
+    state, (m, _) = steps(steps(initial, batches, 3)[0], jnp.roll(batches, -3, axis=0), 1)
+    assert_same_bits(at_once, state)
+    np.testing.assert_array_equal(m.loss[1:], 0)
+    assert int(at_once.step) == 4
+
+
+def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
+    """The state after a step against optax and a gradient taken by hand."""
+    steps, initial, batches, _ = unet_steps
+    state, (metrics, _) = steps(initial, batches, 2)
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(
+            jax.tree.leaves(initial.params), jax.tree.leaves(state.params), strict=True
+        )
+    ]
+    assert max(moved) > 0 and float(metrics.grad_norm[0]) > 0
+    # The first step has rate 0 (warm-up), so only the second one moved the weights:
+    # the average has gone 1 - 0.9 of the way.
+    one = steps(initial, batches, 1)[0]
+    counted = {"step": 0, "opt_state": 0, "tally": 0}
+    assert_same_bits(one._replace(**counted), initial._replace(**counted))
+    way = optax.tree.norm(jax.tree.map(jnp.subtract, state.emas["0.9"], initial.params))
+    whole = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, initial.params))
+    assert float(way / whole) == pytest.approx(0.1, rel=1e-4)
+
+
+def steps_on_devices(step, n):
+    """The compiled steps with the batch split over the first n devices."""
+    mesh = jax.make_mesh(
+        (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
+    )
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    return jax.jit(
+        make_train_steps(step), in_shardings=(whole, rows, whole), out_shardings=whole
+    )
+
+
+@pytest.mark.slow
+def test_one_device_and_four_give_the_same_losses(unet_steps):
+    _, initial, batches, step = unet_steps
+    found = {}
+    for n in (1, 4):
+        steps = steps_on_devices(step, n)
+        state, (metrics, _) = steps(initial, batches, 4)
+        found[n] = np.asarray(metrics.loss)
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
+    np.testing.assert_allclose(found[1], found[4], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_batch_can_be_overfitted(points):
+    """Four points, learned by heart: the loss falls well below that of the silent net."""
+    config = points_config()
+    config.model = MLPConfig(width=64, num_blocks=2)
+    config.optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=10)
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
+    tx = make_optimizer(config.optimizer, 1000)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    batches = jnp.tile(points.train[:4], (1000, 64, 1))
+    _, (metrics, _) = jax.jit(make_train_steps(step))(
+        init_state(init_fn, tx, config), batches, 1000
+    )
+    assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
+
+
+def test_held_out_loss_is_fixed_and_covers_all_timesteps():
+    config = points_config()
+    schedule = build.make_schedule(config.process)
+    seen = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        assert not train
+        seen.append(t)
+        return jnp.zeros_like(x_t)
+
+    loss_fn = build.make_loss(config, spy, schedule)
+    held_out_loss = make_held_out_loss(loss_fn, schedule)
+    x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
+    a, b = held_out_loss(None, x0, indices), held_out_loss(None, x0[::-1], indices[::-1])
+    np.testing.assert_array_equal(a, b[::-1])
+    counts = np.bincount(seen[0], minlength=20)
+    assert len(counts) == 20 and set(counts) <= {1, 2, 3}
+
+
+# The loop
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, points):
+    workdir = tmp_path_factory.mktemp("runs") / "points"
+    state = train.train(points_config(sample_every=20), workdir, points)
+    return workdir, state
+
+
+def test_a_run_leaves_what_a_user_looks_for(finished):
+    workdir, state = finished
+    assert int(state.step) == 30
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        ".lock",
+        "config.json",
+        "run.json",
+        "checkpoints",
+        "ema_snapshots",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "forward.png",
+        "reverse.png",
+        "loss.png",
+    }
+    assert {p.name for p in (workdir / "samples").iterdir()} == {
+        "step_000020.png",
+        "step_000030.png",
+    }
+    assert run_folder.read_config(workdir) == points_config(sample_every=20)
+
+
+def test_metrics_hold_every_interval_once_and_fall(finished):
+    lines = [
+        json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()
+    ]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [5, 10, 15, 20, 25, 30]
+    assert set(logged[-1]) == {
+        *("step", "loss", "grad_norm", "learning_rate", "skipped_steps"),
+        *("steps_per_sec", "images_per_sec"),
+    }
+    held_out = [(x["step"], x["held_out_loss"]) for x in lines if "held_out_loss" in x]
+    assert [step for step, _ in held_out] == [10, 20, 30]
+    assert held_out[-1][1] < held_out[0][1]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps)
+
+
+def test_tensorboard_events_hold_the_same_numbers(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (finished[0] / "tensorboard").iterdir()
+    data, values = file.read_bytes(), {}
+    while data:  # Length, its checksum, the record, its checksum.
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        for value in event.summary.value:
+            values[event.step, value.tag] = value.simple_value
+    for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(line)
+        for name, value in line.items():
+            parts = value if isinstance(value, dict) else {}
+            for part in parts or [""] * (name != "step"):
+                shown = values[line["step"], f"{name}/{part}" if part else name]
+                assert shown == pytest.approx(parts.get(part, value), rel=1e-6)
+
+
+def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points):
+    """The history is part of the state: counted over the run, and the same to the bit."""
+    config = points_config(eval_every=0)
+    config.loss.timesteps = "loss_second_moment"
+    whole = train.train(config, tmp_path / "whole", points)
+    history = whole.loss_history
+    assert int(history.counts.sum()) == 30 * 32 and int(history.counts.min()) >= 10
+    assert (
+        timestep_probabilities(history).max() > 1.5 * timestep_probabilities(history).min()
+    )
+    cut = dataclasses.replace(config, training=dataclasses.replace(config.training))
+    cut.training.num_steps = 13
+    train.train(cut, tmp_path / "cut", points)
+    resumed = train.train(config, tmp_path / "cut", points)
+    assert_same_bits(resumed, whole)
+
+
+def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points):
+    """The batch is split, and the state of each device is still that of one device."""
+    config = points_config()
+    config.loss.timesteps = "loss_second_moment"
+    schedule = build.make_schedule(config.process)
+    init_fn, apply_fn = build.make_network(config)
+    tx = make_optimizer(config.optimizer, 100)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    batches = jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2)
+    found = {}
+    for n in (1, 4):
+        steps = steps_on_devices(step, n)
+        history = steps(init_state(init_fn, tx, config), batches, 20)[0].loss_history
+        found[n] = history
+        copies = [np.asarray(shard.data) for shard in history.losses.addressable_shards]
+        assert len(copies) == n and all((c == copies[0]).all() for c in copies)
+    np.testing.assert_array_equal(found[1].counts, found[4].counts)
+    assert int(found[4].counts.sum()) == 20 * 32
+    np.testing.assert_allclose(found[1].losses, found[4].losses, rtol=1e-3)
+
+
+def test_the_step_weighs_each_loss_and_records_it_alone(monkeypatch):
+    """x_0 = 0, 1, .. 7 predicted as 0, drawn at t = 3, 4, .. with weights 1, 2, .."""
+    t, weights = jnp.arange(3, 11), jnp.arange(1.0, 9.0)
+    monkeypatch.setattr(timestep_sampling, "importance_timesteps", lambda *_: (t, weights))
+    step, state = simple_step(
+        process=ProcessConfig(num_timesteps=20, beta_end=0.6, prediction="x0"),
+        loss=LossConfig(timesteps="loss_second_moment"),
+    )
+    x0 = jnp.arange(8.0)[:, None] * jnp.ones((8, 4))
+    state, metrics = step(state, x0)
+    squares = np.arange(8.0) ** 2
+    assert float(metrics.loss) == pytest.approx((np.asarray(weights) * squares).mean())
+    # The gradient of w is the mean of -2 weight x_0.
+    gradient = (2 * np.asarray(weights) * np.arange(8)).mean()
+    assert float(metrics.grad_norm) == pytest.approx(gradient)
+    np.testing.assert_allclose(state.loss_history.losses[3:11, 0], squares)
+    assert state.loss_history.counts.tolist() == [0] * 3 + [1] * 8 + [0] * 9
+
+
+def test_stratified_timesteps_are_used_by_the_step():
+    """A network that says t: each batch of 10 out of 20 timesteps has every second one."""
+    seen = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        seen.append(t)
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    process = ProcessConfig(num_timesteps=20, beta_end=0.6)
+    with jax.disable_jit():
+        step, state = simple_step(
+            spy, process=process, loss=LossConfig(timesteps="stratified")
+        )
+        step(state, jnp.zeros((10, 4)))
+    assert set(np.diff(np.asarray(seen[0])) % 20) == {2}
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys, points):
+    before = (finished[0] / "metrics.jsonl").stat().st_mtime_ns
+    train.train(points_config(sample_every=20), finished[0], points)
+    assert "is finished: it has 30 steps of 30" in capsys.readouterr().out
+    assert (finished[0] / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_may_change_is_kept_in_a_finished_run(finished, tmp_path, points):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = points_config(sample_every=20)
+    config.sampling.variance = "fixed_large"
+    train.train(config, folder, points)
+    assert run_folder.read_config(folder).sampling.variance == "fixed_large"
+
+
+def test_a_changed_config_is_refused_by_name(finished, points):
+    config = points_config(sample_every=20)
+    config.optimizer.learning_rate = 1e-2
+    config.model.width = 32
+    before = run_folder.config_path(finished[0]).read_text()
+    with pytest.raises(BadRequest) as error:
+        train.train(config, finished[0], points)
+    assert "model.width (16 -> 32)" in str(error.value)
+    assert "optimizer.learning_rate (0.003 -> 0.01)" in str(error.value)
+    assert run_folder.config_path(finished[0]).read_text() == before
+
+
+# Those that decide neither the weights nor what they are trained on.
+MAY_CHANGE = {
+    *(f"training.{f.name}" for f in dataclasses.fields(TrainingConfig)),
+    *(f"sampling.{f.name}" for f in dataclasses.fields(SamplingConfig)),
+    *(
+        "ema.snapshots",
+        "name",
+        "data.path",
+        "data.held_out",
+        "data.memory_gib",
+        "data.num_workers",
+        "data.unreadable",
+    ),
+}
+
+
+def test_all_else_in_a_config_is_fixed_under_a_run(tmp_path):
+    other = {int: 77, float: 0.77, str: "other", bool: True, tuple: (77,)}
+    points = DataConfig(image_size=(), channels=2)
+    for config in (
+        Config(model=UNetConfig(attn_resolutions=(8,))),
+        Config(model=MLPConfig(), data=points),
+    ):
+        run_folder.write_config(tmp_path, config)
+        for path, value in fields_of(config):
+            changed = from_json(to_json(config))
+            section = changed
+            for name in path.split(".")[:-1]:
+                section = getattr(section, name)
+            new = not value if isinstance(value, bool) else other[type(value)]
+            setattr(section, path.split(".")[-1], new)
+            if path in MAY_CHANGE:
+                said = run_folder.check_resumable(tmp_path, changed)
+                assert [text.partition(" ")[0] for text in said] == [path] * (
+                    path != "name"
+                )
+            else:
+                with pytest.raises(BadRequest, match=path.replace(".", r"\.")):
+                    run_folder.check_resumable(tmp_path, changed)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
+    workdir, _ = finished
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    losses = {
+        line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line
+    }
+    with Checkpoints(workdir, losses=losses, writing=False) as checkpoints:
+        assert checkpoints.best_step == min(losses, key=losses.get)
+
+
+def trainer(tmp_path, config, data, wanted=False):
+    checkpoints = Checkpoints(tmp_path, writing=True)
+    return Trainer(make_plan(config, data), tmp_path, checkpoints, Stop(wanted))
+
+
+def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
+    numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
+    data = sources.arrays(numbers, numbers)
+    config = points_config(num_held_out=10)
+    chosen = trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
+    assert len(set(chosen)) == 10 and chosen != list(range(10))
+    config.seed = 5
+    assert (
+        trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
+        == chosen
+    )
+    config.training.num_held_out = 1000
+    assert trainer(tmp_path, config, data).milestones.held_out.examples()[
+        :, 0
+    ].tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("stopping", "every", "done"),
+    [(False, 4, {"evaluate", "draw", "save"}), (True, 4, {"save"}), (False, 0, {"save"})],
+)
+def test_the_last_step_does_what_is_wanted_of_it(
+    tmp_path, points, stopping, every, done, monkeypatch
+):
+    """Not what somebody who has pressed Ctrl-C would wait for, nor what is switched off."""
+    config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
+    it = trainer(tmp_path, config, points, stopping)
+    called = []
+    held_out = it.milestones.held_out
+    monkeypatch.setattr(
+        held_out, "loss", lambda *args: called.append("evaluate") or (1.0, {})
+    )
+    monkeypatch.setattr(it.milestones.previews, "draw", lambda *args: called.append("draw"))
+    monkeypatch.setattr(it.checkpoints, "save", lambda *args: called.append("save"))
+
+    class Quiet:
+        """Reports that are not looked at."""
+
+        skipped_in_a_row = 0
+
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    state = init_state(it.plan.init_fn, it.tx, it.config)
+    it.record = new_record(it.plan, tmp_path, None, 1)
+    it._wall_time, it._began, it._saved = 0.0, 0.0, None
+    it.log = it.bar = it.reports = Quiet()
+    it._visit(state, 8 if stopping else config.training.num_steps)
+    assert set(called) == done
+
+
+def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
+    """And with the raw weights beside them, until the samples of both are the same."""
+    it = trainer(tmp_path, points_config(num_samples=4), points).milestones.previews
+    drawn = {}
+    for name in ("save_samples", "save_side_by_side"):
+        monkeypatch.setattr(
+            previews.pictures,
+            name,
+            lambda path, what, name=name: drawn.update({name: what}),
+        )
+
+    def sampler(params, table, key, indices):
+        ones = np.ones((len(it._frames) + 1, 4, 2), np.float32)
+        return params * ones[0], params * ones[1:]
+
+    it._sampler = sampler
+    state = TrainState(0, 0.5, {"0.9": 0.25, "std:0.05": 9.0, "std:0.1": 9.0}, 0, 0, 0, 0)
+    it.draw(state, 1)
+    both = drawn.pop("save_side_by_side")
+    assert {k: v[0, 0] for k, v in both.items()} == {
+        "raw weights": 0.5,
+        "moving average": 0.25,
+    }
+    assert not drawn
+    it.draw(state._replace(params=0.26), 1)
+    assert drawn.pop("save_samples")[0, 0] == 0.25 and not drawn
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(BadRequest, match="not the folder of a run"):
+            train.train(points_config(), tmp_path, points, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
+    config = points_config(num_steps=2)
+    train.train(config, tmp_path / "run", points)
+    (tmp_path / "run/notes.txt").write_text("mine")
+    config.seed = 1
+    state = train.train(config, tmp_path / "run", points, overwrite=True)
+    assert int(state.step) == 2 and run_folder.read_config(tmp_path / "run").seed == 1
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_images_of_the_callers_own_with_learned_variances(tmp_path):
+    """In colour and not square; from training by L_hybrid to samples of the chain."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
+    config = points_config(num_steps=3, sample_every=3, num_samples=5, sample_steps=2)
+    config.data = DataConfig(
+        source="mine", image_size=(8, 4), channels=3, batch_size=8, random_flip=True
+    )
+    config.model = UNetConfig(
+        base_channels=4,
+        channel_mults=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        num_groups=4,
+    )
+    config.process.variance = "learned"
+    config.loss = LossConfig(kind="hybrid", timesteps="loss_second_moment")
+    config.sampling.batch_size = 8
+    data = sources.arrays(images[:32], images[32:])
+    state = train.train(config, tmp_path / "run", data)
+    assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
+    sample.generate(tmp_path / "run", config, num=5, out=tmp_path / "out")
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["arr_0"].shape == (5, 8, 4, 3)
+    with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
+        make_plan(
+            dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
+        )
+
+
+# The step, with a network of one weight
+
+
+def constant(params, x_t, t, cond, *, train, key):
+    """A network whose prediction is its one weight everywhere."""
+    return jnp.broadcast_to(params["w"], x_t.shape)
+
+
+def simple_step(apply_fn=constant, to_x0=lambda key, x: x, **sections):
+    config = Config(**sections)
+    schedule, tx = build.make_schedule(config.process), optax.sgd(0.1)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
+    step = make_train_step(config, loss_fn, schedule, tx, to_x0)
+    return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, config)
+
+
+def test_every_step_has_draws_of_its_own_and_the_same_ones_again():
+    """At w = 0 the loss is the mean square of the noise."""
+    step, state = simple_step()
+    x0 = jnp.zeros((8, 4))
+    found = [
+        float(step(state._replace(step=jnp.int32(n)), x0)[1].loss) for n in (0, 1, 2, 1)
+    ]
+    assert len(set(found[:3])) == 3 and found[3] == found[1]
+
+
+def test_the_step_trains_with_dropout_and_keys_that_differ():
+    keys = []
+
+    def spy(params, x_t, t, cond, *, train, key):
+        assert train
+        keys.append(key)
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    def to_x0(key, examples):
+        keys.append(key)
+        return examples
+
+    with jax.disable_jit():
+        step, state = simple_step(spy, to_x0)
+        for n in range(2):
+            step(state._replace(step=jnp.int32(n)), jnp.zeros((8, 4)))
+    k_loss = jax.random.split(jax.random.fold_in(state.key, 0))[0]
+    words = {tuple(jax.random.key_data(k).tolist()) for k in (*keys, k_loss, state.key)}
+    assert len(words) == 6
+
+
+def test_the_first_average_has_the_first_decay_of_the_warm_up():
+    """(1 + 0) / (10 + 0) of the old weight, 0, and nine tenths of the new one."""
+    step, state = simple_step(ema=EMAConfig(decay=0.99, warmup=True))
+    state, _ = step(state, jnp.ones((8, 4)))
+    assert float(state.emas["0.99"]["w"]) == pytest.approx(0.9 * float(state.params["w"]))
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected", "gradient"), [("l2", 9.0, 6.0), ("l1", 3.0, 1.0)]
+)
+def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gradient):
+    """x_0 = -3 predicted as w = 0: |w - x_0| and (w - x_0)^2 by hand."""
+    sections = {"process": ProcessConfig(prediction="x0"), "loss": LossConfig(norm=norm)}
+    step, state = simple_step(**sections)
+    x0 = jnp.full((8, 4), -3.0)
+    after, metrics = step(state, x0)
+    assert float(metrics.loss) == pytest.approx(expected)
+    assert float(metrics.grad_norm) == pytest.approx(gradient)
+    assert float(after.params["w"]) == pytest.approx(-0.1 * gradient)
+
+    def evaluated(params, x_t, t, cond, *, train, key):
+        assert not train and key is None
+        return constant(params, x_t, t, cond, train=train, key=key)
+
+    config = Config(**sections)
+    schedule = build.make_schedule(config.process)
+    held_out = make_held_out_loss(build.make_loss(config, evaluated, schedule), schedule)
+    found = held_out(state.params, x0, jnp.arange(8))
+    np.testing.assert_allclose(found, expected)
+
+
+def test_held_out_noise_belongs_to_the_example():
+    """A silent eps network: the loss is the mean square of example i's own noise."""
+    config = Config()
+    schedule = build.make_schedule(config.process)
+    held_out = make_held_out_loss(build.make_loss(config, constant, schedule), schedule)
+    params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
+    all_four = np.asarray(held_out(params, x0, jnp.arange(4)))
+    assert len(set(all_four.tolist())) == 4
+    np.testing.assert_array_equal(
+        held_out(params, x0[:2], jnp.array([3, 1])), all_four[[3, 1]]
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_has_the_betas_and_epsilon_of_the_config(name):
+    """Gradients 1 then 0, b1 = b2 = b: moments b (1 - b) / (1 - b^2) = b / (1 + b)."""
+    b, eps = 0.5, 0.1
+    config = OptimizerConfig(
+        name=name, learning_rate=1.0, warmup_steps=0, b1=b, b2=b, eps=eps, grad_clip=0.0
+    )
+    tx = make_optimizer(config, 10)
+    params = {"w": jnp.zeros(1)}
+    state = tx.init(params)
+    for gradient in (1.0, 0.0):
+        update, state = tx.update({"w": jnp.full(1, gradient)}, state, params)
+    moment = b / (1 + b)
+    np.testing.assert_allclose(update["w"], -moment / (math.sqrt(moment) + eps), rtol=1e-5)
+
+
+def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
+    """Over each of the 2,000 examples once, though 63 batches of 32 are run."""
+    workdir, state = finished
+    config = points_config()
+    apply_fn = build.make_network(config)[1]
+    schedule = build.make_schedule(config.process)
+    loss_fn = build.make_loss(config, apply_fn, schedule)
+    loss = make_held_out_loss(loss_fn, schedule)
+    expected = float(loss(state.emas["0.9"], points.held_out, jnp.arange(2000)).mean())
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert logged[-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_logged_rate_is_that_of_the_last_step(finished):
+    line = json.loads((finished[0] / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["step"] == 5 and line["learning_rate"] == pytest.approx(0.003 * 4 / 5)
+
+
+def test_initialisation_training_and_sampling_share_no_key():
+    seen = []
+
+    def init_fn(key):
+        seen.append(key)
+        return {"w": jnp.zeros(1)}
+
+    state = init_state(init_fn, optax.sgd(0.1), Config())
+    samples = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
+    words = {tuple(jax.random.key_data(k).tolist()) for k in (seen[0], state.key, *samples)}
+    assert len(words) == 6
