@@ -69,7 +69,7 @@ def test_files_that_a_page_links_to_exist(page):
 @pytest.mark.parametrize("page", map(str, DOCS))
 def test_tests_that_a_page_names_exist(page):
     """`test_what_it_shows`, or `test_what_...` for the beginning of one."""
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name, more in re.findall(r"`(test_\w+?)_?(\.\.\.)?`", (ROOT / page).read_text()):
         assert re.search(rf"def {name}{'' if more else '[(]'}", tests), name
 
