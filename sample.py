@@ -94,15 +94,18 @@ def main() -> None:
     devices.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    sample.generate(
-        workdir,
-        config,
+    request = sample.Request(
         num=_NUM.value,
         seed=_SEED.value,
-        out=_prefix(workdir, config, weights, step),
         weights=weights,
         step=step,
         show_chain=_SHOW_CHAIN.value,
+    )
+    sample.generate(
+        workdir,
+        config,
+        request,
+        out=_prefix(workdir, config, weights, step),
         overwrite=_OVERWRITE.value,
     )
 

@@ -8,6 +8,7 @@ the new one, on the same machine with the same packages. Exit status 1 if anythi
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax.diffusion import schedules
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.samplers import methods, timesteps
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -96,12 +98,14 @@ def tables() -> dict[str, str]:
                         warnings.simplefilter("ignore")
                         try:
                             chosen = timesteps.spaced_timesteps(spacing, schedule, 10)
-                            table = method(schedule, chosen, prediction_type=prediction)
+                            table = method(Model(schedule, prediction), chosen)
                         except ValueError as error:
                             found[key] = sha256(str(error).encode())
                             continue
-                        corrected = methods.with_langevin(table, schedule)
-                    leaves = jax.tree.leaves((table, corrected))
+                        corrected = methods.with_langevin(table)
+                    # The noise levels are a column that version 0.1 did not have.
+                    both = [dataclasses.replace(t, level=None) for t in (table, corrected)]
+                    leaves = jax.tree.leaves(both)
                     found[key] = sha256(*(of_array(leaf).encode() for leaf in leaves))
     return found
 

@@ -1,4 +1,4 @@
-"""What a step trains on: examples, and what they are conditioned on."""
+"""What a step trains on: examples, their conditions, and what is drawn for them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,3 +15,15 @@ class Batch(NamedTuple):
 
     x: Any
     cond: Mapping[str, Any] = {}
+
+
+class Draw(NamedTuple):
+    """What is drawn at random for the examples of a batch; a pytree.
+
+    Attributes:
+      t: int32 [B], the timesteps, 0 .. T-1.
+      noise: float32, standard normal, the shape of the examples.
+    """
+
+    t: Any
+    noise: Any

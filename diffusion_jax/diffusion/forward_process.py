@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.noise_level import read
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -164,12 +165,6 @@ def ddim_sigma(schedule: Schedule, eta: float) -> np.ndarray:
 
 
 def at(table: np.ndarray, t: jax.Array, x: jax.Array) -> jax.Array:
-    """table[t] in float32, shaped to broadcast over x; NaN where t is out of range."""
+    """Return table[t] in float32, in a shape that broadcasts over x; NaN out of range."""
     t = jnp.asarray(t)
-    # jnp indexing would wrap t = -1 around to T - 1 and clamp t = T, both in silence.
-    values = (
-        jnp.asarray(table, jnp.float32)
-        .at[t]
-        .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    )
-    return values.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return read(table, t, jnp.float32).reshape(t.shape + (1,) * (x.ndim - t.ndim))

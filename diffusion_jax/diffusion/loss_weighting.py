@@ -11,26 +11,26 @@ errors; with another norm they are used as they are.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.diffusion.parameterization import (
-    check_prediction_type,
-    check_variance_type,
-    fixed_log_variance,
-)
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.parameterization import check_variance, fixed_log_variance
 from diffusion_jax.diffusion.schedules import Schedule
 
-WEIGHTINGS = (
-    "simple",
-    "snr",
-    "truncated_snr",
-    "min_snr",
-    "p2",
-    "sigmoid",
-    "variational",
-    "score_matching",
-)
+
+class Parameters(NamedTuple):
+    """Parameters of the weightings, each of the one of that name."""
+
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    p2_k: float = 1.0
+    sigmoid_bias: float = 0.0
+
+
+PAPERS = Parameters()  # As in the papers.
 
 
 def snr_weights(schedule: Schedule) -> np.ndarray:
@@ -78,9 +78,7 @@ def sigmoid_weights(schedule: Schedule, bias: float = 0.0) -> np.ndarray:
     return variational_weights(schedule) / (1 + schedule.snr * math.exp(-bias))
 
 
-def variational_weights(
-    schedule: Schedule, variance_type: str = "fixed_small"
-) -> np.ndarray:
+def variational_weights(schedule: Schedule, variance: str = "fixed_small") -> np.ndarray:
     """T times the exact weight of L_{t-1} in the variational bound, in bits (DDPM eq. 12).
 
     coef1^2 / (2 variance); with fixed_small that is half the fall of SNR in the step
@@ -91,11 +89,11 @@ def variational_weights(
     Raises:
       ValueError: for a learned variance, whose bound is no weighted error.
     """
-    check_variance_type(variance_type)
-    if variance_type == "learned":
+    check_variance(variance)
+    if variance == "learned":
         raise ValueError("a learned variance has no variational weights; use its own loss")
-    variance = np.exp(fixed_log_variance(schedule, variance_type))
-    nats = schedule.posterior_mean_coef1**2 / (2 * variance)
+    spread = np.exp(fixed_log_variance(schedule, variance))
+    nats = schedule.posterior_mean_coef1**2 / (2 * spread)
     return schedule.num_timesteps * nats / math.log(2)
 
 
@@ -108,59 +106,55 @@ def score_matching_weights(schedule: Schedule) -> np.ndarray:
     return schedule.snr / (1 - schedule.alphas_cumprod)
 
 
+# w(t) by name, of a process and a variance of its reverse step; "simple" is not of x_0.
+WEIGHTINGS: dict[str, Callable[[Schedule, str, Parameters], np.ndarray]] = {
+    "simple": lambda process, variance, p: np.ones(process.num_timesteps),
+    "snr": lambda process, variance, p: snr_weights(process),
+    "truncated_snr": lambda process, variance, p: truncated_snr_weights(process),
+    "min_snr": lambda process, variance, p: min_snr_weights(process, p.min_snr_gamma),
+    "p2": lambda process, variance, p: p2_weights(process, p.p2_gamma, p.p2_k),
+    "sigmoid": lambda process, variance, p: sigmoid_weights(process, p.sigmoid_bias),
+    "variational": lambda process, variance, p: variational_weights(process, variance),
+    "score_matching": lambda process, variance, p: score_matching_weights(process),
+}
+
+
 def loss_weights(
-    schedule: Schedule,
-    prediction_type: str,
-    weighting: str,
-    *,
-    variance_type: str = "fixed_small",
-    min_snr_gamma: float = 5.0,
-    p2_gamma: float = 1.0,
-    p2_k: float = 1.0,
-    sigmoid_bias: float = 0.0,
+    model: Model, weighting: str, parameters: Parameters = PAPERS
 ) -> np.ndarray:
-    """The weight of the prediction's squared error at each t, float64 [T].
+    """Return the weight of the prediction's squared error at each t, float64 [T].
 
     Args:
-      schedule: the noise process.
-      prediction_type: "eps", "x0" or "v".
+      model: its process, what it predicts, and its variance; the network is not used.
       weighting: one of WEIGHTINGS.
-      variance_type: of the reverse step; for "variational".
-      min_snr_gamma, p2_gamma, p2_k, sigmoid_bias: of the weighting of that name.
+      parameters: of the weightings that have some.
 
     Raises:
       ValueError: for an unknown name, or a parameter that the weighting refuses.
     """
-    check_prediction_type(prediction_type)
     if weighting not in WEIGHTINGS:
         raise ValueError(
             f"weighting {weighting!r} is unknown; it can be {', '.join(WEIGHTINGS)}"
         )
-    if weighting == "simple":
-        return np.ones(schedule.num_timesteps)
-    if prediction_type == "eps" and schedule.has_zero_terminal_snr:
+    process = model.process
+    if (
+        weighting != "simple"
+        and model.prediction == "eps"
+        and process.has_zero_terminal_snr
+    ):
         raise ValueError(
             "eps prediction has no weights at a zero terminal signal-to-noise ratio; "
             "predict v or x0"
         )
-    if weighting == "snr":
-        weights = snr_weights(schedule)
-    elif weighting == "truncated_snr":
-        weights = truncated_snr_weights(schedule)
-    elif weighting == "min_snr":
-        weights = min_snr_weights(schedule, min_snr_gamma)
-    elif weighting == "p2":
-        weights = p2_weights(schedule, p2_gamma, p2_k)
-    elif weighting == "sigmoid":
-        weights = sigmoid_weights(schedule, sigmoid_bias)
-    elif weighting == "variational":
-        weights = variational_weights(schedule, variance_type)
-    else:
-        weights = score_matching_weights(schedule)
-    if prediction_type == "eps":
-        weights = weights / schedule.snr
-    elif prediction_type == "v":
-        weights = weights / (schedule.snr + 1)
+    weights = WEIGHTINGS[weighting](process, model.variance, parameters)
+    if weighting == "simple":
+        return weights
+    if model.prediction == "eps":
+        weights = weights / process.snr
+    elif model.prediction == "v":
+        weights = weights / (process.snr + 1)
+    elif model.prediction == "score":
+        weights = weights * (1 - process.alphas_cumprod) / process.snr
     largest = weights.max()
     if not largest <= np.finfo(np.float32).max:
         raise ValueError(

@@ -1,183 +1,175 @@
 """Training losses: draw t and noise, ask the network, compare with what it should say.
 
-The network is any function `apply_fn(params, x_t, t, cond, *, train, key)` that returns
-an array of the shape of x_t, or one of twice its channels where the variance of the
-reverse step is learned (`predictions.split_output`).
-
-Every loss of this file is given for each image of a batch, at given t and noise;
+Every loss of this file is given for each example of a batch, at given t and noise;
 `monte_carlo_loss` draws those and takes the mean.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import at, q_sample
-from diffusion_jax.diffusion.parameterization import (
-    prediction_target,
-    score_from_eps,
-    split_output,
-    x0_from_prediction,
-)
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.parameterization import score_from_eps
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.diffusion.timestep_sampling import uniform_timesteps
 from diffusion_jax.diffusion.variational_bound import variational_terms
 
-ApplyFn = Callable[..., jax.Array]
 NORMS = ("l2", "l1", "huber")
 
 
-def distance(error: jax.Array, norm: str, huber_delta: float = 1.0) -> jax.Array:
-    """The loss of each element of `error`.
+class Distance(NamedTuple):
+    """How far a prediction is from its target.
 
-    "l2": e^2. "l1": |e|. "huber": e^2 / 2 up to |e| = delta, and from there on
-    delta (|e| - delta / 2), the tangent (Huber 1964).
+    Attributes:
+      norm: "l2", "l1" or "huber"; see `elementwise`.
+      huber_delta: where "huber" turns from squares to absolute values.
+      weights: the loss weight of each t, float64 [T], made by
+        `loss_weighting.loss_weights` for what the model predicts; None is 1.
     """
-    if norm == "l2":
-        return jnp.square(error)
-    if norm == "l1":
-        return jnp.abs(error)
-    if norm == "huber":
-        inside = jnp.minimum(jnp.abs(error), huber_delta)
-        return inside * (jnp.abs(error) - inside / 2)
-    raise ValueError(f"loss norm {norm!r} is unknown; it can be {', '.join(NORMS)}")
+
+    norm: str = "l2"
+    huber_delta: float = 1.0
+    weights: np.ndarray | None = None
+
+    def elementwise(self, error: jax.Array) -> jax.Array:
+        """Return the loss of each element of `error`, without its weight.
+
+        "l2": e^2. "l1": |e|. "huber": e^2 / 2 up to |e| = delta, and from there on
+        delta (|e| - delta / 2), the tangent (Huber 1964).
+
+        Raises:
+          ValueError: for an unknown norm.
+        """
+        if self.norm == "l2":
+            return jnp.square(error)
+        if self.norm == "l1":
+            return jnp.abs(error)
+        if self.norm == "huber":
+            inside = jnp.minimum(jnp.abs(error), self.huber_delta)
+            return inside * (jnp.abs(error) - inside / 2)
+        raise ValueError(
+            f"loss norm {self.norm!r} is unknown; it can be {', '.join(NORMS)}"
+        )
+
+    def of_each_example(
+        self, output: jax.Array, target: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """Return the mean over the elements of each example, times the weight of t; [B]."""
+        chex.assert_equal_shape([output, target])
+        chex.assert_shape(t, (output.shape[0],))
+        losses = self.elementwise(output - target).reshape(output.shape[0], -1).mean(axis=1)
+        return losses if self.weights is None else at(self.weights, t, losses) * losses
+
+
+SQUARED_ERROR = Distance()
 
 
 def prediction_loss(
-    apply_fn: ApplyFn,
+    model: Model,
     params: Any,
-    schedule: Schedule,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
+    batch: Batch,
+    draw: Draw,
     *,
-    prediction_type: str = "eps",
-    norm: str = "l2",
-    huber_delta: float = 1.0,
-    weights: np.ndarray | None = None,
-    cond: Any = None,
-    train: bool = False,
+    distance: Distance = SQUARED_ERROR,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Mean distance between prediction and target, for each image, at given t and noise.
+    """Distance between prediction and target, for each example, at given t and noise.
 
-    With prediction_type "eps" and norm "l2" its mean over t and noise is L_simple
+    For a model of eps, with the norm "l2", its mean over t and noise is L_simple
     (DDPM eq. 14), averaged, not summed, over pixels and channels.
 
     Args:
-      apply_fn, params: the network.
-      schedule: the noise process.
-      x0: [B, ...] clean images in [-1, 1].
-      t: int32 [B], 0 .. T-1.
-      noise: standard normal, the shape of x0.
-      prediction_type: "eps", "x0" or "v".
-      norm, huber_delta: see `distance`.
-      weights: of each t, float64 [T], made by `weightings.loss_weights` for the same
-        prediction type; 1 unless given.
-      cond: handed through to the network.
-      train: True switches dropout on; needs `key`.
-      key: PRNG key of the dropout.
+      model, params: the network.
+      batch: clean examples [B, ...], images in [-1, 1].
+      draw: of t and noise.
+      distance: the norm, and the weight of each timestep.
+      key: PRNG key of the dropout, which is off without one.
 
     Returns:
       float32 [B].
     """
-    x_t = q_sample(schedule, x0, t, noise)
-    output = apply_fn(params, x_t, t, cond, train=train, key=key)
-    target = prediction_target(schedule, prediction_type, x0, t, noise)
-    chex.assert_equal_shape([output, target])
-    return _of_each_image(distance(output - target, norm, huber_delta), t, weights)
+    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
+    prediction = model.predict(
+        params, x_t, draw.t, batch.cond, train=key is not None, key=key
+    )
+    target = model.target(batch.x, draw.t, draw.noise)
+    return distance.of_each_example(prediction.output, target, draw.t)
 
 
 def score_matching_loss(
-    apply_fn: ApplyFn,
+    model: Model,
     params: Any,
-    schedule: Schedule,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
+    batch: Batch,
+    draw: Draw,
     *,
-    weights: np.ndarray | None = None,
-    cond: Any = None,
-    train: bool = False,
+    distance: Distance = SQUARED_ERROR,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Denoising score matching (Vincent 2011): the network's output is the score itself.
+    """Denoising score matching (Vincent 2011), of any model: its score is compared.
 
-    |output - grad log q(x_t | x_0)|^2, the mean over the elements of each image. Weighted
-    by 1 - alphas_cumprod it is the eps loss of the network -sqrt(1 - alphas_cumprod)
-    output (Song et al. 2021, eq. 7).
+    |score - grad log q(x_t | x_0)|^2, the mean over the elements of each example.
+    Weighted by 1 - alphas_cumprod it is the eps loss of the same model (Song et al. 2021,
+    eq. 7).
 
     Args:
-      as for `prediction_loss`.
+      as for `prediction_loss`; the weights are those of the score's squared error.
 
     Returns:
       float32 [B].
     """
-    x_t = q_sample(schedule, x0, t, noise)
-    output = apply_fn(params, x_t, t, cond, train=train, key=key)
-    target = score_from_eps(schedule, x_t, t, noise)
-    chex.assert_equal_shape([output, target])
-    return _of_each_image(jnp.square(output - target), t, weights)
+    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
+    prediction = model.predict(
+        params, x_t, draw.t, batch.cond, train=key is not None, key=key
+    )
+    target = score_from_eps(model.process, x_t, draw.t, draw.noise)
+    return distance.of_each_example(prediction.score, target, draw.t)
 
 
 def variational_loss(
-    apply_fn: ApplyFn,
+    model: Model,
     params: Any,
-    schedule: Schedule,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
+    batch: Batch,
+    draw: Draw,
     *,
-    prediction_type: str = "eps",
-    variance_type: str = "learned",
-    cond: Any = None,
-    train: bool = False,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """L_vlb: T times L_{t-1} (L_0 at t = 0), in bits per dimension (IDDPM eqs. 4-7).
 
-    Its mean over uniform t is the variational bound but for L_T, which has no parameter.
+    Its mean over uniform t is the variational bound except L_T, which has no parameter.
 
     Args:
-      variance_type: of the reverse step: "fixed_small", "fixed_large" or "learned".
-      others: as for `prediction_loss`; x0 are 8-bit images as float32 k / 127.5 - 1.
+      as for `prediction_loss`; the batch is of 8-bit images as float32 k / 127.5 - 1.
 
     Returns:
       float32 [B].
     """
-    x_t = q_sample(schedule, x0, t, noise)
-    output = apply_fn(params, x_t, t, cond, train=train, key=key)
-    prediction, variance_output = split_output(output, x_t, variance_type)
-    return _variational(
-        schedule, prediction_type, variance_type, x0, x_t, t, prediction, variance_output
+    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
+    prediction = model.predict(
+        params, x_t, draw.t, batch.cond, train=key is not None, key=key
     )
+    return model.process.num_timesteps * variational_terms(prediction, batch.x)
 
 
 def hybrid_loss(
-    apply_fn: ApplyFn,
+    model: Model,
     params: Any,
-    schedule: Schedule,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
+    batch: Batch,
+    draw: Draw,
     *,
-    prediction_type: str = "eps",
-    norm: str = "l2",
-    huber_delta: float = 1.0,
-    weights: np.ndarray | None = None,
+    distance: Distance = SQUARED_ERROR,
     variational_scale: float = 0.001,
-    cond: Any = None,
-    train: bool = False,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """L_hybrid = prediction loss + variational_scale L_vlb (IDDPM eq. 16).
 
-    For a network with learned variances. L_vlb gets the prediction behind a
-    stop_gradient: it moves the variances alone, and the prediction loss the mean alone.
+    For a model with a learned variance. L_vlb gets the prediction behind a stop_gradient:
+    it moves the variances alone, and the prediction loss the mean alone.
 
     Args:
       variational_scale: lambda of the paper, for L_vlb in bits per dimension.
@@ -185,23 +177,27 @@ def hybrid_loss(
 
     Returns:
       float32 [B].
+
+    Raises:
+      ValueError: for a model without a learned variance.
     """
-    x_t = q_sample(schedule, x0, t, noise)
-    output = apply_fn(params, x_t, t, cond, train=train, key=key)
-    prediction, variance_output = split_output(output, x_t, "learned")
-    target = prediction_target(schedule, prediction_type, x0, t, noise)
-    loss = _of_each_image(distance(prediction - target, norm, huber_delta), t, weights)
-    fixed = jax.lax.stop_gradient(prediction)
-    return loss + variational_scale * _variational(
-        schedule, prediction_type, "learned", x0, x_t, t, fixed, variance_output
+    if model.variance != "learned":
+        raise ValueError(f"the hybrid loss is of a learned variance, not {model.variance}")
+    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
+    prediction = model.predict(
+        params, x_t, draw.t, batch.cond, train=key is not None, key=key
     )
+    target = model.target(batch.x, draw.t, draw.noise)
+    loss = distance.of_each_example(prediction.output, target, draw.t)
+    terms = variational_terms(prediction.with_fixed_mean(), batch.x)
+    return loss + variational_scale * (model.process.num_timesteps * terms)
 
 
 def monte_carlo_loss(
     loss_fn: Callable[..., jax.Array],
-    schedule: Schedule,
+    process: Schedule,
     key: jax.Array,
-    x0: jax.Array,
+    batch: Batch,
     *,
     draw_timesteps: Callable[..., tuple[jax.Array, jax.Array]] = uniform_timesteps,
     train: bool = True,
@@ -209,11 +205,11 @@ def monte_carlo_loss(
     """An unbiased estimate of a loss's mean over t and noise.
 
     Args:
-      loss_fn: loss_fn(x0, t, noise, train=..., key=...) -> float32 [B], such as
-        `prediction_loss` with its first arguments bound.
-      schedule: the noise process.
+      loss_fn: loss_fn(batch, draw, key=) -> float32 [B], such as `prediction_loss` with
+        its first two arguments bound.
+      process: the noise process.
       key: one typed PRNG key, split here into those of t, noise and dropout.
-      x0: [B, ...] clean images.
+      batch: clean examples, [B, ...].
       draw_timesteps: (key, B, T) -> (t [B], weights [B]), see `timestep_sampling`.
       train: dropout.
 
@@ -221,77 +217,36 @@ def monte_carlo_loss(
       The estimate, a float32 scalar, and (t, the losses [B] without those weights).
     """
     k_t, k_noise, k_dropout = jax.random.split(key, 3)
-    t, weights = draw_timesteps(k_t, x0.shape[0], schedule.num_timesteps)
-    noise = jax.random.normal(k_noise, x0.shape)
-    losses = loss_fn(x0, t, noise, train=train, key=k_dropout)
+    t, weights = draw_timesteps(k_t, batch.x.shape[0], process.num_timesteps)
+    draw = Draw(t, jax.random.normal(k_noise, batch.x.shape))
+    losses = loss_fn(batch, draw, key=k_dropout if train else None)
     return (weights * losses).mean(), (t, losses)
 
 
 def simple_loss(
-    apply_fn: ApplyFn,
+    model: Model,
     params: Any,
-    schedule: Schedule,
     key: jax.Array,
-    x0: jax.Array,
+    batch: Batch,
     *,
-    prediction_type: str = "eps",
     norm: str = "l2",
-    cond: Any = None,
     train: bool = True,
 ) -> jax.Array:
     """L_simple (DDPM eq. 14): the mean loss at t uniform over the papers' 1 .. T.
 
     Args:
-      apply_fn, params: the network.
-      schedule: the noise process.
+      model, params: the network.
       key: one typed PRNG key, split here into those of t, noise and dropout.
-      x0: [B, ...] clean images in [-1, 1].
-      prediction_type, norm, cond: as for `prediction_loss`. The sampler's table must be
-        made for the same prediction type.
-      train: dropout; on unless switched off, other than in `prediction_loss`.
+      batch: clean examples [B, ...], images in [-1, 1].
+      norm: of `Distance`.
+      train: dropout.
 
     Returns:
       float32 scalar.
     """
 
-    def loss_fn(x0: jax.Array, t: jax.Array, noise: jax.Array, **options: Any):
-        return prediction_loss(
-            apply_fn,
-            params,
-            schedule,
-            x0,
-            t,
-            noise,
-            prediction_type=prediction_type,
-            norm=norm,
-            cond=cond,
-            **options,
-        )
+    def loss_fn(batch: Batch, draw: Draw, *, key: jax.Array | None) -> jax.Array:
+        distance = Distance(norm)
+        return prediction_loss(model, params, batch, draw, distance=distance, key=key)
 
-    return monte_carlo_loss(loss_fn, schedule, key, x0, train=train)[0]
-
-
-def _of_each_image(
-    distances: jax.Array, t: jax.Array, weights: np.ndarray | None
-) -> jax.Array:
-    """The mean over each image's elements, times the weight of its timestep; [B]."""
-    chex.assert_shape(t, (distances.shape[0],))
-    losses = distances.reshape(distances.shape[0], -1).mean(axis=1)
-    return losses if weights is None else at(weights, t, losses) * losses
-
-
-def _variational(
-    schedule: Schedule,
-    prediction_type: str,
-    variance_type: str,
-    x0: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    prediction: jax.Array,
-    variance_output: jax.Array | None,
-) -> jax.Array:
-    predicted_x0 = x0_from_prediction(schedule, prediction_type, x_t, t, prediction)
-    terms = variational_terms(
-        schedule, variance_type, x0, x_t, t, predicted_x0, variance_output
-    )
-    return schedule.num_timesteps * terms
+    return monte_carlo_loss(loss_fn, model.process, key, batch, train=train)[0]

@@ -6,26 +6,28 @@ Data is a mixture of K Gaussians with diagonal covariances, of any dimension. Va
 makes a component a point, so the same class is any discrete distribution, such as 8-bit
 images on the grid k / 127.5 - 1. Noised, it stays a mixture; so the density of x_t, and
 the mean and the variance of x_0 given x_t, are sums over K, without approximation. Use it
-in place of a network (`oracle_apply_fn`) to test a loss, a sampler or a likelihood.
+in place of a network (`optimal_model`) to test a loss, a sampler or a likelihood.
 
-A noise level is a pair (signal, sigma) with x_t = signal x_0 + sigma noise; `noise_level`
-reads it from a schedule. What is computed has the dtype of x_t: float32, or float64 under
-jax.enable_x64. Shapes: data of shape [D...] have x_t [B, D...] and signal, sigma scalar
-or [B].
+`noise_level_at` reads the noise level of x_t from a schedule. What is computed has the
+dtype of x_t: float32, or float64 under jax.enable_x64. Shapes: data of shape [D...] have
+x_t [B, D...] and a level that is scalar or [B].
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.parameterization import (
-    check_prediction_type,
-    log_variance_bounds,
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import (
+    NoiseLevel,
+    noise_level,
+    noise_level_at,
+    read,
 )
+from diffusion_jax.diffusion.parameterization import log_variance_bounds
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -136,7 +138,7 @@ def negative_log_likelihood(data: Mixture, x0: jax.Array) -> jax.Array:
         log_weights = jnp.asarray(np.log(data.weights)[None], x0.dtype)
         log_p = jnp.where(met, log_weights, -jnp.inf)
         return -jax.nn.logsumexp(log_p, axis=1)
-    return -log_density(data, x0, 1.0, 0.0)
+    return -log_density(data, x0, noise_level(1.0, 0.0))
 
 
 def entropy(data: Mixture) -> float:
@@ -150,59 +152,46 @@ def entropy(data: Mixture) -> float:
     return float(-(data.weights * np.log(data.weights)).sum())
 
 
-def noise_level(schedule: Schedule, t: Any, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """(signal, sigma) at t [B] or scalar, rounded once from float64 to `dtype`.
-
-    Real-valued t, as samplers have it, is read between the indices as
-    `schedules.alphas_cumprod_at` says. NaN where t is out of range.
-    """
-    t = jnp.asarray(t)
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        return _between(schedule, t.astype(dtype))
-    signal, sigma = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
-    return _get(signal, t, dtype), _get(sigma, t, dtype)
-
-
-def log_density(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
+def log_density(data: Mixture, x_t: jax.Array, level: NoiseLevel) -> jax.Array:
     """log q(x_t) of the noised data, in nats, over all dimensions; [B]."""
-    return jax.nn.logsumexp(_log_joint(data, x_t, signal, sigma), axis=1)
+    return jax.nn.logsumexp(_log_joint(data, x_t, level), axis=1)
 
 
-def score(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
+def score(data: Mixture, x_t: jax.Array, level: NoiseLevel) -> jax.Array:
     """grad log q(x_t); [B, D...]."""
-    error, variance = _standing(data, x_t, signal, sigma)
-    return _average(data, x_t, signal, sigma, -error / variance)
+    error, variance = _standing(data, x_t, level)
+    return _average(data, x_t, level, -error / variance)
 
 
-def eps_mean(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
+def eps_mean(data: Mixture, x_t: jax.Array, level: NoiseLevel) -> jax.Array:
     """E[noise | x_t], the optimal eps prediction; [B, D...]."""
-    error, variance = _standing(data, x_t, signal, sigma)
-    return _average(data, x_t, signal, sigma, _wide(sigma, x_t) * error / variance)
+    error, variance = _standing(data, x_t, level)
+    return _average(data, x_t, level, _wide(level.sigma, x_t) * error / variance)
 
 
 def x0_mean_variance(
-    data: Mixture, x_t: jax.Array, signal: Any, sigma: Any
+    data: Mixture, x_t: jax.Array, level: NoiseLevel
 ) -> tuple[jax.Array, jax.Array]:
     """E[x_0 | x_t], the optimal x_0 prediction, and each element's variance; [B, D...]."""
-    error, variance = _standing(data, x_t, signal, sigma)
+    error, variance = _standing(data, x_t, level)
     prior = jnp.asarray(data.variances[None], x_t.dtype)
-    wide_signal, wide_sigma = _wide(signal, x_t), _wide(sigma, x_t)
-    means = (
-        jnp.asarray(data.means[None], x_t.dtype) + wide_signal * prior / variance * error
-    )
-    within = prior * wide_sigma**2 / variance
-    mean = _average(data, x_t, signal, sigma, means)
+    gain = _wide(level.alpha, x_t) * prior / variance
+    means = jnp.asarray(data.means[None], x_t.dtype) + gain * error
+    within = prior * _wide(level.sigma_squared, x_t) / variance
+    mean = _average(data, x_t, level, means)
     spread = jnp.square(means - mean[:, None]) + within
-    return mean, _average(data, x_t, signal, sigma, spread)
+    return mean, _average(data, x_t, level, spread)
 
 
-def v_mean(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
-    """E[signal noise - sigma x_0 | x_t], the optimal v prediction; [B, D...]."""
-    x0 = x0_mean_variance(data, x_t, signal, sigma)[0]
-    eps = eps_mean(data, x_t, signal, sigma)
+def v_mean(data: Mixture, x_t: jax.Array, level: NoiseLevel) -> jax.Array:
+    """E[alpha noise - sigma x_0 | x_t], the optimal v prediction; [B, D...]."""
+    x0 = x0_mean_variance(data, x_t, level)[0]
+    eps = eps_mean(data, x_t, level)
     shape = (-1,) + (1,) * (x_t.ndim - 1)
-    signal, sigma = (jnp.asarray(s, x_t.dtype).reshape(shape) for s in (signal, sigma))
-    return signal * eps - sigma * x0
+    alpha, sigma = (
+        jnp.asarray(s, x_t.dtype).reshape(shape) for s in (level.alpha, level.sigma)
+    )
+    return alpha * eps - sigma * x0
 
 
 def previous_mean_variance(
@@ -222,90 +211,84 @@ def previous_mean_variance(
     Returns:
       [B, D...] both.
     """
-    mean, variance = x0_mean_variance(data, x_t, *noise_level(schedule, t, x_t.dtype))
+    mean, variance = x0_mean_variance(data, x_t, noise_level_at(schedule, t, x_t.dtype))
     coef1 = _read(schedule.posterior_mean_coef1, t, x_t)
     coef2 = _read(schedule.posterior_mean_coef2, t, x_t)
     beta_tilde = _read(schedule.posterior_variance, t, x_t)
     return coef1 * mean + coef2 * x_t, beta_tilde + coef1**2 * variance
 
 
-def oracle_apply_fn(
-    data: Mixture, schedule: Schedule, prediction_type: str, *, learned: bool = False
-) -> Callable[..., jax.Array]:
-    """The optimal network: apply_fn(params, x_t, t, cond, *, train, key).
+def optimal_model(
+    data: Mixture,
+    process: Schedule,
+    prediction: str = "eps",
+    variance: str = "fixed_small",
+) -> Model:
+    """Return the model whose network is optimal; it has no parameters.
 
     Args:
       data: the distribution of x_0.
-      schedule: the noise process.
-      prediction_type: "eps", "x0", "v", or "score".
-      learned: also the channels of a learned variance, such that the reverse step of one
-        timestep has the exact variance of q(x_{t-1} | x_t), but at least 1e-12.
+      process: the noise process.
+      prediction: "eps", "x0", "v", or "score".
+      variance: of the reverse step. With "learned" the network says the variance with
+        which the reverse step of one timestep is exact, that of q(x_{t-1} | x_t), but at
+        least 1e-12.
     """
-    optimal = {"eps": eps_mean, "v": v_mean, "score": score}.get(prediction_type)
-    if optimal is None:
-        check_prediction_type(prediction_type)
 
     def apply_fn(params, x_t, t, cond=None, *, train=False, key=None) -> jax.Array:
         del params, cond, train, key
-        level = noise_level(schedule, t, x_t.dtype)
-        if optimal is None:
-            output = x0_mean_variance(data, x_t, *level)[0]
-        else:
-            output = optimal(data, x_t, *level)
-        if not learned:
+        output = _optimal(data, prediction, x_t, noise_level_at(process, t, x_t.dtype))
+        if variance != "learned":
             return output
-        _, variance = previous_mean_variance(data, schedule, x_t, t)
-        log_variance = jnp.log(jnp.maximum(variance, 1e-12))
-        low, high = log_variance_bounds(schedule)
-        span = np.where(high == low, np.inf, high - low)  # Nothing to choose: -1.
-        between = 2 * (log_variance - _read(low, t, x_t)) / _read(span, t, x_t) - 1
+        between = _optimal_variance_output(data, process, x_t, t)
         return jnp.concatenate([output, between], axis=-1)
 
-    return apply_fn
+    return Model(process, prediction, variance, apply_fn)
 
 
-def _between(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(signal, sigma) at real-valued t, in its dtype."""
-    indices = jnp.arange(schedule.num_timesteps, dtype=t.dtype)
-    # A share of 0 has no finite logarithm: this is 1e-300, to which float32 rounds 0.
-    log_of = np.log(np.maximum(schedule.alphas_cumprod, 1e-300))
-    log_share = jnp.interp(
-        t, indices, jnp.asarray(log_of, t.dtype), left=jnp.nan, right=jnp.nan
-    )
-    return jnp.exp(log_share / 2), jnp.sqrt(-jnp.expm1(log_share))
+def _optimal(
+    data: Mixture, prediction: str, x_t: jax.Array, level: NoiseLevel
+) -> jax.Array:
+    if prediction == "x0":
+        return x0_mean_variance(data, x_t, level)[0]
+    return {"eps": eps_mean, "v": v_mean, "score": score}[prediction](data, x_t, level)
 
 
-def _wide(level: Any, x_t: jax.Array) -> jax.Array:
-    """A noise level, scalar or [B], shaped to broadcast over [B, K, D...]."""
-    return jnp.asarray(level, x_t.dtype).reshape((-1,) + (1,) * x_t.ndim)
+def _optimal_variance_output(
+    data: Mixture, process: Schedule, x_t: jax.Array, t: jax.Array
+) -> jax.Array:
+    """Where the variance of q(x_{t-1} | x_t) lies, from -1 to 1, between its bounds."""
+    _, variance = previous_mean_variance(data, process, x_t, t)
+    log_variance = jnp.log(jnp.maximum(variance, 1e-12))
+    low, high = log_variance_bounds(process)
+    span = np.where(high == low, np.inf, high - low)  # Nothing to choose: -1.
+    return 2 * (log_variance - _read(low, t, x_t)) / _read(span, t, x_t) - 1
+
+
+def _wide(number: Any, x_t: jax.Array) -> jax.Array:
+    """A number, scalar or [B], shaped to broadcast over [B, K, D...]."""
+    return jnp.asarray(number, x_t.dtype).reshape((-1,) + (1,) * x_t.ndim)
 
 
 def _read(table: np.ndarray, t: Any, x_t: jax.Array) -> jax.Array:
     """table[t], shaped to broadcast over x_t, in its dtype."""
-    return _get(table, t, x_t.dtype).reshape((-1,) + (1,) * (x_t.ndim - 1))
-
-
-def _get(table: np.ndarray, t: Any, dtype: Any) -> jax.Array:
-    """table[t]; NaN where t is out of range, as in `process`."""
-    return (
-        jnp.asarray(table, dtype)
-        .at[t]
-        .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    )
+    return read(table, t, x_t.dtype).reshape((-1,) + (1,) * (x_t.ndim - 1))
 
 
 def _standing(
-    data: Mixture, x_t: jax.Array, signal: Any, sigma: Any
+    data: Mixture, x_t: jax.Array, level: NoiseLevel
 ) -> tuple[jax.Array, jax.Array]:
     """x_t - its mean, and its variance, under each component; [B, K, D...]."""
-    signal, sigma = _wide(signal, x_t), _wide(sigma, x_t)
-    error = x_t[:, None] - signal * jnp.asarray(data.means[None], x_t.dtype)
-    return error, signal**2 * jnp.asarray(data.variances[None], x_t.dtype) + sigma**2
+    error = x_t[:, None] - _wide(level.alpha, x_t) * jnp.asarray(
+        data.means[None], x_t.dtype
+    )
+    kept = _wide(level.alpha_squared, x_t) * jnp.asarray(data.variances[None], x_t.dtype)
+    return error, kept + _wide(level.sigma_squared, x_t)
 
 
-def _log_joint(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Array:
+def _log_joint(data: Mixture, x_t: jax.Array, level: NoiseLevel) -> jax.Array:
     """log of weight_k q(x_t | component k); [B, K]."""
-    error, variance = _standing(data, x_t, signal, sigma)
+    error, variance = _standing(data, x_t, level)
     elements = -0.5 * (jnp.square(error) / variance + jnp.log(2 * math.pi * variance))
     elements = jnp.broadcast_to(elements, error.shape)
     log_weights = jnp.asarray(np.log(data.weights)[None], x_t.dtype)
@@ -313,8 +296,8 @@ def _log_joint(data: Mixture, x_t: jax.Array, signal: Any, sigma: Any) -> jax.Ar
 
 
 def _average(
-    data: Mixture, x_t: jax.Array, signal: Any, sigma: Any, values: jax.Array
+    data: Mixture, x_t: jax.Array, level: NoiseLevel, values: jax.Array
 ) -> jax.Array:
     """The mean of values [B, K, D...] over the component, given x_t; [B, D...]."""
-    share = jax.nn.softmax(_log_joint(data, x_t, signal, sigma), axis=1)
+    share = jax.nn.softmax(_log_joint(data, x_t, level), axis=1)
     return (share.reshape(share.shape + (1,) * len(data.shape)) * values).sum(axis=1)

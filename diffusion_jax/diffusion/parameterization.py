@@ -16,14 +16,17 @@ Shapes: images are [B, ...], `t` is int32 [B] or a scalar, as in
 `diffusion_jax.diffusion.forward_process`.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import numpy as np
 
-from diffusion_jax.diffusion.forward_process import at, q_posterior
+from diffusion_jax.diffusion.forward_process import at
+from diffusion_jax.diffusion.noise_level import NoiseLevel, variance_preserving
 from diffusion_jax.diffusion.schedules import Schedule
 
-PREDICTION_TYPES = ("eps", "x0", "v")
+PREDICTION_TYPES = ("eps", "x0", "v")  # And "score", which no config trains.
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
@@ -35,12 +38,12 @@ def x0_from_eps(
     Float32 rounding of x_t is amplified by 1 / sqrt(alphas_cumprod_t): 157 at T - 1 of
     the linear schedule, 20,291 of the cosine one.
     """
-    return _combine(*x0_coefficients("eps", schedule.alphas_cumprod), x_t, t, eps)
+    return _combine(*_x0_coefficients("eps", schedule), x_t, t, eps)
 
 
 def x0_from_v(schedule: Schedule, x_t: jax.Array, t: jax.Array, v: jax.Array) -> jax.Array:
     """x_0 = sqrt(alpha-bar) x_t - sqrt(1 - alpha-bar) v (Salimans & Ho, appendix D)."""
-    return _combine(*x0_coefficients("v", schedule.alphas_cumprod), x_t, t, v)
+    return _combine(*_x0_coefficients("v", schedule), x_t, t, v)
 
 
 def x0_from_score(
@@ -50,9 +53,7 @@ def x0_from_score(
 
     Float32 rounding is amplified as in `x0_from_eps`.
     """
-    signal, sigma = _signal_and_sigma(schedule)
-    with np.errstate(divide="ignore"):
-        return _combine(1 / signal, sigma**2 / signal, x_t, t, score)
+    return _combine(*_x0_coefficients("score", schedule), x_t, t, score)
 
 
 def eps_from_x0(
@@ -131,88 +132,51 @@ def score_from_v(
     return _combine(-np.ones_like(signal), -signal / sigma, x_t, t, v)
 
 
-def x0_from_prediction(
-    schedule: Schedule,
-    prediction_type: str,
+def converted(
+    process: Schedule,
+    have: str,
+    wanted: str,
     x_t: jax.Array,
     t: jax.Array,
-    prediction: jax.Array,
+    value: jax.Array,
 ) -> jax.Array:
-    """x_0 from what a network predicted: "eps", "x0" or "v". [B, ...] -> [B, ...]."""
-    a, b = x0_coefficients(prediction_type, schedule.alphas_cumprod)
-    return _combine(a, b, x_t, t, prediction)
-
-
-def prediction_target(
-    schedule: Schedule,
-    prediction_type: str,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
-) -> jax.Array:
-    """What a network of this prediction type should say at q_sample(x0, t, noise).
-
-    Returns:
-      [B, ...]: the noise, x0, or v = sqrt(alpha-bar) noise - sqrt(1 - alpha-bar) x0.
-    """
-    check_prediction_type(prediction_type)
-    if prediction_type == "eps":
-        return noise
-    if prediction_type == "x0":
-        return x0
-    signal, sigma = _signal_and_sigma(schedule)
-    return at(signal, t, x0) * noise - at(sigma, t, x0) * x0
-
-
-def x0_coefficients(
-    prediction_type: str, alphas_cumprod: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b) with x_0 = a x_t + b prediction, on the host, in float64.
+    """Return one of "x0", "eps", "v" and "score" as another one of them.
 
     Args:
-      prediction_type: "eps", "x0" or "v".
-      alphas_cumprod: alpha-bar of each noise level, in [0, 1), float64 [S]. For eps the
-        coefficients are infinite where it is 0.
+      process: the noise process.
+      have: what `value` is.
+      wanted: what is returned.
+      x_t: [B, ...] noised images.
+      t: int32 [B] or scalar.
+      value: [B, ...].
     """
-    check_prediction_type(prediction_type)
-    signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
-    if prediction_type == "eps":
-        with np.errstate(divide="ignore"):
-            return 1 / signal, -sigma / signal
-    if prediction_type == "x0":
-        return np.zeros_like(signal), np.ones_like(signal)
-    return signal, -sigma
+    if have == wanted:
+        return value
+    return _CONVERSIONS[have, wanted](process, x_t, t, value)
 
 
-def split_output(
-    output: jax.Array, x_t: jax.Array, variance_type: str
-) -> tuple[jax.Array, jax.Array | None]:
-    """A network's output as (prediction, variance output).
+def x0_coefficients(prediction: str, level: NoiseLevel) -> tuple[np.ndarray, np.ndarray]:
+    """Return (a, b) with x_0 = a x_t + b prediction, on the host, in float64.
 
-    With variance_type "learned" the last axis holds the prediction first and then as many
-    channels that say where between its bounds the log variance lies; otherwise it is the
-    prediction, and the second part None.
+    For eps and the score that is x_t = alpha x_0 + sigma eps solved for x_0. v is the
+    velocity of a process that preserves the variance.
 
-    Raises:
-      ValueError: if the output has another number of channels.
+    Args:
+      prediction: "eps", "x0", "v" or "score".
+      level: float64 [S]. For eps and the score the coefficients are infinite where alpha
+        is 0.
+
+    Returns:
+      float64 [S] each.
     """
-    check_variance_type(variance_type)
-    channels = x_t.shape[-1] * (2 if variance_type == "learned" else 1)
-    if output.shape != (*x_t.shape[:-1], channels):
-        raise ValueError(
-            f"the network's output has the shape {output.shape}; with variance "
-            f"{variance_type!r} and x_t of shape {x_t.shape} it must have "
-            f"{channels} channels"
-        )
-    if variance_type != "learned":
-        return output, None
-    return output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
-
-
-def prediction_alone(output: jax.Array, x_t: jax.Array) -> jax.Array:
-    """The prediction in a network's output, whether or not it says variances as well."""
-    learned = output.shape[-1] == 2 * x_t.shape[-1]
-    return split_output(output, x_t, "learned" if learned else "fixed_small")[0]
+    check_prediction(prediction)
+    alpha, sigma = level.alpha, level.sigma
+    if prediction == "x0":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "v":
+        return alpha, -sigma
+    with np.errstate(divide="ignore"):
+        return 1 / alpha, (-sigma if prediction == "eps" else sigma**2) / alpha
 
 
 def log_variance_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
@@ -224,69 +188,50 @@ def log_variance_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return schedule.posterior_log_variance_clipped, np.log(schedule.betas)
 
 
-def fixed_log_variance(schedule: Schedule, variance_type: str) -> np.ndarray:
+def fixed_log_variance(schedule: Schedule, variance: str) -> np.ndarray:
     """The log variance of a reverse step that is not learned, float64 [T].
 
     log beta-tilde ("fixed_small") or log beta ("fixed_large"); at t = 0, where beta-tilde
     is 0, both are log beta-tilde of t = 1, as in the authors' code.
     """
     low, high = log_variance_bounds(schedule)
-    return low if variance_type == "fixed_small" else np.append(low[0], high[1:])
+    return low if variance == "fixed_small" else np.append(low[0], high[1:])
 
 
-def p_mean_log_variance(
-    schedule: Schedule,
-    variance_type: str,
-    x0: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    variance_output: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """p(x_{t-1} | x_t), the Gaussian of the reverse step, at a predicted x_0.
-
-    The mean is that of q(x_{t-1} | x_t, x_0) (DDPM eq. 7). The variance is
-
-    - "fixed_small" or "fixed_large": that of `fixed_log_variance`,
-    - "learned": exp(w log beta + (1 - w) log beta-tilde), w = (variance_output + 1) / 2
-      (IDDPM eq. 15).
-
-    Args:
-      schedule: the noise process.
-      variance_type: one of VARIANCES.
-      x0: [B, ...] predicted clean images.
-      x_t: [B, ...] noised images.
-      t: int32 [B] or scalar.
-      variance_output: [B, ...] of `split_output`, for "learned" alone.
-
-    Returns:
-      mean [B, ...], and the log variance, which broadcasts against it.
-    """
-    check_variance_type(variance_type)
-    mean, _, log_small = q_posterior(schedule, x0, x_t, t)
-    if variance_type != "learned":
-        return mean, at(fixed_log_variance(schedule, variance_type), t, x0)
-    if variance_output is None:
-        raise ValueError("variance 'learned' needs the variance output of the network")
-    _, high = log_variance_bounds(schedule)
-    share = (variance_output + 1) / 2
-    return mean, share * at(high, t, x0) + (1 - share) * log_small
-
-
-def check_prediction_type(prediction_type: str) -> None:
-    """Raises ValueError unless the name is one of PREDICTION_TYPES."""
-    if prediction_type not in PREDICTION_TYPES:
+def check_prediction(prediction: str) -> None:
+    """Raise ValueError unless the name is one of PREDICTION_TYPES, or "score"."""
+    if prediction not in (*PREDICTION_TYPES, "score"):
         raise ValueError(
-            f"prediction type {prediction_type!r} is unknown; it can be "
-            + ", ".join(PREDICTION_TYPES)
+            f"prediction {prediction!r} is unknown; it can be {', '.join(PREDICTION_TYPES)}"
         )
 
 
-def check_variance_type(variance_type: str) -> None:
-    """Raises ValueError unless the name is one of VARIANCES."""
-    if variance_type not in VARIANCES:
+def check_variance(variance: str) -> None:
+    """Raise ValueError unless the name is one of VARIANCES."""
+    if variance not in VARIANCES:
         raise ValueError(
-            f"variance {variance_type!r} is unknown; it can be {', '.join(VARIANCES)}"
+            f"variance {variance!r} is unknown; it can be {', '.join(VARIANCES)}"
         )
+
+
+_CONVERSIONS: dict[tuple[str, str], Callable[..., jax.Array]] = {
+    ("eps", "x0"): x0_from_eps,
+    ("v", "x0"): x0_from_v,
+    ("score", "x0"): x0_from_score,
+    ("x0", "eps"): eps_from_x0,
+    ("v", "eps"): eps_from_v,
+    ("score", "eps"): eps_from_score,
+    ("eps", "v"): v_from_eps,
+    ("x0", "v"): v_from_x0,
+    ("score", "v"): v_from_score,
+    ("eps", "score"): score_from_eps,
+    ("x0", "score"): score_from_x0,
+    ("v", "score"): score_from_v,
+}
+
+
+def _x0_coefficients(prediction: str, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    return x0_coefficients(prediction, variance_preserving(schedule.alphas_cumprod))
 
 
 def _signal_and_sigma(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,10 @@ Index convention: arrays have length T, and index t = 0 .. T-1 is the papers' st
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-
-SCHEDULES = ("linear", "cosine", "quadratic", "constant", "sigmoid", "jsd")
 
 # More signal than this in x_T (3 % of its amplitude), and it is not the noise that
 # sampling starts from.
@@ -160,26 +159,30 @@ def cosine_betas(
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
 
 
+# Betas by name, of (num_timesteps, beta_start, beta_end).
+SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": linear_betas,
+    "cosine": lambda num_timesteps, *ends: cosine_betas(num_timesteps),
+    "quadratic": quadratic_betas,
+    "constant": lambda num_timesteps, start, end: constant_betas(num_timesteps, end),
+    "sigmoid": sigmoid_betas,
+    "jsd": lambda num_timesteps, *ends: jsd_betas(num_timesteps),
+}
+
+
 def named_betas(
     name: str, num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """The betas of a schedule by its name, one of SCHEDULES; float64 [T].
+    """Return the betas of a schedule by its name, one of SCHEDULES; float64 [T].
 
     cosine and jsd have no ends to choose; constant is beta_end throughout.
+
+    Raises:
+      ValueError: for an unknown name, or as the function of that schedule.
     """
-    if name == "linear":
-        return linear_betas(num_timesteps, beta_start, beta_end)
-    if name == "quadratic":
-        return quadratic_betas(num_timesteps, beta_start, beta_end)
-    if name == "sigmoid":
-        return sigmoid_betas(num_timesteps, beta_start, beta_end)
-    if name == "constant":
-        return constant_betas(num_timesteps, beta_end)
-    if name == "cosine":
-        return cosine_betas(num_timesteps)
-    if name == "jsd":
-        return jsd_betas(num_timesteps)
-    raise ValueError(f"schedule {name!r} is unknown; it can be {', '.join(SCHEDULES)}")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r} is unknown; it can be {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](num_timesteps, beta_start, beta_end)
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:

@@ -8,20 +8,15 @@ index t = 0 is the papers' t = 1, so `variational_terms` at t = 0 is L_0.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import q_posterior, q_sample
-from diffusion_jax.diffusion.parameterization import (
-    p_mean_log_variance,
-    prediction_alone,
-    split_output,
-    x0_from_prediction,
-)
+from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
 from diffusion_jax.diffusion.schedules import Schedule
 
 # Half the distance of two levels of 8-bit images in [-1, 1], and the smallest probability
@@ -72,32 +67,21 @@ def discretized_gaussian_log_likelihood(
 
 
 def variational_terms(
-    schedule: Schedule,
-    variance_type: str,
-    x0: jax.Array,
-    x_t: jax.Array,
-    t: jax.Array,
-    predicted_x0: jax.Array,
-    variance_output: jax.Array | None = None,
+    prediction: Prediction, x0: jax.Array, predicted_x0: jax.Array | None = None
 ) -> jax.Array:
     """L_{t-1}, and L_0 at t = 0, of each image (DDPM eq. 5), in bits per dimension.
 
     Args:
-      schedule: the noise process.
-      variance_type: of the reverse step, see `predictions.p_mean_log_variance`.
+      prediction: of a network, at x_t drawn from q(x_t | x_0) and t int32 [B].
       x0: [B, ...] 8-bit images as float32 k / 127.5 - 1.
-      x_t: [B, ...] drawn from q(x_t | x_0).
-      t: int32 [B], 0 .. T-1.
-      predicted_x0: [B, ...] x_0 as the network sees it.
-      variance_output: [B, ...] for a learned variance.
+      predicted_x0: [B, ...] instead of the predicted x_0, such as a clipped one.
 
     Returns:
       float32 [B], the mean over the dimensions of an image.
     """
-    true_mean, _, true_log_variance = q_posterior(schedule, x0, x_t, t)
-    mean, log_variance = p_mean_log_variance(
-        schedule, variance_type, predicted_x0, x_t, t, variance_output
-    )
+    x_t, t = prediction.x_t, prediction.t
+    true_mean, _, true_log_variance = q_posterior(prediction.model.process, x0, x_t, t)
+    mean, log_variance = p_mean_log_variance(prediction, predicted_x0)
     divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
     first = -discretized_gaussian_log_likelihood(x0, mean, log_variance)
     at_first = (t == 0).reshape(t.shape + (1,) * (x0.ndim - 1))
@@ -138,65 +122,19 @@ class BoundTerm(NamedTuple):
 
 
 def bound_term(
-    apply_fn: Callable[..., jax.Array],
-    params: Any,
-    schedule: Schedule,
-    x0: jax.Array,
-    t: jax.Array,
-    noise: jax.Array,
-    *,
-    prediction_type: str,
-    variance_type: str,
-    clip: bool = True,
-    cond: Any = None,
+    model: Model, params: Any, batch: Batch, draw: Draw, *, clip: bool = True
 ) -> BoundTerm:
     """What the reverse step at t costs a network, at one draw of x_t (DDPM eq. 5).
 
     Args:
-      apply_fn, params: the network.
-      schedule: the noise process.
-      x0: [B, ...] 8-bit images as float32 k / 127.5 - 1.
-      t: int32 [B], 0 .. T-1.
-      noise: [B, ...], standard normal.
-      prediction_type: what the network predicts.
-      variance_type: of the reverse step, see `predictions.p_mean_log_variance`.
+      model, params: the network.
+      batch: 8-bit images as float32 k / 127.5 - 1, [B, ...].
+      draw: of t and noise.
       clip: whether the predicted x_0 is clipped to [-1, 1], as when it is sampled.
-      cond: handed through to the network.
     """
-    x_t = q_sample(schedule, x0, t, noise)
-    predicted, between = predicted_x0(
-        apply_fn,
-        params,
-        schedule,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip=clip,
-        cond=cond,
-    )
+    x0, (t, noise) = batch.x, draw
+    x_t = q_sample(model.process, x0, t, noise)
+    prediction = model.predict(params, x_t, t, batch.cond)
+    predicted = prediction.clipped_x0(clip)
     error = jnp.square(predicted - x0).reshape(x0.shape[0], -1).mean(axis=1)
-    bits = variational_terms(schedule, variance_type, x0, x_t, t, predicted, between)
-    return BoundTerm(bits, error)
-
-
-def predicted_x0(
-    apply_fn: Callable[..., jax.Array],
-    params: Any,
-    schedule: Schedule,
-    x_t: jax.Array,
-    t: jax.Array,
-    *,
-    prediction_type: str,
-    variance_type: str,
-    clip: bool = True,
-    cond: Any = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """x_0 as a network sees it in x_t, and its variance output; arguments as above."""
-    output = apply_fn(params, x_t, t, cond, train=False, key=None)
-    if variance_type == "learned":
-        prediction, between = split_output(output, x_t, variance_type)
-    else:
-        prediction, between = prediction_alone(output, x_t), None
-    predicted = x0_from_prediction(schedule, prediction_type, x_t, t, prediction)
-    return (jnp.clip(predicted, -1, 1) if clip else predicted), between
+    return BoundTerm(variational_terms(prediction, x0, predicted), error)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.config import Config
-from diffusion_jax.diffusion.schedules import Schedule
-from diffusion_jax.diffusion.variational_bound import bound_term, prior_term
-from diffusion_jax.evaluation.timestep_scan import TimestepScan, strata
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.variational_bound import BoundTerm, bound_term, prior_term
+from diffusion_jax.evaluation.timestep_scan import TimestepScan, as_float32, strata
 from diffusion_jax.runtime import devices
 
 
@@ -40,58 +40,41 @@ class Bound:
     """The compiled evaluation of one network."""
 
     def __init__(
-        self,
-        config: Config,
-        apply_fn: Callable[..., jax.Array],
-        schedule: Schedule,
-        mesh: jax.sharding.Mesh,
-        num_strata: int,
-        *,
-        seed: int = 0,
+        self, model: Model, mesh: jax.sharding.Mesh, num_strata: int, *, seed: int = 0
     ):
-        """Prepares; the first batch compiles.
+        """Prepare; the first batch compiles.
 
         Args:
-          config: of the run.
-          apply_fn: its network.
-          schedule: its noise process.
+          model: the network, whose variance is that of the reverse steps.
           mesh: the devices that a batch is divided over.
           num_strata: M, 1 .. T.
           seed: of t and noise.
         """
+        process = model.process
 
-        def measure(params, x0, t, noise):
-            return bound_term(
-                apply_fn,
-                params,
-                schedule,
-                x0,
-                t,
-                noise,
-                prediction_type=config.process.prediction,
-                variance_type=config.process.variance,
-            )
+        def measure(params: Any, batch: Batch, draw: Draw) -> BoundTerm:
+            return bound_term(model, params, batch, draw)
 
         self._mesh = mesh
         self._scan = TimestepScan(
-            measure, schedule.num_timesteps, mesh, num_strata, seed=seed
+            measure, process.num_timesteps, mesh, num_strata, seed=seed
         )
         rows = devices.split_batch(mesh)
-        self._prior = jax.jit(lambda x0: prior_term(schedule, x0), in_shardings=(rows,))
+        self._prior = jax.jit(lambda x0: prior_term(process, x0), in_shardings=(rows,))
 
     def terms(
         self,
         params: Any,
-        x0: np.ndarray,
+        batch: Batch,
         indices: np.ndarray,
         size: int,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> BatchTerms:
-        """The terms of up to `size` images, as one batch.
+        """Return the terms of up to `size` images, as one batch.
 
         Args:
-          params: the weights.
-          x0: float32 [N, H, W, C], on the grid of 256 levels.
+          params: of the network.
+          batch: float32 [N, H, W, C], on the grid of 256 levels.
           indices: int [N], of these images in the data set.
           size: of the compiled batch, which is filled up.
           on_progress: is told of the strata done, and may raise an exception.
@@ -99,16 +82,16 @@ class Bound:
         Raises:
           ValueError: for images off the grid, of which L_0 says nothing.
         """
-        levels = (np.asarray(x0, np.float64) + 1) * 127.5
+        levels = (np.asarray(batch.x, np.float64) + 1) * 127.5
         off = np.abs(levels - np.clip(np.rint(levels), 0, 255)).max()
         if off > 1e-3:
             raise ValueError(
                 f"the bound is of images on 256 levels, k / 127.5 - 1; these are up to "
                 f"{off:.3g} levels off them"
             )
-        totals, terms, errors = self._scan.run(params, x0, indices, size, on_progress)
-        batch = devices.put_filled(self._mesh, np.asarray(x0, np.float32), size)
-        prior = np.asarray(self._prior(batch), np.float64)[: len(x0)]
+        totals, terms, errors = self._scan.run(params, batch, indices, size, on_progress)
+        filled = devices.put_filled(self._mesh, as_float32(batch).x, size)
+        prior = np.asarray(self._prior(filled), np.float64)[: len(totals)]
         return BatchTerms(
             bits=prior + totals,
             prior=float(prior.mean()),

@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config import Config
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import q_sample
-from diffusion_jax.diffusion.parameterization import prediction_alone
-from diffusion_jax.diffusion.schedules import Schedule, times_at_log_snr
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.schedules import times_at_log_snr
 from diffusion_jax.diffusion.variational_bound import bound_term
+from diffusion_jax.evaluation.timestep_scan import as_float32
 from diffusion_jax.runtime import cpu, devices
 
 CALLS_PER_STEP = 4  # Of the network, each with its derivative.
@@ -49,12 +50,18 @@ class Stages(NamedTuple):
     of_prediction: np.ndarray
     length: np.ndarray
 
+    def at(self, i: jax.Array, stage: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return t and the two coefficients of one stage of step i; float32 scalars."""
+        t, of_x, of_prediction = (jnp.asarray(x, jnp.float32)[i, stage] for x in self[:3])
+        return t, of_x, of_prediction
 
-def make_stages(schedule: Schedule, prediction_type: str, num_steps: int) -> Stages:
+
+def make_stages(model: Model, num_steps: int) -> Stages:
     """N steps of the flow from t = 0 to T - 1, even in log SNR.
 
     Where that has no end, the last step is from T - 2, or from where log SNR is -10.
     """
+    schedule = model.process
     last = -1 if np.isfinite(schedule.log_snr[-1]) else -2
     ends = schedule.log_snr[0], schedule.log_snr[last]
     if last == -2:
@@ -65,9 +72,9 @@ def make_stages(schedule: Schedule, prediction_type: str, num_steps: int) -> Sta
     t = times_at_log_snr(schedule, -2 * np.log(np.tan(phi).ravel())).reshape(phi.shape)
     t[-1, -1] = schedule.num_timesteps - 1
     cos, sin = np.cos(phi), np.sin(phi)
-    if prediction_type == "eps":
+    if model.prediction == "eps":
         of_x, of_prediction = -sin / cos, 1 / cos
-    elif prediction_type == "x0":
+    elif model.prediction == "x0":
         of_x, of_prediction = cos / sin, -1 / sin
     else:
         of_x, of_prediction = np.zeros_like(phi), np.ones_like(phi)
@@ -79,143 +86,146 @@ class Flow:
 
     def __init__(
         self,
-        config: Config,
-        apply_fn: Callable[..., jax.Array],
-        schedule: Schedule,
+        model: Model,
         mesh: jax.sharding.Mesh,
         num_steps: int,
         *,
+        dequantize: bool,
         seed: int = 0,
     ):
-        """Prepares; the first batch compiles.
+        """Prepare; the first batch compiles.
 
         Args:
-          config: of the run.
-          apply_fn: its network.
-          schedule: its noise process.
+          model: the network.
           mesh: the devices that a batch is divided over.
           num_steps: N, of Runge and Kutta's method of fourth order.
+          dequantize: whether examples are images on 256 levels, of which the bound is
+            wanted; else the density of x at t = 0.
           seed: of the noise, and of the probes of the divergence.
         """
         self.num_steps, self._mesh = num_steps, mesh
-        self._is_image = bool(config.data.image_size)
-        process, segment = config.process, min(_SEGMENT, num_steps)
-        stages = make_stages(schedule, process.prediction, num_steps)
-        self._segment = segment
-        rows, whole = devices.split_batch(mesh), devices.replicated(mesh)
-        # As in `training.state.init_state`: clear of what training and sampling draw.
+        self._model, self._dequantize = model, dequantize
+        self._segment = min(_SEGMENT, num_steps)
+        self._stages = make_stages(model, num_steps)
+        # As in `training.train_state.init_state`: clear of training's and sampling's.
         key = jax.random.fold_in(jax.random.key(seed), 2**32 - 5)
-        k_noise, k_probe = jax.random.split(key)
-
-        def velocity(params, x, i, stage):
-            t, of_x, of_prediction = (
-                jnp.asarray(table, jnp.float32)[i, stage] for table in stages[:3]
-            )
-            times = jnp.broadcast_to(t, x.shape[:1])
-            output = apply_fn(params, x, times, None, train=False, key=None)
-            return of_x * x + of_prediction * prediction_alone(output, x)
-
-        def derivative(params, x, probe, i, stage):
-            """The velocity, and its divergence for each example."""
-            v, pull_back = jax.vjp(lambda x: velocity(params, x, i, stage), x)
-
-            def along(direction: jax.Array) -> jax.Array:
-                (gradient,) = pull_back(direction)
-                return (gradient * direction).reshape(len(x), -1).sum(axis=1)
-
-            dimensions = math.prod(x.shape[1:])
-            if dimensions > _MAX_EXACT:
-                return v, along(probe)
-            basis = jnp.eye(dimensions).reshape(dimensions, 1, *x.shape[1:])
-            each = jax.vmap(lambda e: along(jnp.broadcast_to(e, x.shape)))(basis)
-            return v, each.sum(axis=0)
-
-        def advance(params, x, total, probe, first):
-            """`_segment` steps from `first` on."""
-
-            def step(carry, i):
-                x, total = carry
-                h = jnp.asarray(stages.length, jnp.float32)[jnp.minimum(i, num_steps - 1)]
-                h = jnp.where(i < num_steps, h, 0)  # The last segment is filled up.
-                i = jnp.minimum(i, num_steps - 1)
-                v1, d1 = derivative(params, x, probe, i, 0)
-                v2, d2 = derivative(params, x + h / 2 * v1, probe, i, 1)
-                v3, d3 = derivative(params, x + h / 2 * v2, probe, i, 1)
-                v4, d4 = derivative(params, x + h * v3, probe, i, 2)
-                x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-                total = total + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-                return (x, total), None
-
-            return jax.lax.scan(step, (x, total), first + jnp.arange(segment))[0]
-
-        def begin(params, x0, indices):
-            """x at t = 0, the probe, and what dequantisation adds, in nats [B]."""
-
-            def draw(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-                noise = jax.random.normal(jax.random.fold_in(k_noise, index), x0.shape[1:])
-                of_probe = jax.random.fold_in(k_probe, index)
-                return noise, jax.random.rademacher(of_probe, x0.shape[1:], jnp.float32)
-
-            noise, probe = jax.vmap(draw)(indices)
-            t = jnp.zeros(x0.shape[:1], jnp.int32)
-            added = jnp.zeros(len(x0))
-            if self._is_image:
-                decoder = bound_term(
-                    apply_fn,
-                    params,
-                    schedule,
-                    x0,
-                    t,
-                    noise,
-                    prediction_type=process.prediction,
-                    variance_type=process.variance,
-                )
-                variance = 1 - schedule.alphas_cumprod[0]
-                log_q = -0.5 * (jnp.square(noise) + math.log(2 * math.pi * variance))
-                added = log_q.reshape(len(x0), -1).sum(axis=1)
-                added += decoder.bits * math.log(2) * math.prod(x0.shape[1:])
-            return q_sample(schedule, x0, t, noise), probe, added
-
-        def log_normal(x):
-            log_p = -0.5 * (jnp.square(x) + math.log(2 * math.pi))
-            return log_p.reshape(len(x), -1).sum(axis=1)
-
-        self._begin = jax.jit(begin, in_shardings=(whole, rows, rows), out_shardings=rows)
+        self._key_noise, self._key_probe = jax.random.split(key)
+        rows, whole = devices.split_batch(mesh), devices.replicated(mesh)
+        self._begin = jax.jit(
+            self._start, in_shardings=(whole, rows, rows), out_shardings=rows
+        )
         self._advance = jax.jit(
-            advance,
-            in_shardings=(whole, rows, rows, rows, whole),
+            self._segment_from,
+            in_shardings=(whole, rows, rows, rows, rows, whole),
             out_shardings=rows,
             compiler_options=cpu.compiler_options(),
         )
-        self._log_normal = jax.jit(log_normal)
+        self._log_normal = jax.jit(_log_normal)
+
+    def _segment_from(self, params, cond, x, total, probe, first):
+        """Return x and the sum of divergences after a segment of steps from `first` on."""
+
+        def slope(x: jax.Array, i: jax.Array, stage: int) -> tuple[jax.Array, jax.Array]:
+            def velocity(x: jax.Array) -> jax.Array:
+                t, of_x, of_prediction = self._stages.at(i, stage)
+                times = jnp.broadcast_to(t, x.shape[:1])
+                said = self._model.predict(params, x, times, cond)
+                return of_x * x + of_prediction * said.output
+
+            return _with_divergence(velocity, x, probe)
+
+        def step(carry: tuple[jax.Array, jax.Array], i: jax.Array):
+            x, total = carry
+            last = self.num_steps - 1
+            h = jnp.asarray(self._stages.length, jnp.float32)[jnp.minimum(i, last)]
+            h = jnp.where(i < self.num_steps, h, 0)  # The last segment is filled up.
+            i = jnp.minimum(i, last)
+            v1, d1 = slope(x, i, 0)
+            v2, d2 = slope(x + h / 2 * v1, i, 1)
+            v3, d3 = slope(x + h / 2 * v2, i, 1)
+            v4, d4 = slope(x + h * v3, i, 2)
+            x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+            total = total + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+            return (x, total), None
+
+        return jax.lax.scan(step, (x, total), first + jnp.arange(self._segment))[0]
+
+    def _start(self, params, batch, indices):
+        """Return x at t = 0, the probe, and what dequantisation adds, in nats [B]."""
+        x0 = batch.x
+
+        def draw(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            of_noise = jax.random.fold_in(self._key_noise, index)
+            of_probe = jax.random.fold_in(self._key_probe, index)
+            probe = jax.random.rademacher(of_probe, x0.shape[1:], jnp.float32)
+            return jax.random.normal(of_noise, x0.shape[1:]), probe
+
+        noise, probe = jax.vmap(draw)(indices)
+        process = self._model.process
+        t = jnp.zeros(x0.shape[:1], jnp.int32)
+        added = jnp.zeros(len(x0))
+        if self._dequantize:
+            decoder = bound_term(self._model, params, batch, Draw(t, noise))
+            variance = 1 - process.alphas_cumprod[0]
+            log_q = -0.5 * (jnp.square(noise) + math.log(2 * math.pi * variance))
+            added = log_q.reshape(len(x0), -1).sum(axis=1)
+            added += decoder.bits * math.log(2) * math.prod(x0.shape[1:])
+        return q_sample(process, x0, t, noise), probe, added
 
     def bits(
         self,
         params: Any,
-        x0: np.ndarray,
+        batch: Batch,
         indices: np.ndarray,
         size: int,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> np.ndarray:
-        """Bits per dimension of up to `size` examples, as one batch; float64 [N].
+        """Return bits per dimension of up to `size` examples, as one batch; float64 [N].
 
         Of images the bound above; of points -log2 of the density of x at t = 0.
 
         Args:
-          params: the weights.
-          x0: float32 [N, ...].
+          params: of the network.
+          batch: float32 [N, ...], and what they are conditioned on.
           indices: int [N], of these examples in the data set.
           size: of the compiled batch, which is filled up.
           on_progress: is told of the network calls done, and may raise an exception.
         """
-        batch = devices.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        num, dimensions = len(indices), math.prod(batch.x.shape[1:])
+        filled = devices.put_filled(self._mesh, as_float32(batch), size)
         where = devices.put_filled(self._mesh, np.asarray(indices, np.int32), size)
-        x, probe, added = self._begin(params, batch, where)
+        x, probe, added = self._begin(params, filled, where)
         total = jnp.zeros_like(added)
         for first in range(0, self.num_steps, self._segment):
-            x, total = jax.block_until_ready(self._advance(params, x, total, probe, first))
+            after = self._advance(params, filled.cond, x, total, probe, first)
+            x, total = jax.block_until_ready(after)
             done = min(first + self._segment, self.num_steps)
             on_progress(CALLS_PER_STEP * done)
         nats = added - self._log_normal(x) - total
-        dimensions = math.prod(x0.shape[1:])
-        return np.asarray(nats, np.float64)[: len(x0)] / (dimensions * math.log(2))
+        return np.asarray(nats, np.float64)[:num] / (dimensions * math.log(2))
+
+
+def _with_divergence(
+    velocity: Callable[[jax.Array], jax.Array], x: jax.Array, probe: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The velocity at x, and its divergence for each example, [B].
+
+    Of up to 16 dimensions exactly; of more by Hutchinson's estimate with this probe.
+    """
+    v, pull_back = jax.vjp(velocity, x)
+
+    def along(direction: jax.Array) -> jax.Array:
+        (gradient,) = pull_back(direction)
+        return (gradient * direction).reshape(len(x), -1).sum(axis=1)
+
+    dimensions = math.prod(x.shape[1:])
+    if dimensions > _MAX_EXACT:
+        return v, along(probe)
+    basis = jnp.eye(dimensions).reshape(dimensions, 1, *x.shape[1:])
+    each = jax.vmap(lambda e: along(jnp.broadcast_to(e, x.shape)))(basis)
+    return v, each.sum(axis=0)
+
+
+def _log_normal(x: jax.Array) -> jax.Array:
+    log_p = -0.5 * (jnp.square(x) + math.log(2 * math.pi))
+    return log_p.reshape(len(x), -1).sum(axis=1)

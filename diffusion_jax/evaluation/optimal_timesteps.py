@@ -14,17 +14,14 @@ before it, as `predictions.fixed_log_variance` says, so its cost depends on t as
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import at, q_sample
-from diffusion_jax.diffusion.losses import ApplyFn
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import Schedule
-from diffusion_jax.diffusion.variational_bound import (
-    discretized_gaussian_log_likelihood,
-    predicted_x0,
-)
+from diffusion_jax.diffusion.variational_bound import discretized_gaussian_log_likelihood
 from diffusion_jax.evaluation.timestep_scan import Measure
 
 _NUM_SHARES = 33  # Values of a learned w that are told apart, from 0 to 1.
@@ -50,28 +47,21 @@ class Statistics(NamedTuple):
     second_moment: float
 
 
-def make_measure(
-    apply_fn: ApplyFn,
-    schedule: Schedule,
-    *,
-    prediction_type: str,
-    variance_type: str,
-    clip: bool,
-) -> Measure:
-    """What `timestep_scan` measures for `Statistics`: last, fractions and errors."""
-    largest = np.log1p(-schedule.alphas_cumprod)
+def make_measure(model: Model, variance: str, *, clip: bool) -> Measure:
+    """Return what `timestep_scan` measures for `Statistics`: last, fractions and errors.
 
-    def measure(params: Any, x0: jax.Array, t: jax.Array, noise: jax.Array):
-        predicted, between = predicted_x0(
-            apply_fn,
-            params,
-            schedule,
-            q_sample(schedule, x0, t, noise),
-            t,
-            prediction_type=prediction_type,
-            variance_type=variance_type,
-            clip=clip,
-        )
+    Args:
+      model: the network.
+      variance: of the reverse steps.
+      clip: whether the predicted x_0 is clipped to [-1, 1].
+    """
+    largest = np.log1p(-model.process.alphas_cumprod)
+
+    def measure(params: Any, batch: Batch, draw: Draw):
+        x0, (t, noise) = batch.x, draw
+        x_t = q_sample(model.process, x0, t, noise)
+        prediction = model.predict(params, x_t, t, batch.cond)
+        predicted = prediction.clipped_x0(clip)
         log_variance = at(largest, t, x0)
         last = [
             -discretized_gaussian_log_likelihood(x0, predicted, log_variance + ratio)
@@ -81,38 +71,37 @@ def make_measure(
         ]
         error = jnp.square(predicted - x0)
         shape = (x0.shape[0], -1)
-        if between is None:
-            w = jnp.full(x0.shape, variance_type == "fixed_large", jnp.float32)
+        if variance == "learned":
+            assert prediction.variance_output is not None
+            w = jnp.clip((prediction.variance_output + 1) / 2, 0, 1)
         else:
-            w = jnp.clip((between + 1) / 2, 0, 1)
+            w = jnp.full(x0.shape, variance == "fixed_large", jnp.float32)
         # Divided between the two nearest values, so that the mean of w is kept.
-        shares = jnp.asarray(shares_of(variance_type), jnp.float32)[None, None]
+        shares = jnp.asarray(shares_of(variance), jnp.float32)[None, None]
         distance = jnp.abs(w.reshape(*shape, 1) - shares) * (_NUM_SHARES - 1)
-        weights = jnp.maximum(0, 1 - distance)
-        fractions = weights.mean(axis=1)
-        errors = (weights * error.reshape(*shape, 1)).mean(axis=1)
+        parts = jnp.maximum(0, 1 - distance)
+        fractions = parts.mean(axis=1)
+        errors = (parts * error.reshape(*shape, 1)).mean(axis=1)
         return jnp.zeros(len(x0)), (jnp.stack(last, axis=1), fractions, errors)
 
     return measure
 
 
-def shares_of(variance_type: str) -> np.ndarray:
+def shares_of(variance: str) -> np.ndarray:
     """The values of w that are told apart; float64 [W]."""
-    if variance_type == "learned":
+    if variance == "learned":
         return np.linspace(0, 1, _NUM_SHARES)
-    return np.array([float(variance_type == "fixed_large")])
+    return np.array([float(variance == "fixed_large")])
 
 
-def step_costs(
-    schedule: Schedule, variance_type: str, statistics: Statistics
-) -> np.ndarray:
+def step_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.ndarray:
     """L(t -> s) in nats per dimension; float64 [s, t], infinite unless s < t."""
     snr, noise = schedule.snr, np.log1p(-schedule.alphas_cumprod)
     with np.errstate(invalid="ignore"):
         gain = snr[:, None] - snr
         d = noise - noise[:, None]
     costs = np.zeros_like(gain)
-    for j, w in enumerate(shares_of(variance_type)):
+    for j, w in enumerate(shares_of(variance)):
         shrink = np.exp(-w * d)
         costs += statistics.fractions[:, j] * (w * d + shrink - 1)
         costs += statistics.errors[:, j] * shrink * gain
@@ -120,9 +109,7 @@ def step_costs(
     return np.where(earlier, costs / 2, np.inf)
 
 
-def last_costs(
-    schedule: Schedule, variance_type: str, statistics: Statistics
-) -> np.ndarray:
+def last_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.ndarray:
     """What the last step costs, from s to x_0, if the one before came from t; [s, t]."""
     bar = schedule.alphas_cumprod
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -130,7 +117,7 @@ def last_costs(
             -bar
         )  # Of beta-tilde to 1 - abar_s.
     # Of shares that differ among the dimensions their mean is taken.
-    w = statistics.fractions @ shares_of("learned") if variance_type == "learned" else 0
+    w = statistics.fractions @ shares_of("learned") if variance == "learned" else 0
     ratio = (1 - np.reshape(w, (-1, 1))) * np.where(np.isfinite(ratio), ratio, 0)
     rows = zip(ratio, statistics.last, strict=True)
     return np.stack([np.interp(at, _LAST_LOG_RATIOS, costs) for at, costs in rows])

@@ -5,6 +5,7 @@ every t. The t and the noise of an image are functions of its number in the data
 whatever batch it is in and however many devices there are.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.runtime import cpu, devices
 
 _SEGMENT = 50  # Strata of one dispatch; between two a job can tell its progress, or stop.
 
-# measure(params, x0 [B, ...], t [B], noise [B, ...]) -> (float32 [B], tree of [B, ...])
-Measure = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+# measure(params, batch, draw) -> (float32 [B], tree of [B, ...])
+Measure = Callable[[Any, Batch, Draw], tuple[jax.Array, Any]]
 
 
 def strata(num_timesteps: int, num_strata: int) -> np.ndarray:
@@ -48,7 +50,7 @@ class TimestepScan:
         seed: int = 0,
         same_noise: bool = False,
     ):
-        """Prepares; the first batch compiles.
+        """Prepare; the first batch compiles.
 
         Args:
           measure: what is measured; see `Measure`.
@@ -59,63 +61,62 @@ class TimestepScan:
           same_noise: whether an image has the same noise at every timestep.
         """
         self.num_strata, self._mesh = num_strata, mesh
-        edges = strata(num_timesteps, num_strata)
+        self._measure, self._same_noise = measure, same_noise
+        self._edges = strata(num_timesteps, num_strata)
         self._segment = min(_SEGMENT, num_strata)
-        rows, whole = devices.split_batch(mesh), devices.replicated(mesh)
-        # As in `training.state.init_state`: clear of what training and sampling draw.
+        # As in `training.train_state.init_state`: clear of training's and sampling's.
         key = jax.random.fold_in(jax.random.key(seed), 2**32 - 4)
-        k_t, k_noise = jax.random.split(key)
-
-        def advance(params, x0, indices, live, totals, first):
-            """`_segment` strata from `first` on."""
-
-            def step(totals: jax.Array, j: jax.Array):
-                low = jnp.asarray(edges)[j]
-                width = jnp.asarray(np.diff(edges))[j]
-
-                def draw(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-                    of_t, of_noise = (jax.random.fold_in(k, index) for k in (k_t, k_noise))
-                    if not same_noise:
-                        of_noise = jax.random.fold_in(of_noise, j)
-                    t = jax.random.randint(
-                        jax.random.fold_in(of_t, j), (), low, low + width
-                    )
-                    return t, jax.random.normal(of_noise, x0.shape[1:])
-
-                t, noise = jax.vmap(draw)(indices)
-                value, others = measure(params, x0, t, noise)
-                here = jnp.where(j < num_strata, live, 0)  # The last segment is filled up.
-
-                def total(x: jax.Array) -> jax.Array:
-                    kept = here.reshape(-1, *[1] * (x.ndim - 1)) > 0
-                    return jnp.where(kept, x, 0).sum(axis=0)
-
-                added = jnp.where(here > 0, width * value, 0)
-                return totals + added, (added.sum(), jax.tree.map(total, others))
-
-            return jax.lax.scan(step, totals, first + jnp.arange(self._segment))
-
+        self._key_t, self._key_noise = jax.random.split(key)
+        rows, whole = devices.split_batch(mesh), devices.replicated(mesh)
         self._advance = jax.jit(
-            advance,
+            self._segment_from,
             in_shardings=(whole, rows, rows, rows, rows, whole),
             out_shardings=(rows, whole),
             donate_argnums=4,
             compiler_options=cpu.compiler_options(),
         )
 
+    def _segment_from(self, params, batch, indices, live, totals, first):
+        """Measure the strata of a segment, from `first` on."""
+
+        def step(totals: jax.Array, j: jax.Array):
+            width = jnp.asarray(np.diff(self._edges))[j]
+            value, others = self._measure(params, batch, self._draw(batch.x, indices, j))
+            here = jnp.where(j < self.num_strata, live, 0)  # The last segment is filled up.
+            added = jnp.where(here > 0, width * value, 0)
+            sums = jax.tree.map(functools.partial(_total, here), others)
+            return totals + added, (added.sum(), sums)
+
+        return jax.lax.scan(step, totals, first + jnp.arange(self._segment))
+
+    def _draw(self, x: jax.Array, indices: jax.Array, j: jax.Array) -> Draw:
+        """Draw t and noise of each image in stratum j."""
+        low = jnp.asarray(self._edges)[j]
+        width = jnp.asarray(np.diff(self._edges))[j]
+
+        def draw(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            keys = (self._key_t, self._key_noise)
+            of_t, of_noise = (jax.random.fold_in(key, index) for key in keys)
+            if not self._same_noise:
+                of_noise = jax.random.fold_in(of_noise, j)
+            t = jax.random.randint(jax.random.fold_in(of_t, j), (), low, low + width)
+            return t, jax.random.normal(of_noise, x.shape[1:])
+
+        return Draw(*jax.vmap(draw)(indices))
+
     def run(
         self,
         params: Any,
-        x0: np.ndarray,
+        batch: Batch,
         indices: np.ndarray,
         size: int,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> tuple[np.ndarray, np.ndarray, Any]:
-        """Measures up to `size` images, as one batch.
+        """Measure up to `size` images, as one batch.
 
         Args:
-          params: the weights.
-          x0: float32 [N, ...].
+          params: of the network.
+          batch: float32 [N, ...], and what they are conditioned on.
           indices: int [N], of these images in the data set.
           size: of the compiled batch, which is filled up.
           on_progress: is told of the strata done, and may raise an exception.
@@ -125,19 +126,30 @@ class TimestepScan:
           mean over the images in each stratum, times the timesteps there, float64 [M]; and
           of the others the mean over the images, float64 [M, ...].
         """
-        num = len(x0)
+        num = len(indices)
         live = (np.arange(size) < num).astype(np.float32)
         rows = devices.split_batch(self._mesh)
-        batch = devices.put_filled(self._mesh, np.asarray(x0, np.float32), size)
+        filled = devices.put_filled(self._mesh, as_float32(batch), size)
         where = devices.put_filled(self._mesh, np.asarray(indices, np.int32), size)
         alive = jax.device_put(live, rows)
         totals = jax.device_put(jnp.zeros(size), rows)  # Donated: not NumPy's memory.
         segments = []
         for first in range(0, self.num_strata, self._segment):
-            totals, sums = self._advance(params, batch, where, alive, totals, first)
+            totals, sums = self._advance(params, filled, where, alive, totals, first)
             segments.append(jax.tree.map(lambda s: np.asarray(s, np.float64), sums))
             on_progress(min(first + self._segment, self.num_strata))
         added, others = jax.tree.map(
             lambda *s: np.concatenate(s)[: self.num_strata] / num, *segments
         )
         return np.asarray(totals, np.float64)[:num], added, others
+
+
+def as_float32(batch: Batch) -> Batch:
+    """Return the batch with its examples in NumPy float32."""
+    return Batch(np.asarray(batch.x, np.float32), batch.cond)
+
+
+def _total(here: jax.Array, x: jax.Array) -> jax.Array:
+    """The sum over the images that count."""
+    kept = here.reshape(-1, *[1] * (x.ndim - 1)) > 0
+    return jnp.where(kept, x, 0).sum(axis=0)

@@ -5,6 +5,7 @@ The trainer and the sampling command both start here. Whatever the maths refuses
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from diffusion_jax import networks
 from diffusion_jax.config import Config, ProcessConfig, UNetConfig
 from diffusion_jax.diffusion import loss_weighting, losses, schedules
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
@@ -52,59 +54,57 @@ def make_schedule(process: ProcessConfig) -> Schedule:
     return schedule
 
 
-def make_loss(config: Config, apply_fn: losses.ApplyFn, schedule: Schedule) -> LossFn:
-    """The loss of a config: loss_fn(params, x0, t, noise, train=, key=) -> float32 [B].
+def make_loss(config: Config, model: Model) -> LossFn:
+    """Return the loss of a config: loss_fn(params, batch, draw, *, key=None) -> [B].
 
     Raises:
       BadRequest: for a parameter that a weighting refuses.
     """
-    process, loss = config.process, config.loss
-    function: LossFn = losses.variational_loss
+    loss = config.loss
     if loss.kind == "variational":
-        options: dict[str, Any] = {"variance_type": process.variance}
-    else:
+        return functools.partial(losses.variational_loss, model)
+    weights = None
+    if loss.weighting != "simple":
         with values_refused():
-            weights = loss_weighting.loss_weights(
-                schedule,
-                process.prediction,
-                loss.weighting,
-                variance_type=process.variance,
-                min_snr_gamma=loss.min_snr_gamma,
-                p2_gamma=loss.p2_gamma,
-                p2_k=loss.p2_k,
-                sigmoid_bias=loss.sigmoid_bias,
+            parameters = loss_weighting.Parameters(
+                loss.min_snr_gamma, loss.p2_gamma, loss.p2_k, loss.sigmoid_bias
             )
-        function = losses.prediction_loss
-        options = {
-            "norm": loss.norm,
-            "huber_delta": loss.huber_delta,
-            "weights": None if loss.weighting == "simple" else weights,
-        }
-        if loss.kind == "hybrid":
-            function = losses.hybrid_loss
-            options["variational_scale"] = loss.variational_scale
-
-    def loss_fn(params: Any, x0: jax.Array, t: jax.Array, noise: jax.Array, **dropout: Any):
-        return function(
-            apply_fn,
-            params,
-            schedule,
-            x0,
-            t,
-            noise,
-            prediction_type=process.prediction,
-            **options,
-            **dropout,
-        )
-
-    return loss_fn
+            weights = loss_weighting.loss_weights(model, loss.weighting, parameters)
+    distance = losses.Distance(loss.norm, loss.huber_delta, weights)
+    if loss.kind == "prediction":
+        return functools.partial(losses.prediction_loss, model, distance=distance)
+    return functools.partial(
+        losses.hybrid_loss,
+        model,
+        distance=distance,
+        variational_scale=loss.variational_scale,
+    )
 
 
 def make_network(
     config: Config,
 ) -> tuple[Callable[[jax.Array], Any], Callable[..., jax.Array]]:
-    """(init_fn, apply_fn) of a config's network; see `networks.as_functions`."""
+    """Return (init_fn, apply_fn) of a config's network; see `networks.as_functions`."""
     kind = networks.UNet if isinstance(config.model, UNetConfig) else networks.MLP
     channels = config.data.channels * (2 if config.process.variance == "learned" else 1)
     module = kind(out_channels=channels, **dataclasses.asdict(config.model))
     return networks.as_functions(module, config.data.shape)
+
+
+def without_network(process: ProcessConfig) -> Model:
+    """Return the model of a config without its network: what samplers' tables need.
+
+    Raises:
+      BadRequest: as `make_schedule`.
+    """
+    return Model(make_schedule(process), process.prediction, process.variance)
+
+
+def make_model(config: Config) -> Model:
+    """Return the model of a config, with its network.
+
+    Raises:
+      BadRequest: as `make_schedule`.
+    """
+    _, apply_fn = make_network(config)
+    return dataclasses.replace(without_network(config.process), apply_fn=apply_fn)

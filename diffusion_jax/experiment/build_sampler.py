@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.config import Config, ProcessConfig, SamplingConfig
+from diffusion_jax.config import Config, SamplingConfig
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import (
     MAX_TERMINAL_SIGNAL,
     Schedule,
@@ -35,7 +36,7 @@ _SEGMENT_ROWS = 10  # but each of at least so many rows.
 _OPTIONS = {
     "eta": ("eta", ("ddim", "dpmpp_2m", "dpmpp_3m")),
     "churn": ("churn", ("euler", "heun")),
-    "variance": ("variance_type", ("ddpm",)),
+    "variance": ("variance", ("ddpm",)),
 }
 
 Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]
@@ -134,58 +135,53 @@ def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:
         return spaced_timesteps(spacing, schedule, sampling.steps)
 
 
-def make_table(
-    schedule: Schedule, process: ProcessConfig, sampling: SamplingConfig
-) -> SamplerTable:
-    """The sampler's table of a config.
+def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
+    """Return the sampler's table of a config.
 
     Raises:
       BadRequest: for timesteps, eta, churn or a Langevin step out of range, a method that
         cannot start from them, or an unknown name.
     """
-    timesteps = make_timesteps(schedule, sampling)
-    _warn_of_odd_choices(schedule, process, sampling, timesteps)
+    timesteps = make_timesteps(model.process, sampling)
+    _warn_of_odd_choices(model, sampling, timesteps)
     name, langevin_steps = sampling.sampler, sampling.langevin_steps
-    options: dict[str, Any] = {"prediction_type": process.prediction}
+    options: dict[str, Any] = {}
     for field, (argument, names) in _OPTIONS.items():
         if name in names:
             options[argument] = getattr(sampling, field)
     if name == "ddpm" and not sampling.variance:
-        options["variance_type"] = process.variance
+        options["variance"] = model.variance
     if name == "langevin":
         options["step_size"] = sampling.langevin_step_size
         options["steps_per_level"] = max(1, langevin_steps)
     with values_refused():
-        table = methods.METHODS[name](schedule, timesteps, **options)
+        table = methods.METHODS[name](model, timesteps, **options)
         if name != "langevin" and langevin_steps:
             table = methods.with_langevin(
-                table,
-                schedule,
-                step_size=sampling.langevin_step_size,
-                num_steps=langevin_steps,
+                table, step_size=sampling.langevin_step_size, num_steps=langevin_steps
             )
     return table
 
 
 def make_sampler(
     config: Config,
-    apply_fn: Callable[..., jax.Array],
+    model: Model,
     mesh: jax.sharding.Mesh,
     *,
     frames: Sequence[int] = (),
     on_progress: Callable[[Any], None] | None = None,
     in_segments: bool = False,
 ) -> Sampler:
-    """The whole chain as one compiled program, its batch split over the mesh.
+    """Return the whole chain as one compiled program, its batch split over the mesh.
 
     With `on_progress`, and a jax that does not store programs with callbacks in its
     compilation cache, the chain is instead dispatched as segments of one compiled program.
 
     Args:
       config: of the run.
-      apply_fn: its network.
+      model: of the run.
       mesh: the devices.
-      frames: states to keep; see `sample_chain`.
+      frames: states to keep; see `chain.ChainOptions`.
       on_progress: called with the rows done, a hundred times a chain.
       in_segments: with `on_progress`, dispatch segments anyway, between which it may raise
         an exception that ends the chain.
@@ -195,81 +191,80 @@ def make_sampler(
       first call with a table of that length and a batch of that size. Inside another
       `jax.jit` call `chain.sample_chain` instead: this is a whole program.
     """
+    options = chain.ChainOptions(_x0_hook(config), tuple(frames))
     shape = config.data.shape
-    options: dict[str, Any] = {"x0_hook": _x0_hook(config)}
-    whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
-    kept = devices.split_batch(mesh, axis=1)
     if on_progress is not None and (in_segments or not _CALLBACKS_ARE_CACHED):
-        states: Any = chain.ChainState(*(rows, rows, rows, kept))  # type: ignore[arg-type]
-        start = jax.jit(
-            functools.partial(chain.start_chain, shape=shape, frames=frames),
-            in_shardings=(whole, whole, rows),
-            out_shardings=states,
-        )
+        return _Segments(model, shape, options, mesh, on_progress)
+    whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
 
-        def advance(params, state, stretch, key, sample_indices):
-            state = chain.run_rows(
-                apply_fn, params, state, stretch, key, sample_indices, **options
-            )
+    def sampler(params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any):
+        reported = options._replace(
+            progress_every=max(1, table.num_rows // _SEGMENTS), on_progress=on_progress
+        )
+        samples = chain.Samples(key, sample_indices)
+        return chain.sample_chain(model, params, table, samples, shape, {}, reported)
+
+    return jax.jit(
+        sampler,
+        in_shardings=(whole, whole, whole, rows),
+        out_shardings=(rows, devices.split_batch(mesh, axis=1)),
+        compiler_options=cpu.compiler_options(),
+    )
+
+
+class _Segments:
+    """A chain as dispatches of one program, between which `on_progress` is told."""
+
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        options: chain.ChainOptions,
+        mesh: jax.sharding.Mesh,
+        on_progress: Callable[[Any], None],
+    ):
+        self._frames, self._on_progress = options.frames, on_progress
+        whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
+        kept = devices.split_batch(mesh, axis=1)
+        states: Any = chain.ChainState(*(rows, rows, rows, kept))  # type: ignore[arg-type]
+
+        def start(table: SamplerTable, key: jax.Array, indices: Any):
+            samples = chain.Samples(key, indices)
+            return chain.start_chain(table, samples, shape, options.frames)
+
+        def advance(params, state, stretch, key, indices):
+            samples = chain.Samples(key, indices)
+            state = chain.run_rows(model, params, state, stretch, samples, {}, options)
             return state, stretch.done[-1]
 
-        program = jax.jit(
+        self._start = jax.jit(
+            start, in_shardings=(whole, whole, rows), out_shardings=states
+        )
+        self._advance = jax.jit(
             advance,
             in_shardings=(whole, states, whole, whole, rows),
             out_shardings=(states, whole),
             donate_argnums=1,
             compiler_options=cpu.compiler_options(),
         )
-        return functools.partial(_in_segments, start, program, tuple(frames), on_progress)
 
-    def sampler(params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any):
-        return chain.sample_chain(
-            apply_fn,
-            params,
-            table,
-            key,
-            sample_indices,
-            shape=shape,
-            frames=frames,
-            progress_every=max(1, table.num_rows // _SEGMENTS),
-            on_progress=on_progress,
-            **options,
-        )
-
-    return jax.jit(
-        sampler,
-        in_shardings=(whole, whole, whole, rows),
-        out_shardings=(rows, kept),
-        compiler_options=cpu.compiler_options(),
-    )
-
-
-def _in_segments(
-    start: Callable[..., Any],
-    program: Callable[..., Any],
-    frames: tuple[int, ...],
-    on_progress: Callable[[Any], None],
-    params: Any,
-    table: SamplerTable,
-    key: jax.Array,
-    sample_indices: np.ndarray,
-) -> tuple[jax.Array, jax.Array]:
-    """A chain as dispatches of one program, which `on_progress` is told about."""
-    num_rows = table.num_rows
-    size = min(num_rows, max(_SEGMENT_ROWS, -(-num_rows // _SEGMENTS)))
-    rows = chain.chain_rows(table.padded(-(-num_rows // size) * size), frames)
-
-    def stretch(first: int) -> chain.Rows:
-        return jax.tree.map(lambda column: column[first : first + size], rows)
-
-    state = start(table, key, sample_indices)
-    running = None
-    for first in range(0, num_rows, size):
-        state, done = program(params, state, stretch(first), key, sample_indices)
-        if running is not None:  # The device has its next segment while the host waits.
-            on_progress(int(running))
-        running = done
-    return state.x, state.frames
+    def __call__(
+        self, params: Any, table: SamplerTable, key: jax.Array, sample_indices: np.ndarray
+    ) -> tuple[jax.Array, jax.Array]:
+        num_rows = table.num_rows
+        size = min(num_rows, max(_SEGMENT_ROWS, -(-num_rows // _SEGMENTS)))
+        padded = table.padded(-(-num_rows // size) * size)
+        rows = chain.chain_rows(padded, self._frames)
+        state = self._start(table, key, sample_indices)
+        running = None
+        for first in range(0, num_rows, size):
+            here = slice(first, first + size)
+            stretch = jax.tree.map(lambda column, here=here: column[here], rows)
+            state, done = self._advance(params, state, stretch, key, sample_indices)
+            if running is not None:  # The device has its next segment while the host waits.
+                self._on_progress(int(running))
+            running = done
+        return state.x, state.frames
 
 
 def _x0_hook(config: Config) -> Hook | None:
@@ -282,11 +277,9 @@ def _x0_hook(config: Config) -> Hook | None:
 
 
 def _warn_of_odd_choices(
-    schedule: Schedule,
-    process: ProcessConfig,
-    sampling: SamplingConfig,
-    timesteps: np.ndarray,
+    model: Model, sampling: SamplingConfig, timesteps: np.ndarray
 ) -> None:
+    schedule = model.process
     share = float(alphas_cumprod_at(schedule, timesteps[:1])[0])
     if share > MAX_TERMINAL_SIGNAL and timesteps[0] < schedule.num_timesteps - 1:
         warnings.warn(
@@ -303,7 +296,7 @@ def _warn_of_odd_choices(
             "network guesses there; take more steps, or a list that goes down further",
             stacklevel=3,
         )
-    if process.prediction == "eps" and sampling.threshold == "none" and share < 1e-6:
+    if model.prediction == "eps" and sampling.threshold == "none" and share < 1e-6:
         warnings.warn(
             f"without a threshold an error of eps is amplified {share**-0.5:,.0f} times at "
             f"the first timestep ({timesteps[0]:g}); take threshold static, or predict v",

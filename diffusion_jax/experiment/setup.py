@@ -9,7 +9,7 @@ import jax
 
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
-from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.runtime import devices, environment
 from diffusion_jax.runtime.checks import values_refused
@@ -23,17 +23,16 @@ class Plan(NamedTuple):
     Attributes:
       config: the experiment.
       data: its examples.
-      schedule: its noise process.
-      init_fn, apply_fn: its network.
+      init_fn: init_fn(key) gives the parameters of its network.
+      model: its network, with the noise process and what it predicts.
       loss_fn: its loss.
       preview: how the pictures are sampled that are drawn while it trains.
     """
 
     config: Config
     data: sources.DataSet
-    schedule: Schedule
     init_fn: Callable[[jax.Array], Any]
-    apply_fn: Callable[..., jax.Array]
+    model: Model
     loss_fn: build.LossFn
     preview: SamplingConfig
 
@@ -53,10 +52,8 @@ def make_plan(
     """
     environment.check()
     validation.check(config)
-    schedule = build.make_schedule(config.process)
-    build_sampler.make_table(
-        schedule, config.process, build_sampler.before_choice(config.sampling)
-    )
+    model = build.without_network(config.process)
+    build_sampler.make_table(model, build_sampler.before_choice(config.sampling))
     with values_refused():
         devices.check_batch_size("data.batch_size", config.data.batch_size)
         if data is None:
@@ -80,8 +77,9 @@ def make_plan(
         dynamic_percentile=config.sampling.dynamic_percentile,
     )
     init_fn, apply_fn = build.make_network(config)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    return Plan(config, data, schedule, init_fn, apply_fn, loss_fn, preview)
+    model = dataclasses.replace(model, apply_fn=apply_fn)
+    loss_fn = build.make_loss(config, model)
+    return Plan(config, data, init_fn, model, loss_fn, preview)
 
 
 def load_data(plan: Plan) -> Plan:

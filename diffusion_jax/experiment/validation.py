@@ -317,7 +317,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "process.variance": VARIANCES,
     "loss.kind": ("prediction", "hybrid", "variational"),
     "loss.norm": NORMS,
-    "loss.weighting": WEIGHTINGS,
+    "loss.weighting": tuple(WEIGHTINGS),
     "loss.timesteps": TIMESTEP_SAMPLERS,
     "training.best_by": ("held_out_loss", "bits_per_dim"),
     "optimizer.name": ("adam", "adamw"),

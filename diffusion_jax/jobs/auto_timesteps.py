@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.sources import fixed_choice
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.evaluation.optimal_timesteps import (
     Statistics,
     best_timesteps,
@@ -49,7 +50,7 @@ def with_timesteps(
         params,
         about,
         sampling.steps,
-        variance_type=of_ddpm or config.process.variance,
+        variance=of_ddpm or config.process.variance,
         clip=sampling.threshold != "none",
         beside=beside,
     )
@@ -70,7 +71,7 @@ def choose(
     about: dict[str, Any],
     num: int,
     *,
-    variance_type: str,
+    variance: str,
     clip: bool,
     beside: pathlib.Path,
 ) -> np.ndarray:
@@ -86,20 +87,20 @@ def choose(
       params: the weights.
       about: of these weights, as JSON can: a name for the file, and what decides them.
       num: K, 2 .. T.
-      variance_type: of the reverse steps.
+      variance: of the reverse steps.
       clip: whether the predicted x_0 is clipped to [-1, 1].
       beside: that folder.
 
     Returns:
       float64 [K], falling.
     """
-    schedule = build.make_schedule(config.process)
+    process = build.make_schedule(config.process)
     kind = f"{about['weights']}_{about['checkpoint_step']:06d}".replace(":", "")
-    name = f"{kind}_{variance_type}{'' if clip else '_unclipped'}"
+    name = f"{kind}_{variance}{'' if clip else '_unclipped'}"
     own, other = (
         folder / name for folder in (run_folder.auto_timesteps_path(workdir), beside)
     )
-    about = {**about, "variance": variance_type, "clip": clip, "num_images": _NUM_IMAGES}
+    about = {**about, "variance": variance, "clip": clip, "num_images": _NUM_IMAGES}
     for out in (own, other):
         if result_path(out, ".npz").is_dir():
             raise BadRequest(f"{out}.npz is a folder, where a file is kept; move it away")
@@ -112,11 +113,11 @@ def choose(
             f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
             f"once for these weights: {out}.npz will keep what it takes"
         )
-        kept = _measure(workdir, config, params, about, out, variance_type, clip)
+        kept = _measure(workdir, config, params, about, out, variance, clip)
     timesteps, _ = best_timesteps(
-        step_costs(schedule, variance_type, kept),
-        last_costs(schedule, variance_type, kept),
-        prior_costs(schedule, kept.second_moment),
+        step_costs(process, variance, kept),
+        last_costs(process, variance, kept),
+        prior_costs(process, kept.second_moment),
         num,
     )
     shown = ", ".join(f"{t:g}" for t in timesteps)
@@ -130,20 +131,14 @@ def _measure(
     params: Any,
     about: dict[str, Any],
     out: pathlib.Path,
-    variance_type: str,
+    variance: str,
     clip: bool,
 ) -> Statistics:
     check_data_there(workdir, config)
     plan, mesh = load_data(make_plan(config)), devices.make_mesh()
     check_same_data(workdir, plan)
-    total = plan.schedule.num_timesteps
-    measure = make_measure(
-        plan.apply_fn,
-        plan.schedule,
-        prediction_type=config.process.prediction,
-        variance_type=variance_type,
-        clip=clip,
-    )
+    total = plan.model.process.num_timesteps
+    measure = make_measure(plan.model, variance, clip=clip)
     # With the same noise everywhere, what differs between neighbours is not chance.
     scan = TimestepScan(measure, total, mesh, total, same_noise=True)
     images = plan.data.train
@@ -151,7 +146,7 @@ def _measure(
     size = batch_size(len(chosen), config.data.batch_size, mesh)
 
     def row(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        _, _, found = scan.run(params, x0, indices, size, on_progress)
+        _, _, found = scan.run(params, Batch(x0), indices, size, on_progress)
         second_moment = np.full((total, 1), np.square(x0).mean())
         return np.concatenate([*found, second_moment], axis=1)
 
@@ -160,7 +155,7 @@ def _measure(
     with locks.locked(partial.folder, "writing to"):
         rows = over_images(partial, "timesteps", images, chosen, size, total, row)
         mean = means(rows, len(chosen), size)
-        w = len(shares_of(variance_type))
+        w = len(shares_of(variance))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)
         found = Statistics(last, fractions, errors, float(mean[0, -1]))
         with files.replacing(result_path(out, ".npz")) as file:

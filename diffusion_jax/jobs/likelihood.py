@@ -17,7 +17,9 @@ import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.sources import Source, fixed_choice
-from diffusion_jax.diffusion.schedules import Schedule, respaced
+from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.schedules import respaced
 from diffusion_jax.evaluation.bound import (
     BatchTerms,
     Bound,
@@ -71,8 +73,7 @@ class _Subject(NamedTuple):
     """What is evaluated, and on what."""
 
     config: Config
-    schedule: Schedule
-    apply_fn: Callable[..., jax.Array]
+    model: Model
     params: Any
     identity: dict[str, Any]
     mesh: jax.sharding.Mesh
@@ -197,27 +198,19 @@ def _bound(
                 subject.params,
                 subject.identity,
                 request.steps,
-                variance_type=config.process.variance,
+                variance=config.process.variance,
                 clip=True,
                 beside=partial.out.parent / run_folder.auto_timesteps_path(workdir).name,
             )
         chain = chain[::-1].astype(np.int32)
-        apply_fn, schedule = subject.apply_fn, subject.schedule
-        if request.steps:
-            schedule = respaced(schedule, chain[::-1])
-
-            def apply_fn(params, x_t, i, *arguments, **options):
-                t = jnp.asarray(chain)[i]
-                return subject.apply_fn(params, x_t, t, *arguments, **options)
-
-        bound = Bound(
-            config, apply_fn, schedule, subject.mesh, num_strata, seed=request.seed
-        )
+        model = _over(subject.model, chain) if request.steps else subject.model
+        bound = Bound(model, subject.mesh, num_strata, seed=request.seed)
 
         def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-            return _packed(
-                bound.terms(subject.params, x0, indices, subject.size, on_progress)
+            terms = bound.terms(
+                subject.params, Batch(x0), indices, subject.size, on_progress
             )
+            return _packed(terms)
 
         rows = over_images(
             partial,
@@ -232,19 +225,28 @@ def _bound(
         return write_bound(partial, terms, chain)
 
 
+def _over(model: Model, chain: np.ndarray) -> Model:
+    """The model of the process that is seen at these timesteps alone, rising."""
+
+    def apply_fn(params, x_t, i, *arguments, **options):
+        return model.apply_fn(params, x_t, jnp.asarray(chain)[i], *arguments, **options)
+
+    process = respaced(model.process, chain[::-1])
+    return dataclasses.replace(model, process=process, apply_fn=apply_fn)
+
+
 def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
     config = subject.config
     flow = Flow(
-        config,
-        subject.apply_fn,
-        subject.schedule,
+        subject.model,
         subject.mesh,
         request.ode_steps,
+        dequantize=bool(config.data.image_size),
         seed=request.seed,
     )
 
     def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        return flow.bits(subject.params, x0, indices, subject.size, on_progress)
+        return flow.bits(subject.params, Batch(x0), indices, subject.size, on_progress)
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
@@ -326,8 +328,7 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     }
     return _Subject(
         config,
-        plan.schedule,
-        plan.apply_fn,
+        plan.model,
         weights.params,
         identity,
         mesh,

@@ -4,19 +4,19 @@ The noise of a sample depends on the seed and its index alone, so the same reque
 where it stopped (partial.py); at the end the parts become P.npz, P.png and P.json.
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.transforms import to_examples
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps
 from diffusion_jax.jobs.resumable import Partial, result_path
@@ -30,6 +30,7 @@ from diffusion_jax.runtime.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import quoted, say
 from diffusion_jax.samplers.chain import even_frames
+from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.timesteps import AUTO
 
 _STRIP_FRAMES = 10
@@ -37,132 +38,213 @@ _FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the
 _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which samples are wanted.
+
+    Attributes:
+      num: how many, from index 0 of the seed on.
+      seed: of the noise.
+      weights: which weights; see `runs.weights.check_kind`.
+      step: of the checkpoint, of `checkpoint_choice.chosen_step`; None is the newest.
+      show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
+    """
+
+    num: int
+    seed: int = 0
+    weights: str = "ema"
+    step: int | None = None
+    show_chain: bool = False
+
+
+class _Job(NamedTuple):
+    """A request that was checked, and what it takes to meet it."""
+
+    request: Request
+    config: Config
+    model: Model
+    table: SamplerTable
+    params: Any
+    mesh: jax.sharding.Mesh
+    partial: Partial
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.request.num // self.config.sampling.batch_size)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        if not self.request.show_chain:
+            return ()
+        return even_frames(self.table.num_rows, _FRAMES)
+
+
 def generate(
     workdir: pathlib.Path,
     config: Config,
+    request: Request,
     *,
-    num: int,
-    seed: int = 0,
     out: pathlib.Path,
-    weights: str = "ema",
-    step: int | None = None,
-    show_chain: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Draws `num` samples with a checkpoint and writes them to `out`.*.
+    """Draw samples with a checkpoint and write them to `out`.*.
 
     Args:
       workdir: the run.
       config: its config, with `sampling` as wanted.
-      num: how many samples, from index 0 of the seed on.
-      seed: of the noise.
+      request: which samples.
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
         first 1,024 as a grid) and P.json (how they were made).
-      weights: "ema" or "raw".
-      step: of the checkpoint, of `checkpoint_choice.chosen_step`; the newest unless given.
-      show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
       overwrite: replace files that exist.
 
     Raises:
       BadRequest: before anything is compiled or written.
+      RunFailed: for samples that are not finite.
+      KeyboardInterrupt: after Ctrl-C, at the end of a batch, which is kept.
     """
     environment.check()
     validation.check(config)
-    batch, shape = config.sampling.batch_size, config.data.shape
     with values_refused():
-        devices.check_batch_size("batch_size", batch)
-    schedule = build.make_schedule(config.process)
+        devices.check_batch_size("batch_size", config.sampling.batch_size)
+    model, mesh = build.make_model(config), devices.make_mesh()
     provisional = build_sampler.before_choice(config.sampling)
-    table = build_sampler.make_table(schedule, config.process, provisional)
-    num_steps = len(build_sampler.make_timesteps(schedule, provisional))
-    chain_suffixes = ("_chain.png", "_chain.gif") if show_chain else ()
+    table = build_sampler.make_table(model, provisional)
+    results = _results(workdir, out, request)
+    loaded = load_from_run(
+        workdir, config, request.weights, devices.replicated(mesh), step=request.step
+    )
+    say(f"weights: {loaded.kind} of step {loaded.step:,}")
+    about = identity_of(loaded)
+    note = _note(workdir, config, request, about, table)
+    partial = Partial(out, note)
+    auto = config.sampling.spacing == AUTO
+    if auto:
+        auto_timesteps.check_can_choose(workdir, config)
+    partial.claim(results, overwrite, "--out or --seed")
+    with locks.locked(partial.folder, "writing to"):
+        if auto:
+            beside = out.parent / run_folder.auto_timesteps_path(workdir).name
+            config = auto_timesteps.with_timesteps(
+                workdir, config, loaded.params, about, beside
+            )
+            table = build_sampler.make_table(model, config.sampling)
+        job = _Job(request, config, model, table, loaded.params, mesh, partial)
+        try:
+            _draw(job)
+        except _NotFinite as error:
+            more = _another_checkpoint(workdir, loaded.step)
+            raise RunFailed(f"{error}; try another sampler{more}") from error
+        _finish(job)
+    say("wrote", *results)
+
+
+def _results(
+    workdir: pathlib.Path, out: pathlib.Path, request: Request
+) -> list[pathlib.Path]:
+    """The files that will be written, none of which belongs to the run."""
+    chain_suffixes = ("_chain.png", "_chain.gif") if request.show_chain else ()
     results = [result_path(out, s) for s in (".png", ".json", *chain_suffixes, ".npz")]
     for path in results:
         if run_folder.is_part(workdir, path):
             raise BadRequest(f"--out {out}: {path} belongs to the run; give another --out")
         if path.is_dir():
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
-    mesh = devices.make_mesh()
-    _, apply_fn = build.make_network(config)
-    loaded = load_from_run(workdir, config, weights, devices.replicated(mesh), step=step)
-    say(f"weights: {loaded.kind} of step {loaded.step:,}")
-    params, about = loaded.params, identity_of(loaded)
-    request = {
+    return results
+
+
+def _note(
+    workdir: pathlib.Path,
+    config: Config,
+    request: Request,
+    about: dict[str, Any],
+    table: SamplerTable,
+) -> dict[str, Any]:
+    """What decides the samples, as P.json has it."""
+    return {
         "run": str(workdir),
         "config_sha256": to_sha256(config),
         **about,
-        "seed": seed,
-        "num": num,
+        "seed": request.seed,
+        "num": request.num,
         **dataclasses.asdict(config.sampling),
         "network_calls": table.num_rows,
-        "show_chain": show_chain,
+        "show_chain": request.show_chain,
         "devices": devices.describe_devices(),
         "versions": {
             name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")
         },
     }
-    partial = Partial(out, request)
-    if config.sampling.spacing == AUTO:
-        auto_timesteps.check_can_choose(workdir, config)
-    partial.claim(results, overwrite, "--out or --seed")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locks.locked(partial.folder, "writing to"))
-        if config.sampling.spacing == AUTO:
-            beside = out.parent / run_folder.auto_timesteps_path(workdir).name
-            config = auto_timesteps.with_timesteps(workdir, config, params, about, beside)
-            table = build_sampler.make_table(schedule, config.process, config.sampling)
-        stop = stack.enter_context(stop_on_interrupt(say, sigterm=False))
-        first, num_batches = partial.first_missing(), -(-num // batch)
-        frames = even_frames(table.num_rows, _FRAMES) if show_chain else ()
-        done = [first * table.num_rows]
-        bar = ProgressBar("sampling", num_batches * table.num_rows, "calls", done[0])
+
+
+class _NotFinite(Exception):
+    """Samples that are not finite; str() says which."""
+
+
+def _draw(job: _Job) -> None:
+    """Compute the batches that are not there yet, each into a part."""
+    batch, calls, partial = job.config.sampling.batch_size, job.table.num_rows, job.partial
+    first = partial.first_missing()
+    done = [first * calls]
+    with stop_on_interrupt(say, sigterm=False) as stop:
+        bar = ProgressBar("sampling", job.num_batches * calls, "calls", done[0])
         sampler = build_sampler.make_sampler(
-            config,
-            apply_fn,
-            mesh,
-            frames=frames,
+            job.config,
+            job.model,
+            job.mesh,
+            frames=job.frames,
             on_progress=lambda rows: bar.report(done[0] + int(rows)),
         )
-        calls = f"{table.num_rows:,} network call{'s' if table.num_rows > 1 else ''}"
-        bar.say(
-            f"{config.sampling.sampler} with {num_steps:,} timesteps, which take {calls}; "
-            f"compiling for batches of {batch}"
-        )
-        enough = -(-num // mesh.size) * mesh.size
-        if 2 * enough <= batch:
-            bar.say(
-                f"{num} samples take as long as {batch}, so that --num changes no bit of "
-                f"them; --batch_size {enough} takes less"
-            )
+        _say_what_it_takes(job, bar)
         try:
-            for i in range(first, num_batches):
+            for i in range(first, job.num_batches):
                 # A last batch that is not full is computed in full, so that the shape,
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
-                samples, chain = sampler(params, table, jax.random.key(seed), indices)
-                kept = min(batch, num - i * batch)
-                if not np.isfinite(samples).all():
-                    raise RunFailed(
-                        f"samples {i * batch} to {i * batch + kept - 1} are not finite; "
-                        f"try another sampler{_another_checkpoint(workdir, loaded.step)}"
-                    )
-                if show_chain and i == 0:
-                    partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
-                partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
+                key = jax.random.key(job.request.seed)
+                _save_batch(job, i, *sampler(job.params, job.table, key, indices))
                 jax.effects_barrier()  # No report of this batch may come after this.
-                done[0] += table.num_rows
+                done[0] += calls
                 bar.report(done[0])
-                if stop.wanted and i + 1 < num_batches:
+                if stop.wanted and i + 1 < job.num_batches:
                     bar.say(
-                        f"{i + 1} of {num_batches} batches are in {partial.folder}; the "
-                        "same command, without --overwrite, goes on from there"
+                        f"{i + 1} of {job.num_batches} batches are in {partial.folder}; "
+                        "the same command, without --overwrite, goes on from there"
                     )
                     raise KeyboardInterrupt
         finally:
             bar.close()
-        note = {**partial.request, "timesteps": config.sampling.timesteps}
-        _finish(partial, note, num_batches, num, frames)
-    say("wrote", *results)
+
+
+def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
+    sampling, num_rows = job.config.sampling, job.table.num_rows
+    num_steps = len(build_sampler.make_timesteps(job.model.process, sampling))
+    calls = f"{num_rows:,} network call{'s' if num_rows > 1 else ''}"
+    bar.say(
+        f"{sampling.sampler} with {num_steps:,} timesteps, which take {calls}; "
+        f"compiling for batches of {sampling.batch_size}"
+    )
+    num = job.request.num
+    enough = -(-num // job.mesh.size) * job.mesh.size
+    if 2 * enough <= sampling.batch_size:
+        bar.say(
+            f"{num} samples take as long as {sampling.batch_size}, so that --num changes "
+            f"no bit of them; --batch_size {enough} takes less"
+        )
+
+
+def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None:
+    """Save the samples of batch i that are wanted, and of the first one its frames.
+
+    Raises:
+      _NotFinite: for samples that are not finite.
+    """
+    batch, shape = job.config.sampling.batch_size, job.config.data.shape
+    kept = min(batch, job.request.num - i * batch)
+    if not np.isfinite(samples).all():
+        raise _NotFinite(f"samples {i * batch} to {i * batch + kept - 1} are not finite")
+    if job.request.show_chain and i == 0:
+        job.partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
+    job.partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
 
 
 def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
@@ -174,15 +256,10 @@ def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
     return f", or an earlier checkpoint: {command}"
 
 
-def _finish(
-    partial: Partial,
-    note: dict[str, Any],
-    num_batches: int,
-    num: int,
-    frames: tuple[int, ...],
-) -> None:
-    """Makes the result files out of the parts; the .npz, which counts, is last."""
-    names = [f"{i:06d}" for i in range(num_batches)]
+def _finish(job: _Job) -> None:
+    """Make the result files out of the parts; the .npz, which counts, is last."""
+    partial, num = job.partial, job.request.num
+    names = [f"{i:06d}" for i in range(job.num_batches)]
     first = partial.load(names[0])
     pictured: list[np.ndarray] = []
     with files.replacing(result_path(partial.out, ".npz")) as whole:
@@ -205,8 +282,9 @@ def _finish(
         partial.mark_finishing()
         picture = np.concatenate(pictured)[:_MAX_PICTURED]
         pictures.save_samples(result_path(partial.out, ".png"), picture)
-        if frames:
-            _save_chain(partial, frames)
+        if job.frames:
+            _save_chain(partial, job.frames)
+        note = {**partial.request, "timesteps": job.config.sampling.timesteps}
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()

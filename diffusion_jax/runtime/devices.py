@@ -4,6 +4,8 @@ One `jax.jit` over a mesh serves one device and many: the state is replicated, t
 is split over the axis "data", and the compiler adds the sums over devices.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import (
@@ -57,9 +59,13 @@ def put_local(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, local)
 
 
-def put_filled(mesh: Mesh, rows: np.ndarray, size: int) -> jax.Array:
-    """A batch of `size` rows over the devices, filled up by repeating those given."""
-    return jax.device_put(rows[np.arange(size) % len(rows)], split_batch(mesh))
+def put_filled(mesh: Mesh, batch: Any, size: int) -> Any:
+    """Return a tree of arrays as `size` rows over the devices, by repeating those given."""
+
+    def put(rows: np.ndarray) -> jax.Array:
+        return jax.device_put(rows[np.arange(size) % len(rows)], split_batch(mesh))
+
+    return jax.tree.map(put, batch)
 
 
 def describe_devices() -> str:

@@ -1,16 +1,52 @@
 """The reverse chain: one `lax.scan` that runs any sampler's table as one program."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.parameterization import split_output
-from diffusion_jax.samplers.table import SamplerTable, Weights
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.samplers.table import Coefficients, SamplerTable
 from diffusion_jax.samplers.thresholding import Hook, static_threshold
+
+
+class Samples(NamedTuple):
+    """Which samples to make: those of these indices, of one seed; a pytree.
+
+    Attributes:
+      key: one typed PRNG key for all samples of a seed.
+      indices: int32 [B].
+    """
+
+    key: jax.Array
+    indices: jax.Array
+
+
+class ChainOptions(NamedTuple):
+    """What happens beside the rows of a table.
+
+    Attributes:
+      hook: hook(x0, x_t, level, cond) changes each predicted x_0 [B, ...] before it is
+        used: `static_threshold` or `dynamic_threshold` for images, None for other data,
+        or any function, such as guidance, inpainting or a projection.
+      frames: states to keep, as different numbers of rows done: 0 is the initial noise
+        and table.num_rows the finished sample.
+      progress_every: number of rows between two calls of `on_progress`, which is also
+        called after each of the first two rows, from which the time of the others can be
+        told; 0 is never.
+      on_progress: called on the host, from inside the program, with the rows done.
+    """
+
+    hook: Hook | None = static_threshold
+    frames: Sequence[int] = ()
+    progress_every: int = 0
+    on_progress: Callable[[Any], None] | None = None
+
+
+DEFAULT_OPTIONS = ChainOptions()
 
 
 class ChainState(NamedTuple):
@@ -60,15 +96,10 @@ def chain_rows(table: SamplerTable, frames: Sequence[int] = ()) -> Rows:
 
 
 def start_chain(
-    table: SamplerTable,
-    key: jax.Array,
-    sample_indices: jax.Array,
-    *,
-    shape: tuple[int, ...],
-    frames: Sequence[int] = (),
+    table: SamplerTable, samples: Samples, shape: tuple[int, ...], frames: Sequence[int]
 ) -> ChainState:
-    """The state before the first row: x is noise. Arguments as in `sample_chain`."""
-    x = _draw(key, sample_indices, 0, shape)
+    """Return the state before the first row: x is noise. Arguments as in `sample_chain`."""
+    x = _draw(samples, 0, shape)
     kept = jnp.zeros((len(frames), *x.shape), x.dtype)
     if 0 in frames:
         kept = kept.at[list(frames).index(0)].set(x)
@@ -78,75 +109,30 @@ def start_chain(
 
 
 def run_rows(
-    apply_fn: Callable[..., jax.Array],
+    model: Model,
     params: Any,
     state: ChainState,
     rows: Rows,
-    key: jax.Array,
-    sample_indices: jax.Array,
-    *,
-    x0_hook: Hook | None = static_threshold,
+    samples: Samples,
     cond: Any = None,
-    progress_every: int = 0,
-    on_progress: Callable[[Any], None] | None = None,
+    options: ChainOptions = DEFAULT_OPTIONS,
 ) -> ChainState:
-    """The state after these rows, by one scan. Arguments as in `sample_chain`."""
-    table = rows.table
-    batch, *shape = state.x.shape
-    num_frames = len(state.frames)
-
-    def run(state: ChainState, row: Rows) -> ChainState:
-        c, x = row.table, state.x
-        output = apply_fn(
-            params, x, jnp.broadcast_to(c.t, (batch,)), cond, train=False, key=None
-        )
-        between: Any = None
-        if table.is_learned or output.shape[-1] == 2 * x.shape[-1]:
-            prediction, between = split_output(output, x, "learned")
-        else:
-            prediction = output
-        chex.assert_equal_shape([prediction, x])
-        x0 = c.x0_from_x * x + c.x0_from_prediction * prediction
-        if x0_hook is not None:
-            x0 = x0_hook(x0)
-        noise = _draw(key, sample_indices, row.done, tuple(shape))
-        if table.is_learned:
-            noise = jnp.exp(c.noise_log_range / 4 * (between + 1)) * noise
-        values = {"x": x, "x0": x0, "noise": noise}
-        values |= zip(("x0_prev", "x0_prev2"), state.previous, strict=False)
-        if table.has_anchor:
-            values["anchor"] = state.anchor
-
-        def weighted(weights: Weights) -> jax.Array:
-            terms = [getattr(weights, name) * value for name, value in values.items()]
-            return sum(terms[1:], terms[0])
-
-        new = weighted(c.to_x)
-        newest = [jnp.where(c.is_remembered, x0, p) for p in state.previous[:1]]
-        older = [
-            jnp.where(c.is_remembered, p, q)
-            for p, q in zip(state.previous, state.previous[1:], strict=False)
-        ]
-        return ChainState(
-            new,
-            weighted(c.to_anchor) if table.has_anchor else None,
-            (*newest, *older),
-            # A slot past the end of the buffer is dropped.
-            state.frames.at[row.slots].set(new, mode="drop")
-            if num_frames
-            else state.frames,
-        )
+    """Return the state after these rows, by one scan. Arguments as in `sample_chain`."""
+    run = functools.partial(
+        _run_row, model, params, samples=samples, cond=cond, hook=options.hook
+    )
 
     def step(state: ChainState, row: Rows) -> tuple[ChainState, None]:
-        if table.is_padded:
+        if row.table.is_padded:
             live = row.table.is_live
             state = jax.lax.cond(live, lambda s: run(s, row), lambda s: s, state)
         else:
             state = run(state, row)
-        if on_progress is not None and progress_every:
+        report, every = options.on_progress, options.progress_every
+        if report is not None and every:
             jax.lax.cond(
-                (row.done % progress_every == 0) | (row.done <= 2),
-                lambda: jax.debug.callback(on_progress, row.done),
+                (row.done % every == 0) | (row.done <= 2),
+                lambda: jax.debug.callback(report, row.done),
                 lambda: None,
             )
         return state, None
@@ -155,19 +141,59 @@ def run_rows(
     return jax.lax.scan(step, state, jax.tree.map(jnp.asarray, rows))[0]
 
 
+def _run_row(
+    model: Model,
+    params: Any,
+    state: ChainState,
+    row: Rows,
+    samples: Samples,
+    cond: Any,
+    hook: Hook | None,
+) -> ChainState:
+    """Return the state after one row; table.py has the equations."""
+    table, x = row.table, state.x
+    batch, *shape = x.shape
+    said = model.predict(params, x, jnp.broadcast_to(table.t, (batch,)), cond)
+    x0 = table.x0_from_x * x + table.x0_from_prediction * said.output
+    if hook is not None:
+        x0 = hook(x0, x, table.level, cond)
+    noise = _draw(samples, row.done, tuple(shape))
+    if table.is_learned:
+        if said.variance_output is None:
+            raise ValueError(
+                "the table's variance is learned, and that of the model is not"
+            )
+        noise = jnp.exp(table.noise_log_range / 4 * (said.variance_output + 1)) * noise
+    values = {"x": x, "x0": x0, "noise": noise}
+    values |= zip(("x0_prev", "x0_prev2"), state.previous, strict=False)
+    if table.has_anchor:
+        values["anchor"] = state.anchor
+    new = _combined(table.to_x, values)
+    newest = [jnp.where(table.is_remembered, x0, p) for p in state.previous[:1]]
+    older = [
+        jnp.where(table.is_remembered, p, q)
+        for p, q in zip(state.previous, state.previous[1:], strict=False)
+    ]
+    frames = state.frames
+    if len(frames):  # A slot past the end of the buffer is dropped.
+        frames = frames.at[row.slots].set(new, mode="drop")
+    anchor = _combined(table.to_anchor, values) if table.has_anchor else None
+    return ChainState(new, anchor, (*newest, *older), frames)
+
+
+def _combined(coefficients: Coefficients, values: dict[str, jax.Array]) -> jax.Array:
+    terms = [getattr(coefficients, name) * value for name, value in values.items()]
+    return sum(terms[1:], terms[0])
+
+
 def sample_chain(
-    apply_fn: Callable[..., jax.Array],
+    model: Model,
     params: Any,
     table: SamplerTable,
-    key: jax.Array,
-    sample_indices: jax.Array,
-    *,
+    samples: Samples,
     shape: tuple[int, ...],
-    x0_hook: Hook | None = static_threshold,
-    frames: Sequence[int] = (),
     cond: Any = None,
-    progress_every: int = 0,
-    on_progress: Callable[[Any], None] | None = None,
+    options: ChainOptions = DEFAULT_OPTIONS,
 ) -> tuple[jax.Array, jax.Array]:
     """From noise to samples by the rows of `table`, as one scan.
 
@@ -177,21 +203,14 @@ def sample_chain(
     float32, or in float64 under jax.enable_x64.
 
     Args:
-      apply_fn, params: the network; t comes to it as real numbers, [B]. Of one with
-        learned variances, a table that does not use them takes the prediction alone.
-      table: rows of `diffusion_jax.samplers.methods`; under jit an argument, so that
-        another table of the same length needs no compilation.
-      key: one typed PRNG key for all samples of a seed.
-      sample_indices: int32 [B], which samples of that seed to make.
+      model, params: the network; t comes to it as real numbers, [B]. Of one with a learned
+        variance, a table that does not use it takes the prediction alone.
+      table: rows of `diffusion_jax.samplers.methods`, made for the same model; under jit an
+        argument, so that another table of the same length needs no compilation.
+      samples: which samples to make.
       shape: shape of one sample, such as (32, 32, 3).
-      x0_hook: changes each predicted x_0 [B, ...] before it is used: `static_threshold`
-        or `dynamic_threshold` for images, None for other data, or any function.
-      frames: states to keep, as different numbers of rows done: 0 is the initial noise
-        and table.num_rows the finished sample.
-      cond: handed through to the network.
-      progress_every: call `on_progress` after every so many rows, and after the first
-        two, from which the time of the others can be told; 0 is never.
-      on_progress: called on the host, from inside the program, with the rows done.
+      cond: what the network is conditioned on, [B, ...] each.
+      options: the hook on the predicted x_0, frames to keep, and progress.
 
     Returns:
       samples [B, *shape] (images in [-1, 1] if x_0 is thresholded), and the frames,
@@ -199,21 +218,11 @@ def sample_chain(
 
     Raises:
       ValueError: for frames that are not different states of the chain, or a table with
-        learned variances for a network without.
+        learned variances for a model without.
     """
-    rows = chain_rows(table, frames)
-    state = run_rows(
-        apply_fn,
-        params,
-        start_chain(table, key, sample_indices, shape=shape, frames=frames),
-        rows,
-        key,
-        sample_indices,
-        x0_hook=x0_hook,
-        cond=cond,
-        progress_every=progress_every,
-        on_progress=on_progress,
-    )
+    rows = chain_rows(table, options.frames)
+    state = start_chain(table, samples, shape, options.frames)
+    state = run_rows(model, params, state, rows, samples, cond, options)
     return state.x, state.frames
 
 
@@ -225,11 +234,9 @@ def even_frames(num_rows: int, count: int) -> tuple[int, ...]:
     return tuple(np.unique(np.linspace(0, num_rows, count).round().astype(int)).tolist())
 
 
-def _draw(
-    key: jax.Array, sample_indices: jax.Array, position: Any, shape: tuple[int, ...]
-) -> jax.Array:
+def _draw(samples: Samples, position: Any, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal [B, *shape]; 0 is the initial noise, row r draws at r + 1."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(sample_indices)
+    keys = jax.vmap(lambda i: jax.random.fold_in(samples.key, i))(samples.indices)
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, position), shape))(
         keys
     )

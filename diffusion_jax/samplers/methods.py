@@ -2,19 +2,19 @@
 
 Every reverse step here is linear in the state x, the predicted x_0, those of earlier rows
 and fresh noise. So a method is a function on the host that fills a table in NumPy float64
-(rows.py says what its columns mean), and one scan (chain.py) runs any of them.
+(table.py says what its columns mean), and one scan (chain.py) runs any of them.
 
-Below a step goes from a timestep with alphas_cumprod = alpha^2 and sigma^2 = 1 - alpha^2
-to the next one of the list, with alpha' and sigma', rebuilt on that list: nothing of the
-steps between them is used. lambda = log(alpha / sigma), h = lambda' - lambda. The last
-step goes to alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
+Below a step goes from the noise level (alpha, sigma) of a timestep to that of the next one
+of the list, (alpha', sigma'): nothing of the steps between them is used. Its beta is the
+variance of the noise that leads back, 1 - alpha^2 / alpha'^2 where the process preserves
+the variance. lambda = log(alpha / sigma), h = lambda' - lambda. The last step goes to
+alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
 
 Every method takes
 
-  schedule: the noise process.
+  model: its noise process, what it predicts and its variance; the network is not used.
   timesteps: falling real numbers in 0 .. T-1, strictly but for `ddpm_table`,
     `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
-  prediction_type: what the network predicts, "eps", "x0" or "v".
 
 and raises ValueError for timesteps that do not fall or are out of range, and for eps from
 a timestep without any signal.
@@ -26,10 +26,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffusion_jax.diffusion.parameterization import check_variance_type
-from diffusion_jax.diffusion.schedules import Schedule, alphas_cumprod_at
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import NoiseLevel
+from diffusion_jax.diffusion.parameterization import check_variance
 from diffusion_jax.samplers.noise_levels import Steps, Timesteps, churned_steps, make_steps
-from diffusion_jax.samplers.table import SamplerTable, Weights, assemble
+from diffusion_jax.samplers.table import Coefficients, SamplerTable, assemble
 from diffusion_jax.samplers.timesteps import check_timesteps
 
 _MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
@@ -37,59 +38,62 @@ _MAX_GAIN = 3.5  # Of the errors of predicted x_0: with more, digits show them.
 
 
 def ddpm_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
-    variance_type: str = "fixed_small",
+    variance: str | None = None,
 ) -> SamplerTable:
     """Ancestral sampling (DDPM algorithm 2; over fewer steps, IDDPM section 4).
 
-    With beta = 1 - alpha^2 / alpha'^2 the mean is that of q(x' | x, x_0) (DDPM eq. 7):
+    The mean is that of q(x' | x, x_0) (DDPM eq. 7):
 
         x' = alpha / alpha' sigma'^2 / sigma^2 x + alpha' beta / sigma^2 x_0 + std noise
 
     std^2 is beta-tilde = beta sigma'^2 / sigma^2 ("fixed_small", eq. 7), beta
     ("fixed_large", section 3.2), or between the two where the network says so ("learned",
     IDDPM eq. 15). With few steps fixed_large is ruinous, and warned of.
+
+    Args:
+      variance: of the noise, if not the model's; "learned" is for a model that has it.
     """
-    check_variance_type(variance_type)
-    s = make_steps(schedule, timesteps, repeats=True)
-    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
-    shrink = (1 - s.alphas_cumprod_next) / (1 - s.alphas_cumprod)
-    variance = beta * shrink
+    chosen = model.variance if variance is None else variance
+    check_variance(chosen)
+    if chosen == "learned" != model.variance:
+        raise ValueError("variance 'learned' needs a network that has learned it")
+    s = make_steps(model.process, timesteps, repeats=True)
+    beta = s.added_variance
+    shrink = s.next.sigma_squared / s.level.sigma_squared
+    noise_variance = beta * shrink
     log_range = np.zeros(len(beta))
-    if variance_type == "fixed_large":
-        variance = np.append(beta[:-1], 0.0)
-        if 10 * len(beta) <= schedule.num_timesteps:
+    if chosen == "fixed_large":
+        noise_variance = np.append(beta[:-1], 0.0)
+        if 10 * len(beta) <= model.process.num_timesteps:
             warnings.warn(
                 f"fixed_large variances with {len(beta)} steps of "
-                f"{schedule.num_timesteps} leave the samples noisy (on CIFAR-10 a FID of "
-                "367 with 10 steps, 133 with 20, 33 with 50, 10 with 100, where ddim has "
-                "13, 6.8, 4.7, 4.2); take fixed_small, or ddim",
+                f"{model.process.num_timesteps} leave the samples noisy (on CIFAR-10 a FID "
+                "of 367 with 10 steps, 133 with 20, 33 with 50, 10 with 100, where ddim "
+                "has 13, 6.8, 4.7, 4.2); take fixed_small, or ddim",
                 stacklevel=2,
             )
-    if variance_type == "learned":
+    if chosen == "learned":
         log_range[:-1] = -np.log(shrink[:-1])
     return assemble(
+        model,
         s.t,
-        s.alphas_cumprod,
-        prediction_type,
+        s.level,
         {
-            "x": shrink * s.signal / s.signal_next,
-            "x0": beta * s.signal_next / (1 - s.alphas_cumprod),
-            "noise": np.sqrt(variance),
+            "x": shrink * s.level.alpha / s.next.alpha,
+            "x0": beta * s.next.alpha / s.level.sigma_squared,
+            "noise": np.sqrt(noise_variance),
         },
         noise_log_range=log_range,
     )
 
 
 def non_markovian_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     std: Sequence[float] | np.ndarray,
-    *,
-    prediction_type: str = "eps",
 ) -> SamplerTable:
     """The family of DDIM (eq. 12), with any standard deviation of the noise.
 
@@ -104,36 +108,35 @@ def non_markovian_table(
     Raises:
       ValueError: also for a std of another length, or too large.
     """
-    s = make_steps(schedule, timesteps, repeats=True)
+    s = make_steps(model.process, timesteps, repeats=True)
     std = np.asarray(std, np.float64)
     if std.shape != s.t.shape:
         raise ValueError(f"std must have one value for each of {len(s.t)} steps")
-    rest = 1 - s.alphas_cumprod_next - std**2
+    rest = s.next.sigma_squared - std**2
     # Where std is sigma', which DDPM's is at full noise, the rest is 0 but for rounding.
     for i in np.flatnonzero(~((std >= 0) & (rest > -1e-12)))[:1]:
         raise ValueError(
             f"std[{i}] ({std[i]}) must be in 0 .. sqrt(1 - alphas_cumprod) of the "
-            f"timestep that it leads to, here {s.sigma_next[i]:.6g}"
+            f"timestep that it leads to, here {s.next.sigma[i]:.6g}"
         )
-    direction = np.sqrt(np.maximum(rest, 0.0)) / s.sigma
+    direction = np.sqrt(np.maximum(rest, 0.0)) / s.level.sigma
     return assemble(
+        model,
         s.t,
-        s.alphas_cumprod,
-        prediction_type,
-        {"x": direction, "x0": s.signal_next - direction * s.signal, "noise": std},
+        s.level,
+        {"x": direction, "x0": s.next.alpha - direction * s.level.alpha, "noise": std},
     )
 
 
 def ddim_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     eta: float = 0.0,
 ) -> SamplerTable:
     """DDIM: the family above with eta times DDPM's standard deviation (eq. 16).
 
-        std = eta sigma' / sigma sqrt(1 - alpha^2 / alpha'^2)
+        std = eta sigma' / sigma sqrt(beta)
 
     eta = 0 is deterministic: Euler's method on the probability flow (section 4.3).
 
@@ -141,17 +144,15 @@ def ddim_table(
       eta: 0 .. 1; 1 is `ddpm_table` with fixed_small variances.
     """
     _check_eta(eta)
-    s = make_steps(schedule, timesteps, repeats=True)
-    beta = 1 - s.alphas_cumprod / s.alphas_cumprod_next
-    std = eta * s.sigma_next / s.sigma * np.sqrt(beta)
-    return non_markovian_table(schedule, s.t, std, prediction_type=prediction_type)
+    s = make_steps(model.process, timesteps, repeats=True)
+    std = eta * s.next.sigma / s.level.sigma * np.sqrt(s.added_variance)
+    return non_markovian_table(model, s.t, std)
 
 
 def dpmpp_2m_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     eta: float = 0.0,
 ) -> SamplerTable:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), of second order, and its SDE form.
@@ -168,17 +169,16 @@ def dpmpp_2m_table(
       eta: 0 (the ODE) .. 1 (SDE-DPM-Solver++).
     """
     _check_eta(eta)
-    s = make_steps(schedule, timesteps)
-    weights = {**_exponential_decay(s, eta), **_to_the_middle(s, eta)}
-    table = assemble(s.t, s.alphas_cumprod, prediction_type, weights)
-    return _checked(table, schedule, "dpmpp_2m")
+    s = make_steps(model.process, timesteps)
+    coefficients = {**_exponential_decay(s, eta), **_to_the_middle(s, eta)}
+    table = assemble(model, s.t, s.level, coefficients)
+    return _checked(table, "dpmpp_2m")
 
 
 def dpmpp_3m_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     eta: float = 0.0,
 ) -> SamplerTable:
     """DPM-Solver++ 3M (after the code of Lu et al. 2022), of third order, and its SDE form.
@@ -196,7 +196,7 @@ def dpmpp_3m_table(
       eta: 0 (the ODE) .. 1 (the SDE).
     """
     _check_eta(eta)
-    s = make_steps(schedule, timesteps)
+    s = make_steps(model.process, timesteps)
     c = 1 + eta
     p0 = -np.expm1(-c * s.h)
     h = np.where(np.isfinite(s.h), s.h, 0.0)
@@ -211,22 +211,20 @@ def dpmpp_3m_table(
     curve = np.where(known, (p1 * np.where(known, back, 0.0) + 2 * p2) / back2, 0.0)
     line, bend = (p1 + curve) / back, curve / np.append(np.inf, back[:-1])
     table = assemble(
+        model,
         s.t,
-        s.alphas_cumprod,
-        prediction_type,
+        s.level,
         {
             **_exponential_decay(s, eta),
-            "x0": s.signal_next * (p0 + line),
-            "x0_prev": -s.signal_next * (line + bend),
-            "x0_prev2": s.signal_next * bend,
+            "x0": s.next.alpha * (p0 + line),
+            "x0_prev": -s.next.alpha * (line + bend),
+            "x0_prev2": s.next.alpha * bend,
         },
     )
-    return _checked(table, schedule, "dpmpp_3m")
+    return _checked(table, "dpmpp_3m")
 
 
-def unipc_table(
-    schedule: Schedule, timesteps: Timesteps, *, prediction_type: str = "eps"
-) -> SamplerTable:
+def unipc_table(model: Model, timesteps: Timesteps) -> SamplerTable:
     """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023).
 
     The network's answer at a predicted x also corrects that x (UniC-2), and the next
@@ -234,7 +232,7 @@ def unipc_table(
     call. The predictor, UniP-2, is a step of `dpmpp_2m_table`; the corrector's first step
     is of first order.
     """
-    s = make_steps(schedule, timesteps)
+    s = make_steps(model.process, timesteps)
     # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
     # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
     h = np.append(1.0, s.h[:-1])
@@ -246,29 +244,28 @@ def unipc_table(
     rho1 = (b1 - b2) / (1 - r1)
     rho2 = b1 - rho1
     rho1[:2], rho2[:2] = 0.0, 0.5
-    gain = s.signal * phi
+    gain = s.level.alpha * phi
     corrected = {
-        "anchor": s.sigma / np.append(np.inf, s.sigma[:-1]),
+        "anchor": s.level.sigma / np.append(np.inf, s.level.sigma[:-1]),
         "x0": gain * rho2,
         "x0_prev": gain * (1 - rho1 / r1 - rho2),
         "x0_prev2": gain * rho1 / r1,
     }
-    for weight in corrected.values():
-        weight[0] = 0.0  # Nothing to correct yet.
+    for coefficient in corrected.values():
+        coefficient[0] = 0.0  # Nothing to correct yet.
     corrected["x"] = np.eye(1, len(h))[0]
-    decay = s.sigma_next / s.sigma
-    predicted = {name: decay * weight for name, weight in corrected.items()}
-    for name, weight in _to_the_middle(s, 0.0).items():
-        predicted[name] = predicted[name] + weight
-    table = assemble(s.t, s.alphas_cumprod, prediction_type, predicted, corrected)
-    return _checked(table, schedule, "unipc")
+    decay = s.next.sigma / s.level.sigma
+    predicted = {name: decay * coefficient for name, coefficient in corrected.items()}
+    for name, coefficient in _to_the_middle(s, 0.0).items():
+        predicted[name] = predicted[name] + coefficient
+    table = assemble(model, s.t, s.level, predicted, corrected)
+    return _checked(table, "unipc")
 
 
 def euler_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     churn: float = 0.0,
 ) -> SamplerTable:
     """Euler's method on the probability flow (EDM eq. 1), with EDM's churn.
@@ -285,16 +282,15 @@ def euler_table(
         sbar is 1 + min(churn / S, sqrt(2) - 1) times what it was, but no more than at
         T - 1.
     """
-    s, rescale, noise = churned_steps(schedule, timesteps, churn)
-    weights = {name: rescale * weight for name, weight in _euler(s).items()}
-    return assemble(s.t, s.alphas_cumprod, prediction_type, {**weights, "noise": noise})
+    s, rescale, noise = churned_steps(model.process, timesteps, churn)
+    coefficients = {name: rescale * coefficient for name, coefficient in _euler(s).items()}
+    return assemble(model, s.t, s.level, {**coefficients, "noise": noise})
 
 
 def heun_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     churn: float = 0.0,
 ) -> SamplerTable:
     """Heun's method on the probability flow (EDM algorithms 1 and 2), of second order.
@@ -310,8 +306,8 @@ def heun_table(
     Raises:
       ValueError: also where the first timestep is without any signal.
     """
-    s, rescale, noise = churned_steps(schedule, timesteps, churn)
-    if s.alphas_cumprod[0] == 0:
+    s, rescale, noise = churned_steps(model.process, timesteps, churn)
+    if s.level.alpha[0] == 0:
         raise ValueError(
             "heun needs the slope at the first timestep, which is infinite with a zero "
             "terminal signal-to-noise ratio; take unipc, or a list of timesteps below it"
@@ -319,9 +315,9 @@ def heun_table(
     trial = _euler(s)
     # sbar' / sbar. The last step has no second row: its 0 is never divided by.
     ratio = np.exp(-s.h[:-1])
-    signal, scale = s.signal_next[:-1], rescale[:-1]
+    signal, scale = s.next.alpha[:-1], rescale[:-1]
     second = {
-        "anchor": scale * signal / s.signal[:-1] * (1 + ratio) / 2,
+        "anchor": scale * signal / s.level.alpha[:-1] * (1 + ratio) / 2,
         "x": scale * (1 - 1 / ratio) / 2,
         "x0_prev": scale * signal * (1 - ratio) / 2,
         "x0": -scale * signal * (1 - 1 / ratio) / 2,
@@ -335,22 +331,22 @@ def heun_table(
     none = np.zeros(len(s.t))
     is_trial = both(np.ones(len(s.t)), none[:-1]).astype(bool)
     is_trial[-1] = False
+    level = NoiseLevel(*(both(a, b[:-1]) for a, b in zip(s.level, s.next, strict=True)))
     table = assemble(
-        both(s.t, check_timesteps(timesteps, schedule.num_timesteps)[1:]),
-        both(s.alphas_cumprod, s.alphas_cumprod_next[:-1]),
-        prediction_type,
+        model,
+        both(s.t, check_timesteps(timesteps, model.process.num_timesteps)[1:]),
+        level,
         {name: both(trial.get(name, none), second[name]) for name in second},
         {"x": is_trial.astype(np.float64)},
         is_trial=is_trial,
     )
-    return _checked(table, schedule, "heun")
+    return _checked(table, "heun")
 
 
 def langevin_table(
-    schedule: Schedule,
+    model: Model,
     timesteps: Timesteps,
     *,
-    prediction_type: str = "eps",
     step_size: float = 0.05,
     steps_per_level: int = 1,
 ) -> SamplerTable:
@@ -370,11 +366,13 @@ def langevin_table(
       steps_per_level: rows for each timestep, at least 1.
     """
     _check_langevin(step_size, steps_per_level)
-    levels = make_steps(schedule, timesteps).t
-    s = make_steps(schedule, np.repeat(levels, steps_per_level), repeats=True)
-    weights = _langevin(s.alphas_cumprod, step_size)
+    levels = make_steps(model.process, timesteps).t
+    s = make_steps(model.process, np.repeat(levels, steps_per_level), repeats=True)
+    coefficients = _langevin(s.level, step_size)
     left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
-    for shrink, noise in zip(weights["x"][:-1], weights["noise"][:-1], strict=True):
+    for shrink, noise in zip(
+        coefficients["x"][:-1], coefficients["noise"][:-1], strict=True
+    ):
         left = shrink**2 * left + noise**2
     if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
         warnings.warn(
@@ -384,12 +382,12 @@ def langevin_table(
             stacklevel=2,
         )
     for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
-        weights[name][-1] = last
-    return assemble(s.t, s.alphas_cumprod, prediction_type, weights)
+        coefficients[name][-1] = last
+    return assemble(model, s.t, s.level, coefficients)
 
 
 def with_langevin(
-    table: SamplerTable, schedule: Schedule, *, step_size: float = 0.05, num_steps: int = 1
+    table: SamplerTable, *, step_size: float = 0.05, num_steps: int = 1
 ) -> SamplerTable:
     """Predictor and corrector (Song et al. 2021, algorithm 1): any table, corrected.
 
@@ -399,7 +397,6 @@ def with_langevin(
 
     Args:
       table: of any method.
-      schedule: the noise process that it was made for.
       step_size: above 0, at most 1.
       num_steps: at least 1.
     """
@@ -409,14 +406,15 @@ def with_langevin(
     row = np.repeat(np.arange(table.num_rows), copies)
     corrects = np.append(row[1:] == row[:-1], False)  # The last copy is the row itself.
     moved = table.take(row)
-    added = _langevin(alphas_cumprod_at(schedule, moved.t), step_size)
+    added = _langevin(moved.level, step_size)
     # The next row takes `share` of the anchor as its corrected x.
     share = np.where(moved.to_anchor.anchor == 0, np.inf, moved.to_anchor.anchor)
     step = {"x": added["x"] - 1, "x0": added["x0"], "noise": added["noise"]}
 
-    def insert(weights: Weights, new: dict[str, np.ndarray]) -> Weights:
-        columns = weights._asdict().items()
-        return Weights(**{k: np.where(corrects, new.get(k, 0.0), w) for k, w in columns})
+    def insert(old: Coefficients, new: dict[str, np.ndarray]) -> Coefficients:
+        columns = old._asdict().items()
+        changed = {k: np.where(corrects, new.get(k, 0.0), c) for k, c in columns}
+        return Coefficients(**changed)
 
     return dataclasses.replace(
         moved,
@@ -432,32 +430,32 @@ def with_langevin(
 
 
 def _to_the_middle(s: Steps, eta: float) -> dict[str, np.ndarray]:
-    """Weights of two predictions, extrapolated to the middle of each step by a line.
+    """Coefficients of two predictions, extrapolated to the middle of each step by a line.
 
     The first and the last step, of first order, take the newest alone.
     """
     half = np.concatenate([[0.0], s.h[1:-1] / s.h[:-2], [0.0]])[: len(s.h)] / 2
-    gain = -s.signal_next * np.expm1(-(1 + eta) * s.h)
+    gain = -s.next.alpha * np.expm1(-(1 + eta) * s.h)
     return {"x0": gain * (1 + half), "x0_prev": -gain * half}
 
 
 def _euler(s: Steps) -> dict[str, np.ndarray]:
-    """Weights of x and x_0 in a step of Euler's on the probability flow."""
-    decay = s.sigma_next / s.sigma
-    return {"x": decay, "x0": s.signal_next - s.signal * decay}
+    """Coefficients of x and x_0 in a step of Euler's on the probability flow."""
+    decay = s.next.sigma / s.level.sigma
+    return {"x": decay, "x0": s.next.alpha - s.level.alpha * decay}
 
 
-def _checked(table: SamplerTable, schedule: Schedule, method: str) -> SamplerTable:
+def _checked(table: SamplerTable, method: str) -> SamplerTable:
     """The table; with a warning where it multiplies errors of predicted x_0.
 
     Steps that are much longer than the one before weigh predictions against each other.
     An error of x_0 is of the order of sigma / alpha, but at most 1.
     """
-    weights = table.to_x
-    total = np.abs(weights.x0) + np.abs(weights.x0_prev) + np.abs(weights.x0_prev2)
-    share = alphas_cumprod_at(schedule, table.t)
+    to_x, level = table.to_x, table.level
+    total = np.abs(to_x.x0) + np.abs(to_x.x0_prev) + np.abs(to_x.x0_prev2)
     with np.errstate(divide="ignore"):
-        gain = total * np.minimum(np.sqrt((1 - share) / share), 1.0)
+        noise_to_signal = np.sqrt(level.sigma_squared / level.alpha_squared)
+    gain = total * np.minimum(noise_to_signal, 1.0)
     row = int(np.argmax(gain))
     if gain[row] > _MAX_GAIN:
         warnings.warn(
@@ -470,22 +468,22 @@ def _checked(table: SamplerTable, schedule: Schedule, method: str) -> SamplerTab
 
 
 def _exponential_decay(s: Steps, eta: float) -> dict[str, np.ndarray]:
-    """Weights of x and noise of the exponential integrators, at this eta."""
-    decay = s.sigma_next / s.sigma
+    """Coefficients of x and noise of the exponential integrators, at this eta."""
+    decay = s.next.sigma / s.level.sigma
     if eta == 0:  # Also where h is infinite.
         return {"x": decay}
     return {
         "x": decay * np.exp(-eta * s.h),
-        "noise": s.sigma_next * np.sqrt(-np.expm1(-2 * eta * s.h)),
+        "noise": s.next.sigma * np.sqrt(-np.expm1(-2 * eta * s.h)),
     }
 
 
-def _langevin(alphas_cumprod: np.ndarray, step_size: float) -> dict[str, np.ndarray]:
-    """Weights of one Langevin step at these noise levels."""
+def _langevin(level: NoiseLevel, step_size: float) -> dict[str, np.ndarray]:
+    """Coefficients of one Langevin step at these noise levels."""
     return {
-        "x": np.full(len(alphas_cumprod), 1 - step_size),
-        "x0": step_size * np.sqrt(alphas_cumprod),
-        "noise": np.sqrt(2 * step_size * (1 - alphas_cumprod)),
+        "x": np.full(len(level.alpha), 1 - step_size),
+        "x0": step_size * level.alpha,
+        "noise": np.sqrt(2 * step_size * level.sigma_squared),
     }
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.diffusion.noise_level import NoiseLevel, variance_preserving
 from diffusion_jax.diffusion.schedules import Schedule, alphas_cumprod_at, times_at_log_snr
 from diffusion_jax.samplers.timesteps import check_timesteps
 
@@ -16,39 +17,36 @@ class Steps(NamedTuple):
 
     Attributes:
       t: the timestep that a step goes from.
-      alphas_cumprod: the share of x_0 in x there, signal^2; sigma^2 is the rest.
-      alphas_cumprod_next: where it goes to; 1 for the last one.
+      level: the noise level there.
+      next: the level where it goes to; without noise for the last one.
     """
 
     t: np.ndarray
-    alphas_cumprod: np.ndarray
-    alphas_cumprod_next: np.ndarray
+    level: NoiseLevel
+    next: NoiseLevel
 
     @property
-    def signal(self) -> np.ndarray:
-        """alpha, the coefficient of x_0 in x."""
-        return np.sqrt(self.alphas_cumprod)
+    def added_variance(self) -> np.ndarray:
+        """The variance of the noise that leads back, from the next level to this one.
 
-    @property
-    def sigma(self) -> np.ndarray:
-        """sigma, the coefficient of the noise in x."""
-        return np.sqrt(1 - self.alphas_cumprod)
-
-    @property
-    def signal_next(self) -> np.ndarray:
-        """alpha'."""
-        return np.sqrt(self.alphas_cumprod_next)
-
-    @property
-    def sigma_next(self) -> np.ndarray:
-        """sigma'; 0 for the last step."""
-        return np.sqrt(1 - self.alphas_cumprod_next)
+        sigma^2 - (alpha / alpha')^2 sigma'^2, the papers' beta of the step. Where both
+        levels preserve the variance that is 1 - (alpha / alpha')^2, without the difference
+        of two nearly equal numbers.
+        """
+        level, next = self.level, self.next
+        share = level.alpha_squared / next.alpha_squared
+        preserving = (level.alpha_squared + level.sigma_squared == 1) & (
+            next.alpha_squared + next.sigma_squared == 1
+        )
+        added = level.sigma_squared - share * next.sigma_squared
+        return np.where(preserving, 1 - share, added)
 
     @property
     def h(self) -> np.ndarray:
         """lambda' - lambda; infinite from a level without signal, and to x_0."""
         with np.errstate(divide="ignore"):
-            return np.log(self.signal_next / self.signal * self.sigma / self.sigma_next)
+            gain = self.next.alpha / self.level.alpha
+            return np.log(gain * self.level.sigma / self.next.sigma)
 
 
 def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = False) -> Steps:
@@ -66,7 +64,8 @@ def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = Fals
             f"is zero there is nothing between {schedule.num_timesteps - 2} and "
             f"{schedule.num_timesteps - 1}"
         )
-    return Steps(t, alphas_cumprod, np.append(alphas_cumprod[1:], 1.0))
+    level = variance_preserving(alphas_cumprod)
+    return Steps(t, level, variance_preserving(np.append(alphas_cumprod[1:], 1.0)))
 
 
 def churned_steps(
@@ -92,10 +91,10 @@ def churned_steps(
         return s, np.ones(len(s.t)), np.zeros(len(s.t))
     gamma = min(churn / len(s.t), np.sqrt(2) - 1)
     with np.errstate(divide="ignore"):
-        log_snr = 2 * (np.log(s.signal / s.sigma) - np.log1p(gamma))
+        log_snr = 2 * (np.log(s.level.alpha / s.level.sigma) - np.log1p(gamma))
     t = np.maximum(times_at_log_snr(schedule, log_snr), s.t)
-    start = s._replace(t=t, alphas_cumprod=alphas_cumprod_at(schedule, t))
+    start = s._replace(t=t, level=variance_preserving(alphas_cumprod_at(schedule, t)))
     # sbar^2 rises from sigma^2 / alpha^2; all in the units of x at the new level.
-    rescale = start.signal[1:] / s.signal[1:]
-    variance = start.sigma[1:] ** 2 - (rescale * s.sigma[1:]) ** 2
+    rescale = start.level.alpha[1:] / s.level.alpha[1:]
+    variance = start.level.sigma[1:] ** 2 - (rescale * s.level.sigma[1:]) ** 2
     return start, np.append(rescale, 1.0), np.sqrt(np.append(variance, 0.0).clip(0.0))

@@ -1,9 +1,9 @@
-"""The rows of a sampler's table: what one network call does, as weights.
+"""The rows of a sampler's table: what one network call does, as coefficients.
 
 With x the state, `anchor` a second state that some methods keep, x0 this row's predicted
 x_0 and x0_prev, x0_prev2 those of the rows before, each row computes
 
-    x0     = hook(x0_from_x * x + x0_from_prediction * network(x, t))
+    x0     = hook(x0_from_x * x + x0_from_prediction * network(x, t), x, level, cond)
     noise  = exp(noise_log_range / 4 * (variance output of the network + 1)) * N(0, I)
     x      = to_x.x * x + to_x.anchor * anchor + to_x.x0 * x0 + to_x.x0_prev * x0_prev
              + to_x.x0_prev2 * x0_prev2 + to_x.noise * noise
@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.diffusion.parameterization import x0_coefficients
 
 
-class Weights(NamedTuple):
+class Coefficients(NamedTuple):
     """Of one new value, in each of S rows; each float64 [S]."""
 
     x: np.ndarray
@@ -45,12 +47,13 @@ class SamplerTable:
     Attributes:
       t: the timestep that the network is told, real-valued, in 0 .. T-1.
       x0_from_x, x0_from_prediction: give x_0 from the state and the prediction.
-      to_x, to_anchor: weights of the next state and the next anchor.
+      to_x, to_anchor: coefficients of the next state and the next anchor.
       noise_log_range: log of the largest over the smallest variance that a network with
         learned variances chooses from; to_x.noise is the root of the smallest.
       is_remembered: bool, whether this row's x0 becomes the next row's x0_prev.
       is_trial: bool, whether x after this row is only a point to ask the network at.
       is_live: bool; a row that is not changes nothing and calls no network.
+      level: the noise level at t.
       num_previous: static, how many earlier predictions are used, 0 .. 2.
       has_anchor: static, whether the anchor is used.
       is_learned: static, whether the network's own variances are used.
@@ -60,12 +63,13 @@ class SamplerTable:
     t: np.ndarray
     x0_from_x: np.ndarray
     x0_from_prediction: np.ndarray
-    to_x: Weights
-    to_anchor: Weights
+    to_x: Coefficients
+    to_anchor: Coefficients
     noise_log_range: np.ndarray
     is_remembered: np.ndarray
     is_trial: np.ndarray
     is_live: np.ndarray
+    level: NoiseLevel
     num_previous: int = dataclasses.field(metadata={"static": True})
     has_anchor: bool = dataclasses.field(metadata={"static": True})
     is_learned: bool = dataclasses.field(metadata={"static": True})
@@ -90,40 +94,43 @@ class SamplerTable:
 
 
 def assemble(
+    model: Model,
     t: np.ndarray,
-    alphas_cumprod: np.ndarray,
-    prediction_type: str,
+    level: NoiseLevel,
     to_x: dict[str, np.ndarray],
     to_anchor: dict[str, np.ndarray] | None = None,
+    *,
     noise_log_range: np.ndarray | None = None,
     is_trial: np.ndarray | None = None,
 ) -> SamplerTable:
-    """A table of rows at the timesteps t, where the process has these alphas_cumprod.
+    """Return the table of rows at these timesteps.
 
     Args:
-      t, alphas_cumprod: [S].
-      prediction_type: "eps", "x0" or "v".
-      to_x, to_anchor: weights by their names in `Weights`; 0 where there are none.
+      model: for which it is; what it predicts decides how x_0 is read.
+      t: the timesteps, [S].
+      level: the noise levels there, [S].
+      to_x, to_anchor: coefficients by their names in `Coefficients`; 0 where there are
+        none.
       noise_log_range, is_trial: of `SamplerTable`; 0 and False unless given.
 
     Raises:
       ValueError: for eps where there is no signal.
     """
-    no_signal = np.sqrt(alphas_cumprod[0]) < np.finfo(np.float32).tiny
-    if prediction_type == "eps" and no_signal:
+    no_signal = level.alpha[0] < np.finfo(np.float32).tiny
+    if model.prediction in ("eps", "score") and no_signal:
         raise ValueError(
             "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
             "because the noise there says nothing of x_0; predict v or x0"
         )
     none = np.zeros(len(t))
 
-    def weights(given: dict[str, np.ndarray]) -> Weights:
-        return Weights(**{name: given.get(name, none) for name in Weights._fields})
+    def coefficients(given: dict[str, np.ndarray]) -> Coefficients:
+        return Coefficients(**{n: given.get(n, none) for n in Coefficients._fields})
 
-    x0_from_x, x0_from_prediction = x0_coefficients(prediction_type, alphas_cumprod)
-    both = weights(to_x), weights(to_anchor or {})
+    x0_from_x, x0_from_prediction = x0_coefficients(model.prediction, level)
+    both = coefficients(to_x), coefficients(to_anchor or {})
     log_range = none if noise_log_range is None else noise_log_range
-    used = [any(getattr(w, name).any() for w in both) for name in ("x0_prev", "x0_prev2")]
+    used = [any(getattr(c, name).any() for c in both) for name in ("x0_prev", "x0_prev2")]
     return SamplerTable(
         t=np.asarray(t, np.float64),
         x0_from_x=x0_from_x,
@@ -134,7 +141,8 @@ def assemble(
         is_remembered=np.ones(len(t), bool),
         is_trial=np.zeros(len(t), bool) if is_trial is None else is_trial,
         is_live=np.ones(len(t), bool),
+        level=level,
         num_previous=sum(used),
-        has_anchor=any(w.anchor.any() for w in both),
+        has_anchor=any(c.anchor.any() for c in both),
         is_learned=bool(log_range.any()),
     )

@@ -5,14 +5,13 @@ process goes on as `schedules.alphas_cumprod_at` says; rounded, they would repea
 last row of a table goes on from the last timestep to x_0 itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from diffusion_jax.diffusion.schedules import Schedule, times_at_log_snr
 
-SPACINGS = ("trailing", "linspace", "uniform", "log_snr", "karras", "ddim_quadratic")
-AUTO = "auto"  # Chosen for a checkpoint: evaluation/best_timesteps.py.
+AUTO = "auto"  # Chosen for a checkpoint: evaluation/optimal_timesteps.py.
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
@@ -122,24 +121,30 @@ def ddim_quadratic_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.
     return np.floor(roots**2)[::-1]
 
 
+# Timesteps by name, of (process, num_sampling_steps).
+SPACINGS: dict[str, Callable[[Schedule, int], np.ndarray]] = {
+    "trailing": lambda process, num: trailing_timesteps(process.num_timesteps, num),
+    "linspace": lambda process, num: linspace_timesteps(process.num_timesteps, num),
+    "uniform": lambda process, num: uniform_timesteps(process.num_timesteps, num),
+    "log_snr": log_snr_timesteps,
+    "karras": karras_timesteps,
+    "ddim_quadratic": lambda process, num: ddim_quadratic_timesteps(
+        process.num_timesteps, num
+    ),
+}
+
+
 def spaced_timesteps(
     spacing: str, schedule: Schedule, num_sampling_steps: int
 ) -> np.ndarray:
-    """The timesteps of a spacing by its name, one of SPACINGS; float64 [S], falling."""
-    num_timesteps = schedule.num_timesteps
-    if spacing == "trailing":
-        return trailing_timesteps(num_timesteps, num_sampling_steps)
-    if spacing == "linspace":
-        return linspace_timesteps(num_timesteps, num_sampling_steps)
-    if spacing == "uniform":
-        return uniform_timesteps(num_timesteps, num_sampling_steps)
-    if spacing == "log_snr":
-        return log_snr_timesteps(schedule, num_sampling_steps)
-    if spacing == "karras":
-        return karras_timesteps(schedule, num_sampling_steps)
-    if spacing == "ddim_quadratic":
-        return ddim_quadratic_timesteps(num_timesteps, num_sampling_steps)
-    raise ValueError(f"spacing {spacing!r} is unknown; it can be {', '.join(SPACINGS)}")
+    """Return the timesteps of a spacing by its name, one of SPACINGS; float64 [S], falling.
+
+    Raises:
+      ValueError: for an unknown name, or as the function of that spacing.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing {spacing!r} is unknown; it can be {', '.join(SPACINGS)}")
+    return SPACINGS[spacing](schedule, num_sampling_steps)
 
 
 def check_timesteps(

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.data.transforms import to_model_range
-from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
 from diffusion_jax.experiment.build import LossFn
 from diffusion_jax.experiment.setup import Plan
@@ -29,7 +29,7 @@ def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
 
 
 def make_held_out_loss(
-    loss_fn: LossFn, schedule: Schedule
+    loss_fn: LossFn, num_timesteps: int
 ) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
 
@@ -38,11 +38,11 @@ def make_held_out_loss(
     """
 
     def held_out_loss(params: Any, x0: jax.Array, indices: jax.Array) -> jax.Array:
-        t = held_out_timesteps(indices, schedule.num_timesteps)
+        t = held_out_timesteps(indices, num_timesteps)
         key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
-        return loss_fn(params, x0, t, noise)
+        return loss_fn(params, Batch(x0), Draw(t, noise))
 
     return held_out_loss
 
@@ -52,22 +52,16 @@ class HeldOut:
 
     def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
         self._source, self._mesh, self._stop = plan.data.held_out, mesh, stop
-        self._num_timesteps = plan.schedule.num_timesteps
+        self._num_timesteps = plan.model.process.num_timesteps
         self._batch_size = plan.config.data.batch_size
         self._wanted = plan.config.training.num_held_out
         self._loss = jax.jit(
-            make_held_out_loss(plan.loss_fn, plan.schedule),
+            make_held_out_loss(plan.loss_fn, self._num_timesteps),
             compiler_options=cpu.compiler_options(),
         )
         if plan.config.training.likelihood_every:
             num_strata = plan.config.training.likelihood_timesteps
-            self._bound = Bound(
-                plan.config,
-                plan.apply_fn,
-                plan.schedule,
-                mesh,
-                min(num_strata, self._num_timesteps),
-            )
+            self._bound = Bound(plan.model, mesh, min(num_strata, self._num_timesteps))
         self._examples: np.ndarray | None = None
 
     def examples(self) -> np.ndarray:
@@ -111,7 +105,7 @@ class HeldOut:
                 x0 = np.asarray(to_model_range(jnp.asarray(examples[here])))
                 parts.append(
                     self._bound.terms(
-                        params, x0, here, size, lambda done: self._stop.check()
+                        params, Batch(x0), here, size, lambda done: self._stop.check()
                     )
                 )
         except Stopped:

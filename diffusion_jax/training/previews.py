@@ -31,13 +31,11 @@ class Previews:
     ):
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop = mesh, stop
-        self._table = build_sampler.make_table(
-            plan.schedule, plan.config.process, plan.preview
-        )
+        self._table = build_sampler.make_table(plan.model, plan.preview)
         self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
         self._sampler = build_sampler.make_sampler(
             plan.config,
-            plan.apply_fn,
+            plan.model,
             mesh,
             frames=self._frames,
             on_progress=lambda rows_done: stop.check(),
@@ -84,7 +82,7 @@ class Previews:
 
     def draw_forward(self) -> None:
         """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
-        schedule, train = self._plan.schedule, self._plan.data.train
+        schedule, train = self._plan.model.process, self._plan.data.train
         num = 1 if self._config.data.image_size else min(1000, len(train))
         x0 = to_model_range(jnp.asarray(train[np.arange(num)]))
         shown = np.linspace(0, schedule.num_timesteps, _STRIP_FRAMES).round().astype(int)

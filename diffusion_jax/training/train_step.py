@@ -10,6 +10,7 @@ import optax
 
 from diffusion_jax.config import Config
 from diffusion_jax.diffusion import timestep_sampling
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.losses import monte_carlo_loss
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.experiment.build import LossFn
@@ -34,7 +35,7 @@ class Dispatch(NamedTuple):
 def make_train_step(
     config: Config,
     loss_fn: LossFn,
-    schedule: Schedule,
+    process: Schedule,
     tx: optax.GradientTransformation,
     to_x0: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
@@ -46,7 +47,7 @@ def make_train_step(
     Args:
       config: for how timesteps are drawn, and the EMA.
       loss_fn: of `experiment.make_loss`.
-      schedule: the noise process.
+      process: the noise process.
       tx: the optimiser.
       to_x0: (key, examples) -> float32 [B, *shape]; the key is for augmentation.
     """
@@ -58,7 +59,9 @@ def make_train_step(
 
         def mean_loss(params: Any):
             per_example = functools.partial(loss_fn, params)
-            return monte_carlo_loss(per_example, schedule, k_loss, x0, draw_timesteps=draw)
+            return monte_carlo_loss(
+                per_example, process, k_loss, Batch(x0), draw_timesteps=draw
+            )
 
         (loss, (t, losses)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             state.params

@@ -53,7 +53,7 @@ class Trainer:
         self.tx = make_optimizer(config.optimizer, config.training.num_steps)
         self.rate = learning_rate_schedule(config.optimizer, config.training.num_steps)
         to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
-        step = make_train_step(config, plan.loss_fn, plan.schedule, self.tx, to_x0)
+        step = make_train_step(config, plan.loss_fn, plan.model.process, self.tx, to_x0)
         self.train_steps = jax.jit(
             make_train_steps(step),
             donate_argnums=0,
