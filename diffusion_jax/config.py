@@ -7,7 +7,6 @@ them. They have slots, so that assigning to a field that does not exist is an er
 """
 
 import dataclasses
-import hashlib
 import json
 import reprlib
 import typing
@@ -16,6 +15,7 @@ from typing import Any
 
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import reason
 
 
@@ -213,7 +213,7 @@ def to_json(config: Config) -> str:
 
 def to_sha256(config: Config) -> str:
     """By which two configs can be told apart."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()
+    return sha256([to_json(config)])
 
 
 def from_json(text: str) -> Config:

@@ -1,6 +1,5 @@
 """The images among files, by their headers, and the files that two sets have in common."""
 
-import hashlib
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from diffusion_jax.data.files import Files
 from diffusion_jax.data.images import num_channels
 from diffusion_jax.data.pictures import Progress
 from diffusion_jax.data.unreadable import reason
+from diffusion_jax.runtime.hashing import sha256
 
 _HEAD_BYTES = 2**16
 
@@ -102,4 +102,4 @@ def _digest(headers: Headers, i: int, most: int | None) -> Hashable:
                 content = file.read(most)
     except Exception:  # Whatever the disk or the zip does: decoding will tell.
         return object()
-    return hashlib.sha256(content).digest()
+    return sha256([content])

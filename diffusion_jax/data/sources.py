@@ -5,7 +5,6 @@ integers, gives n examples: [n, *shape], uint8 for images, float32 for points. A
 array is one as it stands; `Pictures`, which reads files, is another.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +21,7 @@ from diffusion_jax.data.prepared import open_prepared
 from diffusion_jax.data.report import by_suffix, named
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say, shown
 
 _TOYS = {
@@ -244,8 +244,8 @@ def _npz(config: DataConfig) -> DataSet:
     if config.held_out:
         _check_apart(config, "file")
         other, other_labels = read_npz(config.held_out, "data.held_out", config)
-        known = {_row_digest(example) for example in examples}
-        if all(_row_digest(example) in known for example in other):
+        known = {sha256([example]) for example in examples}
+        if all(sha256([example]) in known for example in other):
             raise BadRequest(
                 f"all examples of data.held_out ({config.held_out!r}) are in data.path "
                 f"({config.path!r}) too: what is held out would be trained on"
@@ -257,10 +257,6 @@ def _npz(config: DataConfig) -> DataSet:
     if labels is None:
         return data
     return data._replace(labels=labels[mine], held_out_labels=labels[theirs])
-
-
-def _row_digest(example: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(example).data).digest()
 
 
 def _check_apart(config: DataConfig, what: str) -> None:
@@ -352,23 +348,22 @@ def fingerprint(data: DataSet) -> str:
     Of up to 256 examples of each split, evenly spaced; whether they are in memory or read
     from files makes no difference.
     """
-    digest = hashlib.sha256()
+    parts: list[Any] = []
     for split in (data.train, data.held_out):
         chosen = np.unique(np.linspace(0, len(split) - 1, 256).round().astype(np.int64))
-        _digest(digest, len(split), split[chosen])
-    return digest.hexdigest()[:16]
+        parts += _named(len(split), split[chosen])
+    return sha256(parts)[:16]
 
 
 def whole_fingerprint(data: DataSet) -> str:
-    """The same of all examples, where all are in memory; else empty."""
-    digest = hashlib.sha256()
+    """Return the same of all examples, where all are in memory; else empty."""
+    parts: list[Any] = []
     for split in (data.train, data.held_out):
         if not isinstance(split, np.ndarray):
             return ""
-        _digest(digest, len(split), split)
-    return digest.hexdigest()[:16]
+        parts += _named(len(split), split)
+    return sha256(parts)[:16]
 
 
-def _digest(digest: Any, length: int, examples: np.ndarray) -> None:
-    digest.update(f"{length} {examples.dtype} {examples.shape}".encode())
-    digest.update(np.ascontiguousarray(examples).data)
+def _named(length: int, examples: np.ndarray) -> list[Any]:
+    return [f"{length} {examples.dtype} {examples.shape}", examples]

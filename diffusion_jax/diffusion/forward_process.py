@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.noise_level import read
+from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
 
 

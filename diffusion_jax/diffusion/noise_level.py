@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -81,13 +82,3 @@ def noise_level_at(process: Schedule, t: Any, dtype: Any = jnp.float32) -> Noise
 
 def _sqrt(square: Any) -> Any:
     return jnp.sqrt(square) if isinstance(square, jax.Array) else np.sqrt(square)
-
-
-def read(table: np.ndarray, t: Any, dtype: Any) -> jax.Array:
-    """Return table[t] in a dtype; NaN where t is out of range."""
-    # jnp indexing would wrap t = -1 around to T - 1 and clamp t = T, both in silence.
-    return (
-        jnp.asarray(table, dtype)
-        .at[t]
-        .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    )

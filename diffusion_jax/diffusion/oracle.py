@@ -25,9 +25,9 @@ from diffusion_jax.diffusion.noise_level import (
     NoiseLevel,
     noise_level,
     noise_level_at,
-    read,
 )
 from diffusion_jax.diffusion.parameterization import log_variance_bounds
+from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
 
 

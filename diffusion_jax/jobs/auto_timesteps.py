@@ -1,7 +1,6 @@
 """The timesteps of --spacing auto: the best for a checkpoint, and kept beside it."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -29,6 +28,7 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runtime import devices, files, locks
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say
 
 _NUM_IMAGES = 128  # Of the training images.
@@ -136,7 +136,7 @@ def _measure(
 ) -> Statistics:
     check_data_there(workdir, config)
     plan, mesh = load_data(make_plan(config)), devices.make_mesh()
-    check_same_data(workdir, plan)
+    check_same_data(workdir, plan.config, plan.data)
     total = plan.model.process.num_timesteps
     measure = make_measure(plan.model, variance, clip=clip)
     # With the same noise everywhere, what differs between neighbours is not chance.
@@ -166,8 +166,7 @@ def _measure(
 
 
 def _digest(found: Statistics) -> str:
-    parts = (np.ascontiguousarray(part, np.float64).tobytes() for part in found)
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    return sha256(np.asarray(part, np.float64) for part in found)
 
 
 def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:

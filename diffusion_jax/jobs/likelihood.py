@@ -306,7 +306,7 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     )
     say(f"weights: {weights.kind} of step {weights.step:,}")
     plan = load_data(plan)
-    check_same_data(workdir, plan)
+    check_same_data(workdir, plan.config, plan.data)
     data = plan.data
     images = data.held_out if request.split == "held_out" else data.train
     if not len(images):

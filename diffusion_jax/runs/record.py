@@ -15,7 +15,6 @@ import jax
 import diffusion_jax
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
-from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runtime import files
@@ -106,15 +105,16 @@ def read_record(workdir: pathlib.Path) -> Record | None:
     return record
 
 
-def check_examples(plan: Plan, workdir: pathlib.Path, old: Record | None) -> dict[str, Any]:
+def check_examples(
+    config: Config, data: sources.DataSet, workdir: pathlib.Path, old: Record | None
+) -> dict[str, Any]:
     """Return what tells the examples of a run from others, as run.json has it.
 
     Raises:
       BadRequest: if they are not those that the run was started with.
     """
-    data = plan.data
     about = {
-        "source": plan.config.data.source,
+        "source": config.data.source,
         "train": len(data.train),
         "held_out": len(data.held_out),
         "shape": list(data.shape),
@@ -131,12 +131,16 @@ def check_examples(plan: Plan, workdir: pathlib.Path, old: Record | None) -> dic
 
 
 def new_record(
-    plan: Plan, workdir: pathlib.Path, old: Record | None, num_parameters: int
+    config: Config,
+    data: sources.DataSet,
+    workdir: pathlib.Path,
+    old: Record | None,
+    num_parameters: int,
 ) -> Record:
     """Return the new contents of run.json; of a new run it is written at once.
 
     Args:
-      plan: of the run.
+      config, data: of the run.
       workdir: its folder.
       old: what run.json says of a run that goes on.
       num_parameters: of the network.
@@ -144,8 +148,7 @@ def new_record(
     Raises:
       BadRequest: if the examples are not those that the run was started with.
     """
-    config = plan.config
-    about = check_examples(plan, workdir, old)
+    about = check_examples(config, data, workdir, old)
     record = Record(
         format=FORMAT,
         version=diffusion_jax.__version__,
@@ -199,19 +202,19 @@ def check_data_there(workdir: pathlib.Path, config: Config) -> None:
             )
 
 
-def check_same_data(workdir: pathlib.Path, plan: Plan) -> None:
+def check_same_data(workdir: pathlib.Path, here: Config, data: sources.DataSet) -> None:
     """Refuse other examples than a run was trained on; keep the place of the same ones.
 
-    What was held out of others may have been trained on. If `plan.config` says another
-    place than the run's own config, that one says it from now on.
+    What was held out of others may have been trained on. If `here` says another place
+    than the run's own config, that one says it from now on.
 
     Raises:
       BadRequest: naming what differs.
     """
     record = read_record(workdir)
-    check_examples(plan, workdir, record)
-    config, data = run_folder.read_config(workdir), plan.config.data
-    place = data.path, data.held_out
+    check_examples(here, data, workdir, record)
+    config = run_folder.read_config(workdir)
+    place = here.data.path, here.data.held_out
     if record is None or place == (config.data.path, config.data.held_out):
         return
     config.data.path, config.data.held_out = place

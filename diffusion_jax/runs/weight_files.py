@@ -4,7 +4,6 @@ Each array is named by its place in the network, "down0_res0.conv1.kernel"; kern
 [height, width, in, out]. The note says kind, step, config, and a hash of the arrays.
 """
 
-import hashlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from safetensors.numpy import save
 
 from diffusion_jax.config import Config, to_json
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import reason
 
 SUFFIXES = (".safetensors", ".npz")
@@ -99,8 +99,4 @@ def read(path: pathlib.Path) -> Weights:
 
 
 def _hash(arrays: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    return sha256(part for name in sorted(arrays) for part in (name, arrays[name]))

@@ -1,6 +1,5 @@
 """The weights of a run: which kinds it holds, out of it into a file, and in again."""
 
-import hashlib
 import pathlib
 import warnings
 from typing import Any
@@ -18,6 +17,7 @@ from diffusion_jax.runs.ema import STD, average_names
 from diffusion_jax.runs.record import read_record
 from diffusion_jax.runs.weight_files import SUFFIXES, NotWeights, Weights, named, unnamed
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.hashing import sha256
 
 HELP = "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08."
 _MAX_NAMED = 5
@@ -210,13 +210,11 @@ def _load_from_file(path: pathlib.Path) -> Weights:
 
 def identity_of(weights: Weights) -> dict[str, Any]:
     """What a result says of the weights that it is of; a run can be trained anew."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(weights.params):
-        digest.update(np.asarray(leaf).tobytes())
+    leaves = map(np.asarray, jax.tree.leaves(weights.params))
     return {
         "checkpoint_step": weights.step,
         "weights": weights.kind,
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": sha256(leaves),
     }
 
 

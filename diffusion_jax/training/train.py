@@ -92,7 +92,7 @@ def prepare(
         run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
     plan = load_data(plan)
     if goes_on and dry_run:
-        check_examples(plan, workdir, read_record(workdir))
+        check_examples(plan.config, plan.data, workdir, read_record(workdir))
     if not goes_on:
         _warn_of_odd_lengths(plan)
     return Start(plan, changed, initial)

@@ -198,7 +198,7 @@ class Trainer:
             )
         if found is None:
             old = None
-        self.record = new_record(self.plan, self.workdir, old, count)
+        self.record = new_record(self.config, data, self.workdir, old, count)
         self._wall_time, self._began = self.record.wall_time_s, time.monotonic()
         self._saved: tuple[int, float] | None = None
         self._saved_at, self._reading_took = self._began, 0.0

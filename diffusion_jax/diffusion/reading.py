@@ -1,0 +1,17 @@
+"""Reading a table of the process at timesteps that a device knows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def read(table: np.ndarray, t: Any, dtype: Any) -> jax.Array:
+    """Return table[t] in a dtype; NaN where t is out of range."""
+    # jnp indexing would wrap t = -1 around to T - 1 and clamp t = T, both in silence.
+    return (
+        jnp.asarray(table, dtype)
+        .at[t]
+        .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    )
