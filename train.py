@@ -55,24 +55,24 @@ def main(config: Config) -> None:
                 raise BadRequest(f"--{flag.name} {flag.value} needs --init_from")
     if _CHANGE_RATE.value and _OVERWRITE.value:
         raise BadRequest("--change_learning_rate is of a run that goes on: no --overwrite")
-    options = {
-        "overwrite": _OVERWRITE.value,
-        "init_from": init_from,
-        "init_weights": check_kind("--init_weights", _INIT_WEIGHTS.value or "ema"),
-        "init_step": checkpoint_choice.check_step(
+    request = train.Request(
+        overwrite=_OVERWRITE.value,
+        init_from=init_from,
+        init_weights=check_kind("--init_weights", _INIT_WEIGHTS.value or "ema"),
+        init_step=checkpoint_choice.check_step(
             "--init_step", _INIT_STEP.value or checkpoint_choice.NEWEST
         ),
-        "change_learning_rate": _CHANGE_RATE.value,
-    }
+        change_learning_rate=_CHANGE_RATE.value,
+    )
     devices.say_devices()
     if _DRY_RUN.value:
         compilation_cache.check(_CACHE.value)
-        start = train.prepare(config, workdir, dry_run=True, **options)
+        start = train.prepare(config, workdir, None, request, dry_run=True)
         print(to_json(start.plan.config), end="", flush=True)
         return
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
-    train.train(config, workdir, **options)
+    train.train(config, workdir, None, request)
 
 
 if __name__ == "__main__":

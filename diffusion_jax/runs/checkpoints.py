@@ -47,7 +47,6 @@ class Checkpoints:
         self,
         workdir: pathlib.Path,
         keep: int = 2,
-        losses: dict[int, float] | None = None,
         *,
         writing: bool,
     ):
@@ -55,14 +54,13 @@ class Checkpoints:
 
         Args:
           workdir: the run.
-          keep: how many of the newest to keep.
-          losses: held-out losses by step, as far as they are known at any time; the
-            checkpoint with the lowest is kept as well.
+          keep: how many of the newest to keep; the one with the lowest loss of those that
+            `score` was told of is kept as well.
           writing: True for the one trainer of the run: it makes the folder, and clears
             what a killed one left half written. A reader must not, lest it clears what
             is being written.
         """
-        self.losses = {} if losses is None else losses
+        self._losses: dict[int, float] = {}
         self._workdir, self._keep, self._writing = workdir, keep, writing
         self._saving: int | None = None
         if writing:
@@ -73,7 +71,7 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             # Orbax and TensorStore take some characters of a path for patterns.
             files.plain(run_folder.checkpoints_path(self._workdir)),
-            preservation_policy=_NewestAndBest(self._keep, self.losses),
+            preservation_policy=_NewestAndBest(self._keep, self._losses),
             cleanup_tmp_directories=self._writing,
         )
 
@@ -90,6 +88,10 @@ class Checkpoints:
         with self._writes(step):
             self._checkpointer.save_async(step, tree, force=True)
         self._saving = step
+
+    def score(self, step: int, loss: float) -> None:
+        """Tell by which loss the checkpoint of a step is compared with the others."""
+        self._losses[step] = loss
 
     def wait(self) -> None:
         """Returns when what was saved is on disk.
@@ -127,8 +129,8 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the lowest held-out loss; None if none has one."""
-        return _best(self.steps, self.losses)
+        """Step of the checkpoint with the lowest loss; None if `score` was told of none."""
+        return _best(self.steps, self._losses)
 
     def restore(self, like: Mapping[str, Any], step: int | None = None) -> Restored | None:
         """Parts of the newest checkpoint that is whole; None if there are no checkpoints.

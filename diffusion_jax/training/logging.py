@@ -28,12 +28,20 @@ class Reports:
         learning_rate: Callable[[int], Any],
         log: MetricLog,
         bar: ProgressBar,
-        left: Callable[[int], str],
+        latest_checkpoint: Callable[[int], str],
         skipped_in_a_row: int = 0,
     ):
-        """`left(step)` says which checkpoint is the newest before that step."""
+        """Begin with nothing to report.
+
+        Args:
+          config: of the run.
+          learning_rate: at each update.
+          log, bar: where lines go.
+          latest_checkpoint: latest_checkpoint(step) says which is the newest before that.
+          skipped_in_a_row: updates skipped at the end of what was reported before.
+        """
         self._config, self._learning_rate = config, learning_rate
-        self._log, self._bar, self._left = log, bar, left
+        self._log, self._bar, self._latest_checkpoint = log, bar, latest_checkpoint
         self._waiting: tuple[int, int, Dispatch] | None = None
         self._loss: float | None = None
         self.skipped_in_a_row = skipped_in_a_row
@@ -96,6 +104,6 @@ class Reports:
         what = f"loss is {loss}" if not np.isfinite(loss) else f"gradient norm is {norm}"
         raise RunFailed(
             f"{what} at step {step:,}, and {self.skipped_in_a_row:,} updates in a row were "
-            f"skipped, from step {first:,} on; {self._left(first)}; a lower "
+            f"skipped, from step {first:,} on; {self._latest_checkpoint(first)}; a lower "
             "optimizer.learning_rate or a longer optimizer.warmup_steps may help"
         )

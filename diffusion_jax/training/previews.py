@@ -23,6 +23,11 @@ _STRIP_FRAMES = 10
 _AGREE = 0.02  # Mean difference of two sets of samples, over the range from -1 to 1.
 
 
+def preview_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Return where the samples at this step are drawn."""
+    return run_folder.samples_path(workdir) / f"step_{step:06d}.png"
+
+
 class Previews:
     """Draws with the weights of a run, a batch over its mesh."""
 
@@ -41,10 +46,6 @@ class Previews:
             on_progress=lambda rows_done: stop.check(),
             in_segments=True,
         )
-
-    def path(self, step: int) -> pathlib.Path:
-        """Where the samples at this step are drawn."""
-        return run_folder.samples_path(self._workdir) / f"step_{step:06d}.png"
 
     def draw(self, state: TrainState, step: int) -> None:
         """samples/step_N.png, and reverse.png: noise becoming samples.
@@ -65,11 +66,12 @@ class Previews:
         pictures.save_strip(self._workdir / "reverse.png", strip, titles)
         # This one last: where it exists, all is drawn.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
-            pictures.save_samples(self.path(step), self._examples(ema))
+            pictures.save_samples(preview_path(self._workdir, step), self._examples(ema))
         else:
             both = {"raw weights": raw, "moving average": ema}
             pictures.save_side_by_side(
-                self.path(step), {k: self._examples(x) for k, x in both.items()}
+                preview_path(self._workdir, step),
+                {k: self._examples(x) for k, x in both.items()},
             )
 
     def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:

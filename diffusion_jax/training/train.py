@@ -1,5 +1,6 @@
 """Training, from a config to a finished run folder."""
 
+import dataclasses
 import pathlib
 import warnings
 from typing import NamedTuple
@@ -8,18 +9,44 @@ from diffusion_jax.config import Config
 from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
-from diffusion_jax.runs import checkpoint_choice
+from diffusion_jax.runs import checkpoint_choice, ema_snapshots
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runs.metrics_log import losses_by_step
 from diffusion_jax.runs.record import check_examples, read_record
 from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import load_for
-from diffusion_jax.runtime import files, locks
+from diffusion_jax.runtime import devices, files, locks
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.interrupts import stop_on_interrupt
+from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.runtime.text import say
+from diffusion_jax.training.failures import check_an_update_was_made, explained
+from diffusion_jax.training.first_state import first_state
+from diffusion_jax.training.periodic import still_due
 from diffusion_jax.training.train_state import TrainState
-from diffusion_jax.training.trainer import Trainer
+from diffusion_jax.training.trainer import Trainer, loss_curve_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a run is to be started.
+
+    Attributes:
+      overwrite: delete the run that is in the folder and start anew.
+      init_from: another run, or a file of weights, to start a new run with.
+      init_weights: which weights of that run; see `weights.check_kind`.
+      init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
+      change_learning_rate: an existing run may go on with another one.
+    """
+
+    overwrite: bool = False
+    init_from: pathlib.Path | None = None
+    init_weights: str = "ema"
+    init_step: str = checkpoint_choice.NEWEST
+    change_learning_rate: bool = False
+
+
+AS_IT_IS = Request()
 
 
 class Start(NamedTuple):
@@ -40,19 +67,14 @@ def prepare(
     config: Config,
     workdir: pathlib.Path,
     data: sources.DataSet | None = None,
+    request: Request = AS_IT_IS,
     *,
-    overwrite: bool = False,
-    init_from: pathlib.Path | None = None,
-    init_weights: str = "ema",
-    init_step: str = checkpoint_choice.NEWEST,
-    change_learning_rate: bool = False,
     dry_run: bool = False,
 ) -> Start:
     """Check all that `train` can refuse before it writes, and write nothing.
 
     Args:
-      config, workdir, data, overwrite, init_from, init_weights, init_step,
-        change_learning_rate: of `train`.
+      config, workdir, data, request: of `train`.
       dry_run: do not prepare a tfds set that is not there, and look now whether the
         examples are those of a run that goes on, which `train` does a little later.
 
@@ -60,8 +82,8 @@ def prepare(
       BadRequest: as `train`.
       OSError: naming what cannot be written or deleted.
     """
-    anew = overwrite and run_folder.config_path(workdir).exists()
-    goes_on = not overwrite and run_folder.has_checkpoint(workdir)
+    anew = request.overwrite and run_folder.config_path(workdir).exists()
+    goes_on = not request.overwrite and run_folder.has_checkpoint(workdir)
     with warnings.catch_warnings():
         if goes_on:
             warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
@@ -70,25 +92,16 @@ def prepare(
     changed: list[str] = []
     if not anew:
         changed = run_folder.check_resumable(
-            workdir, config, change_learning_rate=change_learning_rate
+            workdir, config, change_learning_rate=request.change_learning_rate
         )
-    initial = None
-    if init_from is not None:
-        if anew and init_from.resolve() == workdir.resolve():
-            raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
-        if not goes_on:
-            step = checkpoint_choice.of_source(init_from, init_step)
-            initial = load_for(config, init_from, init_weights, step)
-        else:
-            _refuse_weights_of_no_use(config, workdir)
-            say("--init_from is not used: the run has weights of its own")
+    initial = _initial_weights(config, workdir, request, goes_on=goes_on)
     if config.data.source == "folder":
         _check_not_in_data(config, workdir)
     files.check_can_be_made(workdir)
     locks.check_not_locked(workdir, "training in")
     if anew:
         needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
-        needed |= {"--init_from": str(init_from or "")}
+        needed |= {"--init_from": str(request.init_from or "")}
         run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
     plan = load_data(plan)
     if goes_on and dry_run:
@@ -96,6 +109,23 @@ def prepare(
     if not goes_on:
         _warn_of_odd_lengths(plan)
     return Start(plan, changed, initial)
+
+
+def _initial_weights(
+    config: Config, workdir: pathlib.Path, request: Request, *, goes_on: bool
+) -> Weights | None:
+    source = request.init_from
+    if source is None:
+        return None
+    anew = request.overwrite and run_folder.config_path(workdir).exists()
+    if anew and source.resolve() == workdir.resolve():
+        raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
+    if goes_on:
+        _refuse_weights_of_no_use(config, workdir)
+        say("--init_from is not used: the run has weights of its own")
+        return None
+    step = checkpoint_choice.of_source(source, request.init_step)
+    return load_for(config, source, request.init_weights, step)
 
 
 def _check_not_in_data(config: Config, workdir: pathlib.Path) -> None:
@@ -143,24 +173,15 @@ def train(
     config: Config,
     workdir: pathlib.Path,
     data: sources.DataSet | None = None,
-    *,
-    overwrite: bool = False,
-    init_from: pathlib.Path | None = None,
-    init_weights: str = "ema",
-    init_step: str = checkpoint_choice.NEWEST,
-    change_learning_rate: bool = False,
+    request: Request = AS_IT_IS,
 ) -> TrainState:
-    """Trains until `config.training.num_steps`, or goes on where the run stopped.
+    """Train until `config.training.num_steps`, or go on where the run stopped.
 
     Args:
       config: the experiment.
       workdir: the run folder; an existing run in it is resumed.
       data: examples of the caller's own; otherwise those of `config.data.source`.
-      overwrite: delete the run that is in `workdir` and start anew.
-      init_from: another run, or a file of weights, to start a new run with.
-      init_weights: which weights of that run; see `weights.check_kind`.
-      init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
-      change_learning_rate: an existing run may go on with another one.
+      request: what else is wanted.
 
     Returns:
       The last state; after SIGTERM that of the last step done, which is saved.
@@ -170,18 +191,9 @@ def train(
       RunFailed: if updates are not finite any more, something cannot be read or written.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
-    plan, changed, initial = prepare(
-        config,
-        workdir,
-        data,
-        overwrite=overwrite,
-        init_from=init_from,
-        init_weights=init_weights,
-        init_step=init_step,
-        change_learning_rate=change_learning_rate,
-    )
+    plan, changed, initial = prepare(config, workdir, data, request)
     config = plan.config
-    anew = overwrite and run_folder.config_path(workdir).exists()
+    anew = request.overwrite and run_folder.config_path(workdir).exists()
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         locks.locked(workdir, "training in"),
@@ -191,19 +203,71 @@ def train(
         if anew:
             run_folder.delete_run(workdir)
         if changed:
-            say(f"changed since the run was started: {', '.join(changed)}")
-        record = read_record(workdir) if changed else None
-        goes_on = record is not None and record.step < config.training.num_steps
-        of_length = "training.num_steps" in "".join(changed)
-        if goes_on and of_length and config.optimizer.decay == "cosine":
-            say("the cosine decay follows the new training.num_steps from here on")
+            _say_changes(config, workdir, changed)
         keep = config.training.keep_checkpoints
-        with Checkpoints(workdir, keep, writing=True) as checkpoints:
-            trainer = Trainer(plan, workdir, checkpoints, stop)
-            state = trainer.run_or_say_what_is_left(initial)
+        with (
+            Checkpoints(workdir, keep, writing=True) as checkpoints,
+            explained(workdir, checkpoints),
+        ):
+            state = run(plan, workdir, checkpoints, stop, initial)
     if stop.wanted:
-        hint = ", without --overwrite" if overwrite else ""
+        hint = ", without --overwrite" if request.overwrite else ""
         say(f"the same command{hint} goes on from step {int(state.step):,}")
         if not stop.by_system:
             raise KeyboardInterrupt
     return state
+
+
+def run(
+    plan: Plan,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    stop: Stop,
+    initial: Weights | None = None,
+) -> TrainState:
+    """Train in a folder that is locked, unless the run there is finished."""
+    trainer = prepared_trainer(plan, workdir, checkpoints, stop, initial)
+    return trainer.run() if isinstance(trainer, Trainer) else trainer
+
+
+def prepared_trainer(
+    plan: Plan,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    stop: Stop,
+    initial: Weights | None = None,
+) -> Trainer | TrainState:
+    """Return the trainer of a run; of one that is finished its last state instead."""
+    config, mesh = plan.config, devices.make_mesh()
+    num_steps, curve = config.training.num_steps, loss_curve_path(workdir)
+    first = first_state(plan, workdir, checkpoints, mesh, initial)
+    start = first.step
+    if start >= num_steps:
+        check_an_update_was_made(first.state)
+    is_drawn = start < num_steps or curve.exists()
+    due = still_due(config, workdir, start)
+    if start > num_steps or (start == num_steps and is_drawn and not any(due)):
+        say(
+            f"{workdir} is finished: it has {start:,} steps of "
+            f"{num_steps:,}; for more: --config.training.num_steps"
+        )
+        if start == num_steps:  # What else may change is kept.
+            run_folder.write_config(workdir, config)
+        return first.state
+    run_folder.write_config(workdir, config)
+    ema_snapshots.delete_after(workdir, start)
+    curve.unlink(missing_ok=True)
+    by_step = losses_by_step(workdir / "metrics.jsonl", config.training.best_by)
+    for step, loss in by_step.items():
+        if step <= start:
+            checkpoints.score(step, loss)
+    return Trainer(plan, workdir, checkpoints, mesh, stop, first)
+
+
+def _say_changes(config: Config, workdir: pathlib.Path, changed: list[str]) -> None:
+    say(f"changed since the run was started: {', '.join(changed)}")
+    record = read_record(workdir)
+    goes_on = record is not None and record.step < config.training.num_steps
+    of_length = "training.num_steps" in "".join(changed)
+    if goes_on and of_length and config.optimizer.decay == "cosine":
+        say("the cosine decay follows the new training.num_steps from here on")

@@ -45,9 +45,9 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     workdir.mkdir()
     plan = plan_of(old)
     run_folder.write_config(workdir, plan.config)
-    new_record(plan, workdir, None, 0)
+    new_record(plan.config, plan.data, workdir, None, 0)
     before = (workdir / "config.json").read_bytes()
-    check_same_data(workdir, plan)
+    check_same_data(workdir, plan.config, plan.data)
     assert (workdir / "config.json").read_bytes() == before
     old.rename(new)
     with pytest.raises(BadRequest, match="is not there; .* is now, --data_path says"):
@@ -58,9 +58,9 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_config", refuse)
-        check_same_data(workdir, plan_of(new))
+        check_same_data(workdir, *plan_of(new)[:2])
     assert "not kept in" in capsys.readouterr().out
-    check_same_data(workdir, plan_of(new))
+    check_same_data(workdir, *plan_of(new)[:2])
     assert run_folder.read_config(workdir).data.path == str(new)
     assert "from now on where the data are" in capsys.readouterr().out
     shutil.copytree(new, tmp_path / "other")
@@ -68,7 +68,7 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     pixel.putpixel((0, 0), 255 - pixel.getpixel((0, 0)))
     pixel.save(tmp_path / "other/03.png")
     with pytest.raises(BadRequest, match=r"started with \(fingerprint \w+ -> \w+, whole"):
-        check_same_data(workdir, plan_of(tmp_path / "other"))
+        check_same_data(workdir, *plan_of(tmp_path / "other")[:2])
     assert run_folder.read_config(workdir).data.path == str(new)
 
 
@@ -80,12 +80,13 @@ def test_overwrite_spares_what_the_new_run_needs(tmp_path):
     config = plan_of(pictures).config
     run_folder.write_config(workdir, config)
     with pytest.raises(BadRequest, match=r"would delete .*samples, and so data.path"):
-        train.prepare(config, workdir, overwrite=True)
+        train.prepare(config, workdir, None, train.Request(overwrite=True))
     with pytest.raises(BadRequest, match="would delete .*, and so --init_from"):
         source = workdir / "samples" / "w.npz"
         save_to_file(source, weights_of(config), config)
         config.data = DataConfig()
-        train.prepare(config, workdir, overwrite=True, init_from=source)
+        request = train.Request(overwrite=True, init_from=source)
+        train.prepare(config, workdir, None, request)
 
 
 def weights_of(config):

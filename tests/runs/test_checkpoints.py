@@ -91,13 +91,16 @@ def saved(tmp_path_factory, state):
 def test_the_newest_and_the_best_are_kept(tmp_path, state):
     """The loss of a step is known only after it is saved."""
     losses = {}
-    with Checkpoints(tmp_path, 2, losses, writing=True) as checkpoints:
+    with Checkpoints(tmp_path, 2, writing=True) as checkpoints:
         for step, loss in {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}.items():
             checkpoints.save(at(state, step))
             if loss is not None:
                 losses[step] = loss
+                checkpoints.score(step, loss)
     assert kept(tmp_path) == [2, 5, 6]
-    with Checkpoints(tmp_path, 2, losses, writing=False) as checkpoints:
+    with Checkpoints(tmp_path, 2, writing=False) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.score(step, loss)
         assert checkpoints.steps == (2, 5, 6) and checkpoints.best_step == 2
 
 
