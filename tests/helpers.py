@@ -20,7 +20,7 @@ from diffusion_jax.config import (
     TrainingConfig,
 )
 from diffusion_jax.diffusion import oracle
-from diffusion_jax.diffusion.schedules import alphas_cumprod_at, linear_betas, make_schedule
+from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -109,7 +109,7 @@ def images(num, seed=0):
     return np.asarray(oracle.sample(DATA, jax.random.key(seed), num))
 
 
-def run_table(table, network, x, noises, hook=None):
+def run_table(table, network, x, noises, hook=None, cond=None):
     """Every state of a chain in NumPy float64: [S + 1, ...], by a plain loop.
 
     Args:
@@ -117,18 +117,19 @@ def run_table(table, network, x, noises, hook=None):
       network: network(x, t) -> prediction.
       x: the initial noise.
       noises: one array for each row.
-      hook: on the predicted x_0.
+      hook: hook(x0, x, level, cond) -> x0.
+      cond: what the hook is told.
     """
     anchor = prev = prev2 = np.zeros_like(x)
     states = [x]
     for i in range(table.num_rows):
         row = table.take(i)
         x0 = row.x0_from_x * x + row.x0_from_prediction * network(x, row.t)
-        x0 = x0 if hook is None else hook(x0)
+        x0 = x0 if hook is None else hook(x0, x, row.level, cond)
         values = (x, anchor, x0, prev, prev2, noises[i])
         x, anchor = (
-            sum(w * v for w, v in zip(weights, values, strict=True))
-            for weights in (row.to_x, row.to_anchor)
+            sum(c * v for c, v in zip(coefficients, values, strict=True))
+            for coefficients in (row.to_x, row.to_anchor)
         )
         if row.is_remembered:
             prev, prev2 = x0, prev
@@ -136,34 +137,26 @@ def run_table(table, network, x, noises, hook=None):
     return np.array(states)
 
 
-def gaussian_x0(schedule, mean, std, t):
-    """(a, b) with E[x_0 | x] = a x + b at time t, for data N(mean, std^2)."""
-    share = alphas_cumprod_at(schedule, np.array([t]))[0]
-    total = share * std**2 + 1 - share
-    return np.sqrt(share) * std**2 / total, (1 - share) * mean / total
+def gaussian_x0(level, mean, std):
+    """(a, b) with E[x_0 | x] = a x + b at a noise level, for data N(mean, std^2)."""
+    total = level.alpha_squared * std**2 + level.sigma_squared
+    return level.alpha * std**2 / total, level.sigma_squared * mean / total
 
 
-def gaussian_moments(table, schedule, mean, std, start=0.0):
+def gaussian_moments(table, mean, std, start=0.0, start_variance=1.0):
     """Mean and variance of the chain's end with the best network for N(mean, std^2).
 
     Exact: every row is affine in (x, anchor, two predictions) and the noise, whatever
-    the network predicts. `start` is the mean of the initial noise.
+    the network predicts. `start` and `start_variance` are those of the initial noise.
     """
     state, cov = np.array([start, 0, 0, 0]), np.zeros((4, 4))
-    cov[0, 0] = 1.0
+    cov[0, 0] = start_variance
     for i in range(table.num_rows):
         row = table.take(i)
-        a, b = gaussian_x0(schedule, mean, std, row.t)
+        a, b = gaussian_x0(row.level, mean, std)
 
-        def new(weights, a=a):
-            return np.array(
-                [
-                    weights.x + weights.x0 * a,
-                    weights.anchor,
-                    weights.x0_prev,
-                    weights.x0_prev2,
-                ]
-            )
+        def new(c, a=a):
+            return np.array([c.x + c.x0 * a, c.anchor, c.x0_prev, c.x0_prev2])
 
         step = np.array([new(row.to_x), new(row.to_anchor), [a, 0, 0, 0], [0, 0, 1, 0]])
         shift = np.array([row.to_x.x0 * b, row.to_anchor.x0 * b, b, 0])

@@ -26,6 +26,8 @@ from diffusion_jax.jobs.batches import batch_size, means, over_images
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
+from diffusion_jax.runs.weight_files import Weights
+from diffusion_jax.runs.weights import identity_of
 from diffusion_jax.runtime import devices, files, locks
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256
@@ -37,8 +39,7 @@ _NUM_IMAGES = 128  # Of the training images.
 def with_timesteps(
     workdir: pathlib.Path,
     config: Config,
-    params: Any,
-    about: dict[str, Any],
+    weights: Weights,
     beside: pathlib.Path,
 ) -> Config:
     """The config with the best `sampling.timesteps` for these weights in it."""
@@ -47,8 +48,7 @@ def with_timesteps(
     timesteps = choose(
         workdir,
         config,
-        params,
-        about,
+        weights,
         sampling.steps,
         variance=of_ddpm or config.process.variance,
         clip=sampling.threshold != "none",
@@ -67,8 +67,7 @@ def check_can_choose(workdir: pathlib.Path, config: Config) -> None:
 def choose(
     workdir: pathlib.Path,
     config: Config,
-    params: Any,
-    about: dict[str, Any],
+    weights: Weights,
     num: int,
     *,
     variance: str,
@@ -84,8 +83,7 @@ def choose(
     Args:
       workdir: the run.
       config: its config.
-      params: the weights.
-      about: of these weights, as JSON can: a name for the file, and what decides them.
+      weights: of the network.
       num: K, 2 .. T.
       variance: of the reverse steps.
       clip: whether the predicted x_0 is clipped to [-1, 1].
@@ -95,6 +93,7 @@ def choose(
       float64 [K], falling.
     """
     process = build.make_schedule(config.process)
+    about = identity_of(weights)
     kind = f"{about['weights']}_{about['checkpoint_step']:06d}".replace(":", "")
     name = f"{kind}_{variance}{'' if clip else '_unclipped'}"
     own, other = (
@@ -113,7 +112,7 @@ def choose(
             f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
             f"once for these weights: {out}.npz will keep what it takes"
         )
-        kept = _measure(workdir, config, params, about, out, variance, clip)
+        kept = _measure(workdir, config, weights.params, about, out, variance, clip)
     timesteps, _ = best_timesteps(
         step_costs(process, variance, kept),
         last_costs(process, variance, kept),

@@ -34,6 +34,7 @@ from diffusion_jax.jobs.likelihood_report import in_words, is_whole, write_bound
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
+from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import devices, locks
 from diffusion_jax.runtime.errors import BadRequest
@@ -74,8 +75,7 @@ class _Subject(NamedTuple):
 
     config: Config
     model: Model
-    params: Any
-    identity: dict[str, Any]
+    weights: Weights
     mesh: jax.sharding.Mesh
     images: Source
     chosen: np.ndarray
@@ -195,8 +195,7 @@ def _bound(
             chain = auto_timesteps.choose(
                 workdir,
                 config,
-                subject.params,
-                subject.identity,
+                subject.weights,
                 request.steps,
                 variance=config.process.variance,
                 clip=True,
@@ -208,7 +207,7 @@ def _bound(
 
         def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
             terms = bound.terms(
-                subject.params, Batch(x0), indices, subject.size, on_progress
+                subject.weights.params, Batch(x0), indices, subject.size, on_progress
             )
             return _packed(terms)
 
@@ -246,7 +245,9 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
     )
 
     def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        return flow.bits(subject.params, Batch(x0), indices, subject.size, on_progress)
+        return flow.bits(
+            subject.weights.params, Batch(x0), indices, subject.size, on_progress
+        )
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
@@ -314,10 +315,9 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     most = request.max_examples or len(images)
     chosen = np.sort(fixed_choice(len(images), most))
     size = batch_size(len(chosen), config.data.batch_size, mesh)
-    identity = identity_of(weights)
     about = {
         "run": str(workdir),
-        **identity,
+        **identity_of(weights),
         "config_sha256": to_sha256(config),
         "split": request.split,
         "num_examples": len(chosen),
@@ -329,8 +329,7 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     return _Subject(
         config,
         plan.model,
-        weights.params,
-        identity,
+        weights,
         mesh,
         images,
         chosen,

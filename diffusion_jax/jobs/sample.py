@@ -124,9 +124,7 @@ def generate(
     with locks.locked(partial.folder, "writing to"):
         if auto:
             beside = out.parent / run_folder.auto_timesteps_path(workdir).name
-            config = auto_timesteps.with_timesteps(
-                workdir, config, loaded.params, about, beside
-            )
+            config = auto_timesteps.with_timesteps(workdir, config, loaded, beside)
             table = build_sampler.make_table(model, config.sampling)
         job = _Job(request, config, model, table, loaded.params, mesh, partial)
         try:

@@ -5,7 +5,9 @@ Everything here is NumPy in float64; test_chain.py runs the tables in a scan.
 
 import dataclasses
 import functools
+import inspect
 import warnings
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import (
     alphas_cumprod_at,
     cosine_betas,
@@ -31,7 +34,59 @@ SCHEDULE = make_schedule(linear_betas(T))
 COSINE = make_schedule(cosine_betas(T))
 EVERY = timesteps.trailing_timesteps(T, T)
 UNEVEN = [999.0, 810.5, 700.0, 450.25, 200.0, 90.0, 20.0]
-ONE_CALL = {name: make for name, make in methods.METHODS.items() if name != "heun"}
+MODEL, OF_X0 = Model(SCHEDULE), Model(SCHEDULE, "x0")
+LEARNED = Model(SCHEDULE, variance="learned")
+METHODS = methods.METHODS
+
+
+class Traits(NamedTuple):
+    """What the contract leaves open to a method; the defaults are those of most."""
+
+    order: int = 1  # Of one without noise.
+    num_previous: int = 0
+    has_anchor: bool = False
+    repeats: bool = False  # A timestep that is repeated changes nothing, else is refused.
+    is_two_stage: bool = False  # Two rows a step, from a slope that must be finite.
+
+
+# A new method needs a row here only where it differs from the defaults.
+TRAITS = {
+    "ddpm": Traits(repeats=True),
+    "ddim": Traits(repeats=True),
+    "dpmpp_2m": Traits(order=2, num_previous=1),
+    "dpmpp_3m": Traits(order=3, num_previous=2),
+    "unipc": Traits(order=3, num_previous=2, has_anchor=True),
+    "heun": Traits(order=2, num_previous=1, has_anchor=True, is_two_stage=True),
+}
+
+
+def traits(name):
+    return TRAITS.get(name, Traits())
+
+
+def taking(option):
+    """The names of the methods that have this option."""
+    return [
+        n for n, make in METHODS.items() if option in inspect.signature(make).parameters
+    ]
+
+
+def is_deterministic(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return not METHODS[name](MODEL, UNEVEN).to_x.noise.any()
+
+
+DETERMINISTIC = [name for name in METHODS if is_deterministic(name)]
+
+
+def is_finite(table):
+    return all(np.isfinite(np.asarray(c, float)).all() for c in jax.tree.leaves(table))
+
+
+def assert_same(found, expected, rtol=0.0):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol)
 
 
 def levels(schedule, times):
@@ -49,7 +104,7 @@ def half_log_snr(share):
 
 def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
     """Rows against `q_posterior`, which test_process.py checks against Bayes' rule."""
-    to_x = methods.ddpm_table(SCHEDULE, EVERY).to_x
+    to_x = methods.ddpm_table(MODEL, EVERY).to_x
     np.testing.assert_allclose(to_x.x0[::-1], SCHEDULE.posterior_mean_coef1, rtol=1e-9)
     np.testing.assert_allclose(
         to_x.x[::-1], SCHEDULE.posterior_mean_coef2, rtol=1e-9, atol=1e-15
@@ -61,10 +116,9 @@ def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, COSINE])
 def test_ddim_with_eta_1_over_all_steps_is_ddpm_fixed_small(schedule):
-    ddpm = methods.ddpm_table(schedule, EVERY)
-    ddim = methods.ddim_table(schedule, EVERY, eta=1.0)
-    for a, b in zip(jax.tree.leaves(ddpm), jax.tree.leaves(ddim), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-11)
+    ddpm = methods.ddpm_table(Model(schedule), EVERY)
+    ddim = methods.ddim_table(Model(schedule), EVERY, eta=1.0)
+    assert_same(ddpm, ddim, rtol=1e-11)
 
 
 @pytest.mark.parametrize("count", [3, 10, 61, 250])
@@ -74,14 +128,14 @@ def test_a_respaced_ddpm_is_the_ddpm_of_the_respaced_process(count):
     chosen = timesteps.trailing_timesteps(T, count)
     share = levels(SCHEDULE, chosen)[0][::-1]
     respaced = make_schedule(1 - share / np.append(1.0, share[:-1]))
-    to_x = methods.ddpm_table(SCHEDULE, chosen).to_x
+    to_x = methods.ddpm_table(MODEL, chosen).to_x
     np.testing.assert_allclose(to_x.x0[::-1], respaced.posterior_mean_coef1, rtol=1e-9)
     np.testing.assert_allclose(
         to_x.noise[::-1] ** 2, respaced.posterior_variance, atol=1e-14
     )
-    large = methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large").to_x
+    large = methods.ddpm_table(MODEL, chosen, variance="fixed_large").to_x
     np.testing.assert_allclose(large.noise[-2::-1] ** 2, respaced.betas[1:], rtol=1e-9)
-    learned = methods.ddpm_table(SCHEDULE, chosen, variance_type="learned")
+    learned = methods.ddpm_table(LEARNED, chosen)
     assert learned.is_learned
     np.testing.assert_array_equal(learned.to_x.noise, to_x.noise)
     np.testing.assert_allclose(
@@ -104,29 +158,30 @@ def keeps_the_marginals(table, share, after):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("schedule", [SCHEDULE, COSINE])
 def test_ddim_ddpm_and_any_sigma_keep_the_marginals_of_the_process(schedule, eta):
+    model = Model(schedule)
     for chosen in (timesteps.trailing_timesteps(T, 20), UNEVEN):
         share, after = levels(schedule, chosen)
         std = eta * 0.9 * np.sqrt(1 - after)
         for table in (
-            methods.ddim_table(schedule, chosen, eta=eta),
-            methods.non_markovian_table(schedule, chosen, std),
-            methods.ddpm_table(schedule, chosen),
+            methods.ddim_table(model, chosen, eta=eta),
+            methods.non_markovian_table(model, chosen, std),
+            methods.ddpm_table(model, chosen),
         ):
             keeps_the_marginals(table, share, after)
         np.testing.assert_array_equal(
-            methods.non_markovian_table(schedule, chosen, std).to_x.noise, std
+            methods.non_markovian_table(model, chosen, std).to_x.noise, std
         )
 
 
 def test_eta_scales_the_noise():
-    full, part = (methods.ddim_table(SCHEDULE, UNEVEN, eta=eta) for eta in (1.0, 0.3))
+    full, part = (methods.ddim_table(MODEL, UNEVEN, eta=eta) for eta in (1.0, 0.3))
     np.testing.assert_allclose(part.to_x.noise, 0.3 * full.to_x.noise)
-    assert not methods.ddim_table(SCHEDULE, UNEVEN).to_x.noise.any()
+    assert not methods.ddim_table(MODEL, UNEVEN).to_x.noise.any()
 
 
 def test_a_sigma_of_no_such_process_is_refused():
     room = np.sqrt(1 - levels(SCHEDULE, UNEVEN)[1])
-    methods.non_markovian_table(SCHEDULE, UNEVEN, room)
+    methods.non_markovian_table(MODEL, UNEVEN, room)
     for bad, said in (
         (room[1:], "one value for each of 7 steps"),
         (room * 1.001, r"std\[0\]"),
@@ -134,26 +189,40 @@ def test_a_sigma_of_no_such_process_is_refused():
         (-room, r"std\[0\]"),
     ):
         with pytest.raises(ValueError, match=said):
-            methods.non_markovian_table(SCHEDULE, UNEVEN, bad)
+            methods.non_markovian_table(MODEL, UNEVEN, bad)
 
 
 def test_repeated_timesteps_change_nothing():
     """DDIM's quadratic list has them; its code takes them as steps of no length."""
     once = [800.0, 300.0, 2.0, 0.0]
-    for make in (
-        methods.ddpm_table,
-        functools.partial(methods.ddpm_table, variance_type="learned"),
-        functools.partial(methods.ddim_table, eta=0.7),
+    for make, model in (
+        (methods.ddpm_table, MODEL),
+        (methods.ddpm_table, LEARNED),
+        (functools.partial(methods.ddim_table, eta=0.7), MODEL),
     ):
-        table = make(SCHEDULE, [800.0, 300.0, 300.0, 2.0, 0.0, 0.0])
+        table = make(model, [800.0, 300.0, 300.0, 2.0, 0.0, 0.0])
         for row in (1, 4):
             assert table.to_x.x[row] == 1
             assert table.to_x.x0[row] == table.to_x.noise[row] == 0
-        kept = table.take(np.array([0, 2, 3, 5]))
-        for a, b in zip(
-            jax.tree.leaves(kept), jax.tree.leaves(make(SCHEDULE, once)), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-12)
+        assert_same(table.take(np.array([0, 2, 3, 5])), make(model, once), rtol=1e-12)
+
+
+def test_the_variance_of_ddpm_is_the_models_unless_told_else():
+    chosen = timesteps.trailing_timesteps(T, 200)
+    kinds = ("fixed_small", "fixed_large", "learned")
+    own = {kind: methods.ddpm_table(Model(SCHEDULE, "v", kind), chosen) for kind in kinds}
+    assert own["fixed_small"].to_x.noise[0] < own["fixed_large"].to_x.noise[0]
+    for kind in kinds:
+        assert own[kind].is_learned == (kind == "learned")
+        for told in ("fixed_small", "fixed_large"):
+            table = methods.ddpm_table(Model(SCHEDULE, "v", kind), chosen, variance=told)
+            assert_same(table, own[told])
+            assert not table.is_learned
+    told = methods.ddpm_table(LEARNED, chosen, variance="learned")
+    assert_same(told, methods.ddpm_table(LEARNED, chosen))
+    for kind in ("fixed_small", "fixed_large"):
+        with pytest.raises(ValueError, match="'learned' needs a network that has learned"):
+            methods.ddpm_table(Model(SCHEDULE, "v", kind), chosen, variance="learned")
 
 
 def test_few_steps_with_fixed_large_variances_are_warned_of():
@@ -161,8 +230,8 @@ def test_few_steps_with_fixed_large_variances_are_warned_of():
         chosen = timesteps.trailing_timesteps(T, count)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large")
-            methods.ddpm_table(SCHEDULE, chosen)
+            methods.ddpm_table(MODEL, chosen, variance="fixed_large")
+            methods.ddpm_table(MODEL, chosen)
         assert [f"with {count} steps" in str(w.message) for w in said] == [True] * warned
 
 
@@ -183,7 +252,7 @@ def test_steps_that_multiply_errors_of_x0_are_warned_of(start):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for make in (methods.dpmpp_2m_table, methods.ddim_table):
-                make(SCHEDULE, chosen)
+                make(MODEL, chosen)
         assert len(said) == warned
         if warned:
             text = f"dpmpp_2m weighs predicted x_0 with {total(h):.4g} in all at timestep"
@@ -201,7 +270,7 @@ def test_3m_tells_the_weight_of_all_three_predictions():
         total += abs(exact_step(SCHEDULE, 800.0, 200.0, 0.0, basis))
     assert total > 3.5
     with pytest.warns(UserWarning, match=f"with {total:.4g} in all at timestep 800,"):
-        methods.dpmpp_3m_table(SCHEDULE, chosen)
+        methods.dpmpp_3m_table(MODEL, chosen)
 
 
 def test_other_ruinous_steps_are_warned_of_and_usual_ones_are_not():
@@ -212,38 +281,145 @@ def test_other_ruinous_steps_are_warned_of_and_usual_ones_are_not():
         ("unipc", COSINE, [999, 900, 500, 499.9, 200, 20, 0]),
     ):
         with pytest.warns(UserWarning, match=f"{name} weighs predicted x_0"):
-            methods.METHODS[name](schedule, chosen)
+            METHODS[name](Model(schedule), chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for schedule in (SCHEDULE, COSINE):
-            methods.heun_table(schedule, [999.0])
-            methods.heun_table(schedule, timesteps.karras_timesteps(schedule, 10))
+            model = Model(schedule)
+            methods.heun_table(model, [999.0])
+            methods.heun_table(model, timesteps.karras_timesteps(schedule, 10))
             for name in ("dpmpp_2m", "dpmpp_3m", "unipc"):
                 for count in (5, 10, 20, 50):
-                    methods.METHODS[name](schedule, timesteps.trailing_timesteps(T, count))
+                    METHODS[name](model, timesteps.trailing_timesteps(T, count))
 
 
-# What all methods have in common
+# The contract of all methods
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("count", [1, 2, 3, 50, T])
 def test_the_last_row_lands_on_x0_without_noise(name, count):
-    table = methods.METHODS[name](SCHEDULE, timesteps.trailing_timesteps(T, count))
-    assert table.num_rows == (2 * count - 1 if name == "heun" else count)
+    table = METHODS[name](MODEL, timesteps.trailing_timesteps(T, count))
+    assert table.num_rows == (2 * count - 1 if traits(name).is_two_stage else count)
     last = table.take(-1).to_x
     assert last.x0 == pytest.approx(1, rel=1e-12)
     assert (last.x, last.anchor, last.x0_prev, last.x0_prev2, last.noise) == (0,) * 5
-    assert all(np.isfinite(np.asarray(c, float)).all() for c in jax.tree.leaves(table))
+    assert is_finite(table)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("name", METHODS)
+def test_x0_comes_out_of_what_the_network_predicts(name, kind):
+    """At each row's own t, also the trial points of Heun and a corrector's rows."""
+    table = METHODS[name](Model(SCHEDULE, kind), UNEVEN)
+    table = methods.with_langevin(table)
+    share = alphas_cumprod_at(SCHEDULE, table.t)
+    x0, eps = 0.3, -1.1
+    x = np.sqrt(share) * x0 + np.sqrt(1 - share) * eps
+    v = np.sqrt(share) * eps - np.sqrt(1 - share) * x0
+    prediction = {"eps": eps, "x0": x0, "v": v, "score": -eps / np.sqrt(1 - share)}[kind]
+    found = table.x0_from_x * x + table.x0_from_prediction * prediction
+    np.testing.assert_allclose(found, x0, rtol=1e-11)
+
+
+OPTIONS = {"eta": 0.5, "churn": 20.0, "steps_per_level": 2}
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("option", [None, *OPTIONS])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_level_of_a_row_is_the_noise_level_of_its_timestep(name, option, schedule):
+    """Also of trial rows, of churned ones, of a corrector's, and of padding.
+
+    By the definition of real-valued times: log alphas_cumprod is a polygon.
+    """
+    if option is not None and name not in taking(option):
+        pytest.skip(f"{name} has no {option}")
+    options = {} if option is None else {option: OPTIONS[option]}
+    plain = METHODS[name](Model(schedule), UNEVEN, **options)
+    corrected = methods.with_langevin(plain, num_steps=2)
+    assert set(UNEVEN) <= set(plain.t) or option == "churn"
+    assert corrected.num_rows > plain.num_rows
+    for table in (plain, corrected, corrected.padded(60), plain.take(slice(2, 5))):
+        log_share = np.interp(table.t, np.arange(T), np.log(schedule.alphas_cumprod))
+        level = table.level
+        assert all(square.dtype == np.float64 for square in level)
+        np.testing.assert_allclose(level.alpha_squared, np.exp(log_share), rtol=1e-11)
+        np.testing.assert_allclose(level.sigma_squared, -np.expm1(log_share), rtol=1e-9)
+        np.testing.assert_allclose(level.alpha, np.exp(log_share / 2), rtol=1e-11)
+        np.testing.assert_allclose(level.sigma**2, level.sigma_squared, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_lists_that_cannot_be_are_refused(name):
+    make = METHODS[name]
+    for bad in ([], [3, 4], [1000, 1], [1, -1]):
+        with pytest.raises(ValueError, match="timesteps"):
+            make(MODEL, bad)
+    if traits(name).repeats:
+        assert is_finite(make(MODEL, [5, 5]))
+    else:
+        with pytest.raises(ValueError, match="strictly"):
+            make(MODEL, [5, 5])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_what_a_method_needs_is_carried(name):
+    table = METHODS[name](MODEL, UNEVEN)
+    carried = table.num_previous, table.has_anchor
+    assert carried == (traits(name).num_previous, traits(name).has_anchor)
+    for column in (table.is_live, table.is_remembered, table.is_trial):
+        assert column.dtype == bool
+    assert not table.is_learned and table.is_live.all() and table.is_remembered.all()
+    assert table.is_trial.any() == traits(name).is_two_stage
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", METHODS)
+def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told(name):
+    """x_T of a zero terminal SNR has no weight in x_0, and ends in its place."""
+    make = METHODS[name]
+    for betas in (jsd_betas(100), rescale_zero_terminal_snr(linear_betas(100))):
+        schedule = make_schedule(betas)
+        chosen = timesteps.trailing_timesteps(100, 10)
+        if traits(name).is_two_stage:
+            with pytest.raises(ValueError, match="infinite"):
+                make(Model(schedule, "v"), chosen)
+            continue
+        for kind, of_prediction in (("v", -1.0), ("x0", 1.0)):
+            table = make(Model(schedule, kind), chosen)
+            assert is_finite(table)
+            first = table.take(0)
+            assert (first.x0_from_x, first.x0_from_prediction) == (0, of_prediction)
+            assert first.level == (0, 1)
+        for kind in ("eps", "score"):
+            with pytest.raises(ValueError, match="predict v or x0"):
+                make(Model(schedule, kind), chosen)
+            assert make(Model(schedule, kind), chosen[1:]).num_rows == 9
+        for same in ([99, 98.5, 30], [99, 99, 30]):
+            with pytest.raises(ValueError, match="the same noise|strictly"):
+                make(Model(schedule, "v"), same)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_where_the_first_step_has_no_length_in_lambda_multistep_methods_begin_again():
+    chosen = timesteps.trailing_timesteps(100, 10)
+    for betas in (jsd_betas(100), rescale_zero_terminal_snr(linear_betas(100))):
+        model = Model(make_schedule(betas), "v")
+        two, ddim = (
+            make(model, chosen).to_x
+            for make in (methods.dpmpp_2m_table, methods.ddim_table)
+        )
+        np.testing.assert_allclose(two.x0[:2], ddim.x0[:2], rtol=1e-12)
+        noisy = methods.dpmpp_2m_table(model, chosen, eta=1.0).to_x
+        ddpm = methods.ddpm_table(model, chosen).to_x
+        np.testing.assert_allclose(noisy.noise, ddpm.noise, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("name", "eta"),
     [
-        *(
-            (name, None)
-            for name in ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "euler", "heun")
-        ),
+        *((name, None) for name in DETERMINISTIC),
         *((name, eta) for name in ("dpmpp_2m", "dpmpp_3m") for eta in (0.6, 1.0)),
     ],
 )
@@ -251,11 +427,11 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
     """With x_0 = c known, x = alpha c + sigma eps keeps that form, whatever the order,
     since all predictions agree. Of the noise that was, the SDE keeps e^(-eta h)."""
     options = {} if eta is None else {"eta": eta}
-    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
+    table = METHODS[name](OF_X0, UNEVEN, **options)
     share, after = levels(SCHEDULE, UNEVEN)
     c, x = 0.37, np.array([0.9, -1.3])
     found = run_table(table, lambda x, t: c, x, np.zeros(table.num_rows))
-    found = found[::2] if name == "heun" else found[:-1]
+    found = found[::2] if traits(name).is_two_stage else found[:-1]
     eps = (x - np.sqrt(share[0]) * c) / np.sqrt(1 - share[0])
     lam = half_log_snr(share)
     kept = np.sqrt(1 - share) * np.exp(-(eta or 0.0) * (lam - lam[0]))
@@ -267,10 +443,10 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
         np.testing.assert_allclose(total, 1 - after, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "heun"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
     """The test above sees it: the states leave the exact path by far more than 1e-11."""
-    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0")
+    table = METHODS[name](OF_X0, UNEVEN)
 
     def states(table):
         noises = np.zeros(table.num_rows)
@@ -288,70 +464,28 @@ def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
     assert count >= 2 * table.num_rows - 1
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_lists_that_cannot_be_are_refused(name):
-    make = methods.METHODS[name]
-    for bad in ([], [3, 4], [1000, 1], [1, -1]):
-        with pytest.raises(ValueError, match="timesteps"):
-            make(SCHEDULE, bad)
-    if name not in ("ddpm", "ddim"):
-        with pytest.raises(ValueError, match="strictly"):
-            make(SCHEDULE, [5, 5])
-
-
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_3m"])
+@pytest.mark.parametrize("name", taking("eta"))
 def test_eta_out_of_range_is_refused(name, bad):
     with pytest.raises(ValueError, match="eta"):
-        methods.METHODS[name](SCHEDULE, [5, 1], eta=bad)
+        METHODS[name](MODEL, [5, 1], eta=bad)
 
 
 def test_other_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="'huge'"):
-        methods.ddpm_table(SCHEDULE, [5, 1], variance_type="huge")
-    for make in (methods.euler_table, methods.heun_table):
+        methods.ddpm_table(MODEL, [5, 1], variance="huge")
+    assert set(taking("churn")) >= {"euler", "heun"}
+    for name in taking("churn"):
         for bad in (-1.0, float("nan")):
             with pytest.raises(ValueError, match="churn"):
-                make(SCHEDULE, [5, 1], churn=bad)
+                METHODS[name](MODEL, [5, 1], churn=bad)
     for bad in (0.0, 1.01, float("nan")):
         with pytest.raises(ValueError, match="step_size"):
-            methods.langevin_table(SCHEDULE, [5, 1], step_size=bad)
+            methods.langevin_table(MODEL, [5, 1], step_size=bad)
     with pytest.raises(ValueError, match="at least 1"):
-        methods.langevin_table(SCHEDULE, [5, 1], steps_per_level=0)
+        methods.langevin_table(MODEL, [5, 1], steps_per_level=0)
     with pytest.raises(ValueError, match="at least 1"):
-        methods.with_langevin(methods.ddim_table(SCHEDULE, [5, 1]), SCHEDULE, num_steps=0)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told():
-    """x_T of a zero terminal SNR has no weight in x_0, and ends in its place."""
-    for betas in (jsd_betas(100), rescale_zero_terminal_snr(linear_betas(100))):
-        schedule = make_schedule(betas)
-        chosen = timesteps.trailing_timesteps(100, 10)
-        for name, make in ONE_CALL.items():
-            for kind, of_prediction in (("v", -1.0), ("x0", 1.0)):
-                table = make(schedule, chosen, prediction_type=kind)
-                columns = jax.tree.leaves(table)
-                assert all(np.isfinite(np.asarray(c, float)).all() for c in columns), name
-                first = table.take(0)
-                assert (first.x0_from_x, first.x0_from_prediction) == (0, of_prediction)
-            with pytest.raises(ValueError, match="predict v or x0"):
-                make(schedule, chosen)
-            assert make(schedule, chosen[1:]).num_rows == 9
-            for same in ([99, 98.5, 30], [99, 99, 30]):
-                with pytest.raises(ValueError, match="the same noise|strictly"):
-                    make(schedule, same, prediction_type="v")
-        with pytest.raises(ValueError, match="infinite"):
-            methods.heun_table(schedule, chosen, prediction_type="v")
-        # Where the first step has no length in lambda the multistep methods begin anew.
-        two, ddim = (
-            make(schedule, chosen, prediction_type="v").to_x
-            for make in (methods.dpmpp_2m_table, methods.ddim_table)
-        )
-        np.testing.assert_allclose(two.x0[:2], ddim.x0[:2], rtol=1e-12)
-        noisy = methods.dpmpp_2m_table(schedule, chosen, prediction_type="v", eta=1.0).to_x
-        ddpm = methods.ddpm_table(schedule, chosen, prediction_type="v").to_x
-        np.testing.assert_allclose(noisy.noise, ddpm.noise, rtol=1e-9, atol=1e-12)
+        methods.with_langevin(methods.ddim_table(MODEL, [5, 1]), num_steps=0)
 
 
 # Multistep methods: what is exact, and their order
@@ -377,7 +511,7 @@ def exact_step(schedule, before, after, x, m, eta=0.0):
 def test_3m_is_exact_where_x0_is_a_parabola_in_lambda(eta):
     """And the second row where it is a line, the first where it is constant."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
-    table = methods.dpmpp_3m_table(SCHEDULE, UNEVEN, eta=eta, prediction_type="x0")
+    table = methods.dpmpp_3m_table(OF_X0, UNEVEN, eta=eta)
     for row in range(len(UNEVEN) - 1):
         degree = min(row, 2)
         coefficients = [0.3, -0.7, 0.2][: degree + 1]
@@ -398,7 +532,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
     The predictor of UniPC is the same step, from its corrected x.
     """
     options = {} if eta is None else {"eta": eta}
-    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
+    table = METHODS[name](OF_X0, UNEVEN, **options)
     share, after = levels(SCHEDULE, UNEVEN)
     lam = half_log_snr(share)
     for row in range(len(UNEVEN) - 1):
@@ -418,7 +552,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
 def test_the_corrector_of_unipc_is_exact_where_x0_is_a_parabola():
     """From the corrected x before, through the two predictions before and this row's."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
-    corrected = methods.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0").to_anchor
+    corrected = methods.unipc_table(OF_X0, UNEVEN).to_anchor
     assert [w[0] for w in corrected] == [1, 0, 0, 0, 0, 0]
     for row in range(2, len(UNEVEN)):
         m = np.polynomial.Polynomial([0.3, -0.7, 0.2])
@@ -462,18 +596,8 @@ def flow(start, end):
     return x, solved.y[:, -1] * np.sqrt(1 - last)
 
 
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [
-        ("ddim", 1),
-        ("euler", 1),
-        ("dpmpp_2m", 2),
-        ("heun", 2),
-        ("dpmpp_3m", 3),
-        ("unipc", 3),
-    ],
-)
-def test_each_method_has_its_order(name, order):
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_each_method_has_its_order(name):
     """Slopes of the error at 80, 160, 320 steps, even in log SNR from T - 1 to index 20."""
     x, exact = flow(999.0, 20.0)
     first, last = SCHEDULE.log_snr[[-1, 20]]
@@ -481,8 +605,8 @@ def test_each_method_has_its_order(name, order):
     for count in (80, 160, 320):
         times = times_at_log_snr(SCHEDULE, np.linspace(first, last, count + 1))
         times[[0, -1]] = 999.0, 20.0
-        table = methods.METHODS[name](SCHEDULE, times, prediction_type="x0")
-        rows = table.take(slice(0, 2 * count if name == "heun" else count))
+        table = METHODS[name](OF_X0, times)
+        rows = table.take(slice(0, 2 * count if traits(name).is_two_stage else count))
         states = run_table(
             rows,
             lambda x, t: mixture_x0(x, alphas_cumprod_at(SCHEDULE, np.array([t]))[0]),
@@ -491,23 +615,20 @@ def test_each_method_has_its_order(name, order):
         )
         errors.append(np.sqrt(np.mean((states[-1] - exact) ** 2)))
     slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.abs(slopes - order).max() < 0.25, (errors, slopes)
+    assert np.abs(slopes - traits(name).order).max() < 0.25, (errors, slopes)
 
 
 def test_euler_without_churn_is_ddim():
     for chosen in (UNEVEN, [999.0]):
-        euler, ddim = (
-            make(SCHEDULE, chosen) for make in (methods.euler_table, methods.ddim_table)
-        )
-        for a, b in zip(jax.tree.leaves(euler), jax.tree.leaves(ddim), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12)
+        euler, ddim = methods.euler_table(MODEL, chosen), methods.ddim_table(MODEL, chosen)
+        assert_same(euler, ddim, rtol=1e-12)
 
 
 def test_the_first_step_of_the_sde_is_that_of_ddpm():
     """SDE-DPM-Solver++ of first order is ancestral sampling (Lu et al. 2022)."""
-    ddpm = methods.ddpm_table(SCHEDULE, UNEVEN).to_x
+    ddpm = methods.ddpm_table(MODEL, UNEVEN).to_x
     for make in (methods.dpmpp_2m_table, methods.dpmpp_3m_table):
-        sde = make(SCHEDULE, UNEVEN, eta=1.0).to_x
+        sde = make(MODEL, UNEVEN, eta=1.0).to_x
         for found, expected in zip(sde, ddpm, strict=True):
             assert found[0] == pytest.approx(expected[0], rel=1e-11)
         np.testing.assert_allclose(sde.noise, ddpm.noise, rtol=1e-11)
@@ -523,12 +644,12 @@ def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
     sbar = np.sqrt((1 - share) / share)
     grown = sbar * (1 + min(churn / len(UNEVEN), 2**0.5 - 1))
     grown[0] = sbar[0]  # There is nothing above T - 1.
-    table = methods.euler_table(SCHEDULE, UNEVEN, churn=churn)
+    table = methods.euler_table(MODEL, UNEVEN, churn=churn)
     start = alphas_cumprod_at(SCHEDULE, table.t)
     np.testing.assert_allclose(np.sqrt((1 - start) / start), grown, rtol=1e-9)
     keeps_the_marginals(table, start, np.append(start[1:], 1.0))
     # Heun's second rows end at the same places: the next row of Heun is a first one.
-    heun = methods.heun_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0")
+    heun = methods.heun_table(OF_X0, UNEVEN, churn=churn)
     np.testing.assert_array_equal(heun.t[::2], table.t)
     np.testing.assert_array_equal(heun.t[1::2], UNEVEN[1:])
     np.testing.assert_allclose(heun.to_x.noise[1::2], table.to_x.noise[:-1], rtol=1e-12)
@@ -536,7 +657,7 @@ def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
     x = np.array([0.9])
     states = run_table(heun, lambda x, t: 0.37, x, np.zeros(heun.num_rows))[::2]
     plain = run_table(
-        methods.euler_table(SCHEDULE, UNEVEN, churn=churn, prediction_type="x0"),
+        methods.euler_table(OF_X0, UNEVEN, churn=churn),
         lambda x, t: 0.37,
         x,
         np.zeros(7),
@@ -550,7 +671,7 @@ def test_langevin_rests_at_the_marginal():
     for t in (700.0, 100.0, 20.5):
         share = alphas_cumprod_at(SCHEDULE, np.array([t]))[0]
         v, a = share * std**2 + 1 - share, size * (1 - share)
-        table = methods.langevin_table(SCHEDULE, [t], steps_per_level=4, step_size=size)
+        table = methods.langevin_table(MODEL, [t], steps_per_level=4, step_size=size)
         assert table.t.tolist() == [t] * 4
         row = table.take(0).to_x
         # With the best network: x_0 = alpha std^2 / v x + (1 - share) mean / v.
@@ -564,10 +685,10 @@ def test_langevin_rests_at_the_marginal():
 
 
 def test_annealed_langevin_visits_every_level_in_turn():
-    table = methods.langevin_table(SCHEDULE, [900, 50, 3], steps_per_level=2)
+    table = methods.langevin_table(MODEL, [900, 50, 3], steps_per_level=2)
     assert table.t.tolist() == [900, 900, 50, 50, 3, 3]
     np.testing.assert_array_equal(table.to_x.x[:-1], 0.95)
-    default = methods.langevin_table(SCHEDULE, [900, 50, 3])
+    default = methods.langevin_table(MODEL, [900, 50, 3])
     assert default.t.tolist() == [900, 50, 3]
 
 
@@ -576,31 +697,29 @@ def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves(count):
     """Of data that is almost one point, by the exact recursion."""
     chosen = timesteps.trailing_timesteps(T, count)
     with pytest.warns(UserWarning) as said:
-        table = methods.langevin_table(SCHEDULE, chosen)
+        table = methods.langevin_table(MODEL, chosen)
     rows = table.take(slice(count - 1))
-    left = gaussian_moments(rows, SCHEDULE, 0.0, 1e-9)[1] ** 0.5
+    left = gaussian_moments(rows, 0.0, 1e-9)[1] ** 0.5
     text = f"in {count} rows leaves noise of standard deviation {left:.4g} to"
     assert text in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        methods.langevin_table(SCHEDULE, chosen[:1])
+        methods.langevin_table(MODEL, chosen[:1])
         methods.langevin_table(
-            SCHEDULE, timesteps.trailing_timesteps(T, 100), steps_per_level=10
+            MODEL, timesteps.trailing_timesteps(T, 100), steps_per_level=10
         )
-        methods.langevin_table(SCHEDULE, EVERY)
+        methods.langevin_table(MODEL, EVERY)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_corrector_moves_a_biased_sample_toward_the_truth(name):
     """Gaussian data, by the exact recursion, from a start with the wrong mean."""
     mean, std, chosen = 0.3, 0.5, timesteps.log_snr_timesteps(SCHEDULE, 20)
-    table = methods.METHODS[name](SCHEDULE, chosen)
+    table = METHODS[name](MODEL, chosen)
     off = []
     for count in (0, 5, 20):
-        corrected = (
-            methods.with_langevin(table, SCHEDULE, num_steps=count) if count else table
-        )
-        found, _ = gaussian_moments(corrected, SCHEDULE, mean, std, start=2.0)
+        corrected = methods.with_langevin(table, num_steps=count) if count else table
+        found, _ = gaussian_moments(corrected, mean, std, start=2.0)
         off.append(abs(found - mean))
     assert off[0] > 0.002 and off[2] < off[1] < 0.7 * off[0] and off[2] < 0.3 * off[0], off
     assert corrected.num_rows == table.num_rows + 20 * 19
@@ -609,28 +728,27 @@ def test_a_corrector_moves_a_biased_sample_toward_the_truth(name):
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "langevin"])
 def test_a_corrector_mends_the_variance_of_few_steps(name):
     std, chosen = 0.5, timesteps.log_snr_timesteps(SCHEDULE, 20)
-    table = methods.METHODS[name](SCHEDULE, chosen)
-    corrected = methods.with_langevin(table, SCHEDULE, num_steps=20)
-    without, found = (
-        gaussian_moments(t, SCHEDULE, 0.3, std)[1] for t in (table, corrected)
-    )
+    table = METHODS[name](MODEL, chosen)
+    corrected = methods.with_langevin(table, num_steps=20)
+    without, found = (gaussian_moments(t, 0.3, std)[1] for t in (table, corrected))
     assert abs(found / std**2 - 1) < 0.5 * abs(without / std**2 - 1)
 
 
 def test_a_table_can_be_corrected_twice():
     """What the first corrector's rows predict is still not remembered."""
-    table = methods.dpmpp_3m_table(SCHEDULE, UNEVEN, prediction_type="x0")
-    once = methods.with_langevin(table, SCHEDULE)
-    twice = methods.with_langevin(once, SCHEDULE)
+    table = methods.dpmpp_3m_table(OF_X0, UNEVEN)
+    once = methods.with_langevin(table)
+    twice = methods.with_langevin(once)
     assert twice.is_remembered.sum() == once.is_remembered.sum() == table.num_rows
 
 
 @pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "heun", "ddpm"])
 def test_a_corrector_that_does_nothing_changes_nothing(name):
     """With steps of almost no size: the predictor's own history and anchor stay right."""
-    options = {"variance_type": "learned"} if name == "ddpm" else {}
-    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type="x0", **options)
-    corrected = methods.with_langevin(table, SCHEDULE, num_steps=3, step_size=1e-13)
+    variance = "learned" if name == "ddpm" else "fixed_small"
+    table = METHODS[name](Model(SCHEDULE, "x0", variance), UNEVEN)
+    assert table.is_learned == (name == "ddpm")
+    corrected = methods.with_langevin(table, num_steps=3, step_size=1e-13)
     x = np.array([0.9, -1.3])
 
     def network(x, t):
@@ -647,8 +765,8 @@ def test_a_corrector_that_does_nothing_changes_nothing(name):
 
 def test_a_corrector_moves_the_anchor_as_it_moves_x():
     """UniPC goes on from its corrected x: moved by d, that has to move by d as well."""
-    table = methods.unipc_table(SCHEDULE, UNEVEN, prediction_type="x0")
-    corrected = methods.with_langevin(table, SCHEDULE, step_size=0.04)
+    table = methods.unipc_table(OF_X0, UNEVEN)
+    corrected = methods.with_langevin(table, step_size=0.04)
     assert corrected.num_rows == 13 and (~corrected.is_remembered[1::2]).all()
     for row in range(1, 13, 2):
         c, after = corrected.take(row), corrected.take(row + 1)
@@ -657,7 +775,7 @@ def test_a_corrector_moves_the_anchor_as_it_moves_x():
         np.testing.assert_allclose(of_anchor * after.to_anchor.anchor, change, rtol=1e-12)
         assert c.to_anchor.anchor == 1 and c.to_x.anchor == 0
         assert c.t == after.t and c.x0_from_prediction == after.x0_from_prediction
-    default = methods.with_langevin(methods.ddim_table(SCHEDULE, UNEVEN), SCHEDULE)
+    default = methods.with_langevin(methods.ddim_table(MODEL, UNEVEN))
     np.testing.assert_allclose(default.to_x.x[1::2], 0.95)
 
 
@@ -669,12 +787,12 @@ def test_a_corrector_moves_the_anchor_as_it_moves_x():
     [
         (methods.ddpm_table, 0.857),
         (methods.ddim_table, 0.920),
-        (functools.partial(methods.ddpm_table, variance_type="fixed_large"), 1.016),
+        (functools.partial(methods.ddpm_table, variance="fixed_large"), 1.016),
     ],
 )
 def test_the_variance_that_an_exact_score_leaves(make, expected):
     """Of data of standard deviation 0.05, S = T = 1,000; worked out beforehand."""
-    _, variance = gaussian_moments(make(SCHEDULE, EVERY), SCHEDULE, 0.0, 0.05)
+    _, variance = gaussian_moments(make(MODEL, EVERY), 0.0, 0.05)
     assert variance / 0.05**2 == pytest.approx(expected, abs=1e-3)
 
 
@@ -682,15 +800,15 @@ def test_the_gap_closes_as_t_grows():
     """The same process cut into more steps: linear betas scaled by 1 / T."""
     gaps = {"fixed_small": [], "fixed_large": [], "ddim": []}
     for total in (250, 1000, 4000):
-        schedule = make_schedule(linear_betas(total, 0.1 / total, 20 / total))
+        model = Model(make_schedule(linear_betas(total, 0.1 / total, 20 / total)))
         every = timesteps.trailing_timesteps(total, total)
         for name, seen in gaps.items():
             table = (
-                methods.ddim_table(schedule, every)
+                methods.ddim_table(model, every)
                 if name == "ddim"
-                else methods.ddpm_table(schedule, every, variance_type=name)
+                else methods.ddpm_table(model, every, variance=name)
             )
-            mean, variance = gaussian_moments(table, schedule, 0.3, 0.2)
+            mean, variance = gaussian_moments(table, 0.3, 0.2)
             assert mean == pytest.approx(0.3, abs=2e-3)
             seen.append(abs(variance / 0.2**2 - 1))
     for seen in gaps.values():
@@ -700,13 +818,13 @@ def test_the_gap_closes_as_t_grows():
 def test_full_chains_recover_the_data_distribution():
     """The two fixed variances are the bounds of the right one (DDPM section 3.2)."""
     found = {
-        "small": methods.ddpm_table(SCHEDULE, EVERY),
-        "large": methods.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
-        "ddim": methods.ddim_table(SCHEDULE, EVERY),
+        "small": methods.ddpm_table(MODEL, EVERY),
+        "large": methods.ddpm_table(MODEL, EVERY, variance="fixed_large"),
+        "ddim": methods.ddim_table(MODEL, EVERY),
     }
     variance = {}
     for name, table in found.items():
-        mean, variance[name] = gaussian_moments(table, SCHEDULE, 0.3, 0.2)
+        mean, variance[name] = gaussian_moments(table, 0.3, 0.2)
         assert mean == pytest.approx(0.3, abs=2e-3)
         assert variance[name] == pytest.approx(0.2**2, rel=0.06)
     assert variance["small"] < 0.2**2 < variance["large"]
@@ -716,46 +834,9 @@ def test_full_chains_recover_the_data_distribution():
 # The columns
 
 
-@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_x0_comes_out_of_what_the_network_predicts(name, kind):
-    """At each row's own t, also the trial points of Heun and a corrector's rows."""
-    table = methods.METHODS[name](SCHEDULE, UNEVEN, prediction_type=kind)
-    table = methods.with_langevin(table, SCHEDULE)
-    share = alphas_cumprod_at(SCHEDULE, table.t)
-    x0, eps = 0.3, -1.1
-    x = np.sqrt(share) * x0 + np.sqrt(1 - share) * eps
-    v = np.sqrt(share) * eps - np.sqrt(1 - share) * x0
-    prediction = {"eps": eps, "x0": x0, "v": v}[kind]
-    found = table.x0_from_x * x + table.x0_from_prediction * prediction
-    np.testing.assert_allclose(found, x0, rtol=1e-11)
-
-
-@pytest.mark.parametrize(
-    ("name", "previous", "anchor"),
-    [
-        ("ddpm", 0, False),
-        ("dpmpp_2m", 1, False),
-        ("dpmpp_3m", 2, False),
-        ("unipc", 2, True),
-        ("heun", 1, True),
-        ("langevin", 0, False),
-    ],
-)
-def test_only_what_a_method_needs_is_carried(name, previous, anchor):
-    table = methods.METHODS[name](SCHEDULE, UNEVEN)
-    assert (table.num_previous, table.has_anchor) == (previous, anchor)
-    for column in (table.is_live, table.is_remembered, table.is_trial):
-        assert column.dtype == bool
-    assert not table.is_learned and table.is_live.all() and table.is_remembered.all()
-
-
 def test_a_padded_table_ends_with_rows_that_are_not_live():
-    table = methods.heun_table(SCHEDULE, UNEVEN)
+    table = methods.heun_table(MODEL, UNEVEN)
     assert table.padded(13) is table and not table.is_padded
     padded = table.padded(20)
     assert padded.is_padded and padded.is_live.tolist() == [True] * 13 + [False] * 7
-    for a, b in zip(
-        jax.tree.leaves(padded.take(slice(13))), jax.tree.leaves(table), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    assert_same(padded.take(slice(13)), table)

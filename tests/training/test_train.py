@@ -490,7 +490,7 @@ def test_the_last_step_does_what_is_wanted_of_it(
             return lambda *args: None
 
     state = init_state(it.plan.init_fn, it.tx, it.config)
-    it.record = new_record(it.plan, tmp_path, None, 1)
+    it.record = new_record(it.plan.config, it.plan.data, tmp_path, None, 1)
     it._wall_time, it._began, it._saved = 0.0, 0.0, None
     it.log = it.bar = it.reports = Quiet()
     it._visit(state, 8 if stopping else config.training.num_steps)
