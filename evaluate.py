@@ -42,11 +42,11 @@ _DATA_HELD_OUT = flags.DEFINE_string(
     "data_held_out", None, "The same of what data.held_out names."
 )
 _SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
-_MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most so many images.")
+_MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most this many images.")
 _SAMPLED = flags.DEFINE_integer(
     "num_timesteps_sampled", None, "Timesteps of each image, for an estimate; 1 .. T."
 )
-_STEPS = flags.DEFINE_integer("steps", None, "The bound over so few timesteps, 2 .. T.")
+_STEPS = flags.DEFINE_integer("steps", None, "The bound over this many timesteps, 2 .. T.")
 _SPACING = flags.DEFINE_string(
     "spacing", None, f"With --steps: {', '.join((*SPACINGS, AUTO))}."
 )

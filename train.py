@@ -24,7 +24,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Delete the run that is in the folder and start anew."
+    "overwrite", False, "Delete the run that is in the folder and start again."
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the config and the data, print the config and stop."

@@ -18,7 +18,7 @@ FUNCTIONS = [
 SHORT_SIGNATURES = ("diffusion", "evaluation", "jobs", "runs", "samplers", "training")
 # Functions that are longer than the others, each with its reason.
 LONG = {
-    "networks/unet.py": "the network from its input to its output, in the order of the paper",
+    "networks/unet.py": "the network from its input to its output, in the paper's order",
 }
 MOST_LINES = 50
 

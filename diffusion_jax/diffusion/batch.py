@@ -1,4 +1,4 @@
-"""What a step trains on: examples, their conditions, and what is drawn for them."""
+"""Batches of examples, and the random draws that belong to them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for the examples of a batch; a pytree.
+    """Timesteps and noise of the examples of a batch; a pytree.
 
     Attributes:
       t: int32 [B], the timesteps, 0 .. T-1.

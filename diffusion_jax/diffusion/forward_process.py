@@ -142,7 +142,7 @@ def q_sigma(
             f"sigma must have the shape {schedule.betas.shape}; got {sigma.shape}"
         )
     rest = 1 - schedule.alphas_cumprod_prev - sigma**2
-    # At eta = 1 and full noise the rest is 0 but for rounding.
+    # At eta = 1 and full noise the rest is 0 except for rounding.
     for index in np.flatnonzero(~((sigma >= 0) & (rest > -1e-12)))[:1]:
         raise ValueError(
             f"sigma[{index}] ({sigma[index]}) must be in 0 .. "

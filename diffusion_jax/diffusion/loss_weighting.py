@@ -1,4 +1,4 @@
-"""Loss weightings: how much each timestep counts, as a table made on the host.
+"""Loss weightings: the weight of each timestep, as a table made on the host.
 
 Every weighting here is defined by the weight w(t) of the squared error of x_0. The errors
 of the three predictions differ by the signal-to-noise ratio alone,
@@ -82,7 +82,7 @@ def variational_weights(schedule: Schedule, variance: str = "fixed_small") -> np
     """T times the exact weight of L_{t-1} in the variational bound, in bits (DDPM eq. 12).
 
     coef1^2 / (2 variance); with fixed_small that is half the fall of SNR in the step
-    (Kingma et al. 2021, section 4). So the mean over uniform t is the bound but for L_T,
+    (Kingma et al. 2021, section 4). So the mean over uniform t is the bound except L_T,
     for the constants that a fixed_large variance adds, and for L_0, whose bins are left
     out: at t = 0 this is the Gaussian's own log density, of the variance that t = 1 has.
 

@@ -114,7 +114,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network said at x_t, in any of its four forms; [B, ...] each.
+    """A network's prediction at x_t, in any of its four forms; [B, ...] each.
 
     Attributes:
       model: that was asked.

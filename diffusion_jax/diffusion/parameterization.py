@@ -1,4 +1,4 @@
-"""What a network's prediction says: x_0, the noise, v, the score, and the reverse step.
+"""Forms of a prediction (x_0, the noise, v, the score), and the reverse step's variance.
 
 A network predicts eps (the noise in x_t), x0, or v = sqrt(alpha-bar) eps
 - sqrt(1 - alpha-bar) x_0 (Salimans & Ho 2022). The score, the gradient of

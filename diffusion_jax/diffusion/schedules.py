@@ -344,7 +344,7 @@ def check_betas(betas: np.ndarray) -> np.ndarray:
     good[-1] |= betas[-1] == 1
     for t in np.flatnonzero(~good)[:1]:
         raise ValueError(
-            f"betas[{t}] ({betas[t]}) must be between 0 and 1, both excluded (but for the "
+            f"betas[{t}] ({betas[t]}) must be between 0 and 1, both excluded (except the "
             "last, which 1 gives a zero terminal signal-to-noise ratio)"
         )
     return betas

@@ -1,4 +1,4 @@
-"""Which timesteps a batch trains on: uniform, stratified, or where the loss is large.
+"""Timesteps that a batch trains on: uniform, stratified, or where the loss is large.
 
 Each function returns (t, weights): the mean over the batch of weights * loss(t) is an
 unbiased estimate of the mean loss over all T timesteps.

@@ -1,4 +1,4 @@
-"""The terms of the variational bound: what the reverse steps cost, in bits per dimension.
+"""The terms of the variational bound: costs of the reverse steps, in bits per dimension.
 
     -log p(x_0) <= L_T + sum over t of L_{t-1} + L_0                           (DDPM eq. 5)
 
@@ -124,7 +124,7 @@ class BoundTerm(NamedTuple):
 def bound_term(
     model: Model, params: Any, batch: Batch, draw: Draw, *, clip: bool = True
 ) -> BoundTerm:
-    """What the reverse step at t costs a network, at one draw of x_t (DDPM eq. 5).
+    """Return the cost of the reverse step at t, at one draw of x_t (DDPM eq. 5).
 
     Args:
       model, params: the network.

@@ -1,1 +1,1 @@
-"""What a network is worth: the bound on its likelihood over a data set."""
+"""Evaluation of a network: its likelihood over a data set."""

@@ -117,7 +117,7 @@ def combined(parts: list[BatchTerms]) -> BatchTerms:
 
 
 def standard_error(bits: np.ndarray) -> float:
-    """Of the mean over images: of which images there are, and of their t and noise."""
+    """Return the standard error of the mean, by the choice of images, t and noise."""
     return float(np.std(bits, ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else np.nan
 
 

@@ -31,7 +31,7 @@ _LAST_LOG_RATIOS = -7.0 * np.linspace(1, 0, 21) ** 2
 
 
 class Statistics(NamedTuple):
-    """What the costs of all steps follow from; means over images and their dimensions.
+    """Statistics that the costs follow from; means over images and their dimensions.
 
     Attributes:
       last: float64 [T, 21], the cost in nats of a last step from t to x_0: the
@@ -110,7 +110,7 @@ def step_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.
 
 
 def last_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.ndarray:
-    """What the last step costs, from s to x_0, if the one before came from t; [s, t]."""
+    """Costs of the last step, from s to x_0, if the one before came from t; [s, t]."""
     bar = schedule.alphas_cumprod
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.log1p(-bar / bar[:, None]) - np.log1p(

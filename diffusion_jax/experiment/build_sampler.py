@@ -30,7 +30,7 @@ from diffusion_jax.samplers.timesteps import AUTO, check_timesteps, spaced_times
 _CALLBACKS_ARE_CACHED = jax.__version_info__ >= (0, 12)
 _MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
 _SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
-_SEGMENT_ROWS = 10  # but each of at least so many rows.
+_SEGMENT_ROWS = 10  # but each of at least this many rows.
 
 # Fields of a SamplingConfig that some methods have, and what those call them.
 _OPTIONS = {

@@ -169,7 +169,7 @@ def _digest(found: Statistics) -> str:
 
 
 def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:
-    """What is kept, if it is of these weights."""
+    """Return the statistics that are kept, if they are of these weights."""
     try:
         with files.open_regular(path) as file, np.load(file) as kept:
             found = Statistics(*(kept[name] for name in Statistics._fields))

@@ -18,7 +18,7 @@ MeasureBatch = Callable[[np.ndarray, np.ndarray, Callable[[int], None]], np.ndar
 
 
 def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
-    """Of the fewest batches that hold `num` images, with `most` each or a few more."""
+    """Return a size: of the fewest batches that hold `num`, `most` each or a few more."""
     size = -(-num // -(-num // most))
     return -(-size // mesh.size) * mesh.size
 
@@ -32,7 +32,7 @@ def over_images(
     calls: int,
     measure: MeasureBatch,
 ) -> list[np.ndarray]:
-    """What `measure` says of each batch.
+    """Measure batch after batch.
 
     Args:
       partial: where the parts are kept, claimed and locked; those that are there stand.

@@ -46,7 +46,7 @@ SPLITS = ("held_out", "train")
 
 @dataclasses.dataclass
 class Request:
-    """What is to be evaluated.
+    """A request for an evaluation.
 
     Attributes:
       split: "held_out" or "train".
@@ -71,7 +71,7 @@ class Request:
 
 
 class _Subject(NamedTuple):
-    """What is evaluated, and on what."""
+    """A model with its weights, and the images that it is evaluated on."""
 
     config: Config
     model: Model

@@ -1,4 +1,4 @@
-"""What an evaluation of the likelihood leaves: P.json, P.csv, P.png, and what it prints."""
+"""Results of an evaluation of the likelihood: P.json, P.csv, P.png, and a table."""
 
 import json
 from typing import Any

@@ -91,7 +91,7 @@ class Partial:
         files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
 
     def begin(self) -> None:
-        """Makes the folder; goes on if it is of the same request, and else anew."""
+        """Makes the folder; goes on if it is of the same request, and else begins again."""
         note = self.folder / "request.json"
         self.claim([], overwrite=self._read(note) != self.request, others="")
 
@@ -102,7 +102,7 @@ class Partial:
             return None
 
     def finished(self) -> dict[str, Any] | None:
-        """What P.json says, if it is of this very request."""
+        """Return the contents of P.json, if it is of this very request."""
         found = self._read(result_path(self.out, ".json"))
         same = isinstance(found, dict) and self.request.items() <= found.items()
         return found if same else None
@@ -128,7 +128,7 @@ class Partial:
             np.save(file, array)
 
     def load(self, name: str) -> np.ndarray:
-        """What was saved under this name."""
+        """Return the array that was saved under this name."""
         with files.open_regular(self.path(name)) as file:
             return np.load(file)
 

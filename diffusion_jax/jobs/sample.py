@@ -40,7 +40,7 @@ _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which samples are wanted.
+    """A request for samples.
 
     Attributes:
       num: how many, from index 0 of the seed on.
@@ -157,7 +157,7 @@ def _note(
     about: dict[str, Any],
     table: SamplerTable,
 ) -> dict[str, Any]:
-    """What decides the samples, as P.json has it."""
+    """All that decides the samples, as P.json has it."""
     return {
         "run": str(workdir),
         "config_sha256": to_sha256(config),

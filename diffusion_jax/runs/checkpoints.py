@@ -276,7 +276,7 @@ class Checkpoints:
             raise RunFailed(
                 f"{self._folder(step)} was written by another version of diffusion_jax "
                 f"({version}) and has no {', '.join(sorted(lacking))}, but "
-                f"{', '.join(sorted(there))}; train it anew, or use that version"
+                f"{', '.join(sorted(there))}; train it again, or use that version"
             )
 
     def __enter__(self) -> "Checkpoints":
@@ -295,7 +295,7 @@ class _Unreadable(Exception):
 
 
 class _NewestAndBest:
-    """Which checkpoints stay: Orbax asks at each save."""
+    """The choice of checkpoints that stay: Orbax asks at each save."""
 
     def __init__(self, keep: int, losses: Mapping[int, float]):
         self._keep, self._losses = keep, losses

@@ -26,30 +26,30 @@ STD = "std:"  # What the name of a power-function average begins with.
 
 
 def average_names(config: EMAConfig) -> tuple[str, ...]:
-    """What a run tracks: "0.9999", ..., "std:0.05", ...; the main one first."""
+    """Return the names of a run's averages, "0.9999", "std:0.05"; the main one first."""
     rates = (config.decay, *config.more_decays)
     return (*map(str, map(float, rates)), *(f"{STD}{float(s)}" for s in config.stds))
 
 
-def update_weights(config: EMAConfig, step: jax.Array) -> dict[str, jax.Array]:
+def update_shares(config: EMAConfig, step: jax.Array) -> dict[str, jax.Array]:
     """How far each average moves towards the weights at this step (0, 1, ...).
 
     1 - rate, with the warm-up at least 9 / (10 + step); of a power-function average
     1 - (1 - 1/t)^(g + 1) with t = step + 1. float32, by name.
     """
     step = jnp.asarray(step, jnp.float32)
-    weights = {}
+    shares = {}
     for name in average_names(config):
         if name.startswith(STD):
             exponent = power_exponent(float(name.removeprefix(STD)))
             # 1 - x^n by way of logarithms: float32 holds no 1 - 1/t for a large t.
             log_share = jnp.log1p(-1 / (step + 1))
-            weights[name] = -jnp.expm1((exponent + 1) * log_share)
+            shares[name] = -jnp.expm1((exponent + 1) * log_share)
         else:
             weight = jnp.float32(1 - float(name))
             warm = jnp.maximum(weight, 9 / (10 + step)) if config.warmup else weight
-            weights[name] = jnp.broadcast_to(warm, step.shape)
-    return weights
+            shares[name] = jnp.broadcast_to(warm, step.shape)
+    return shares
 
 
 def ema_update(average: Any, params: Any, weight: jax.Array | float) -> Any:
@@ -86,7 +86,7 @@ class Moment(NamedTuple):
     std: float
 
 
-def rebuilding_weights(
+def rebuilding_coefficients(
     moments: Sequence[Moment], wanted: Moment
 ) -> tuple[np.ndarray, float]:
     """The combination of snapshots that is nearest to another average.

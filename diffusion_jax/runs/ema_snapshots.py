@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import weight_files
-from diffusion_jax.runs.ema import STD, Moment, rebuilding_weights
+from diffusion_jax.runs.ema import STD, Moment, rebuilding_coefficients
 from diffusion_jax.runs.weight_files import NotWeights, Weights
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
@@ -33,7 +33,7 @@ def interval(config: Config) -> int:
 
 
 def num_bytes(config: Config, every: int, num_parameters: int) -> int:
-    """Of all snapshots of a run, at the end."""
+    """Return the size of all snapshots of a run, at the end."""
     moments = -(-config.training.num_steps // every) if every else 0
     return moments * len(config.ema.stds) * num_parameters * 4
 
@@ -98,7 +98,7 @@ def rebuild(
             )
         paths = {m: path for m, path in paths.items() if m.step <= step}
     wanted = Moment(max(m.step for m in paths), float(name.removeprefix(STD)))
-    weights, misfit = rebuilding_weights(list(paths), wanted)
+    weights, misfit = rebuilding_coefficients(list(paths), wanted)
     total: dict[str, np.ndarray] = {}
     for weight, path in zip(weights, paths.values(), strict=True):
         try:
@@ -117,6 +117,6 @@ def rebuild(
             total[key] = total.get(key, 0) + weight * array.astype(np.float64)
     say(
         f"{name} at step {wanted.step:,}, rebuilt from {len(paths)} snapshots: its density "
-        f"is met but for {100 * misfit:.2g} %"
+        f"is met except for {100 * misfit:.2g} %"
     )
     return {key: array.astype(np.float32) for key, array in total.items()}, wanted.step

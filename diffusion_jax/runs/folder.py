@@ -271,7 +271,7 @@ def check_resumable(
         only_rate = list(fixed) == [LEARNING_RATE]
         hint = ", or --change_learning_rate to go on with it" if only_rate else ""
         # No advice that would cost somebody a trained network.
-        anew = "" if has_checkpoint(workdir) else ", or --overwrite to start anew"
+        anew = "" if has_checkpoint(workdir) else ", or --overwrite to start again"
         raise BadRequest(
             f"the run in {workdir} was started with another config: "
             f"{', '.join(fixed.values())}; "

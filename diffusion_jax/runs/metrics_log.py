@@ -123,11 +123,11 @@ class MetricLog:
         self._board.write_event(event)
 
     def sync(self) -> None:
-        """What was written is on disk after this."""
+        """Put all that was written on disk."""
         self._board.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Everything is on disk after this."""
+        """Put everything on disk, and close."""
         self._file.close()
         self._board.close()

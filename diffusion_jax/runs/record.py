@@ -68,7 +68,7 @@ def write_record(workdir: pathlib.Path, record: Record) -> None:
 
 
 def read_record(workdir: pathlib.Path) -> Record | None:
-    """What run.json says; None for a run that has none.
+    """Return the contents of run.json; None for a run that has none.
 
     Raises:
       BadRequest: if it is not what a run has written.

@@ -209,7 +209,7 @@ def _load_from_file(path: pathlib.Path) -> Weights:
 
 
 def identity_of(weights: Weights) -> dict[str, Any]:
-    """What a result says of the weights that it is of; a run can be trained anew."""
+    """Return what tells these weights from others in a result."""
     leaves = map(np.asarray, jax.tree.leaves(weights.params))
     return {
         "checkpoint_step": weights.step,

@@ -9,7 +9,7 @@ from diffusion_jax.runtime.errors import BadRequest
 
 @contextlib.contextmanager
 def values_refused() -> Iterator[None]:
-    """What the maths refuses in this context with ValueError comes out as BadRequest."""
+    """Turn a ValueError of the maths within this context into BadRequest."""
     try:
         yield
     except ValueError as error:

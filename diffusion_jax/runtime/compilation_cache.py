@@ -72,7 +72,7 @@ def use(folder: str | None) -> None:
         refused = _cannot(f"{what} {path}", error)
         if folder or variable:
             raise refused from error
-        warnings.warn(f"{refused}; every run compiles anew", stacklevel=2)
+        warnings.warn(f"{refused}; every run compiles again", stacklevel=2)
         return
     jax.config.update("jax_compilation_cache_dir", str(files.plain(path)))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -1,4 +1,4 @@
-"""What a CPU needs to be fast, and no other device has to know."""
+"""Settings that a CPU needs to be fast, and no other device."""
 
 import ctypes
 import functools
@@ -41,9 +41,9 @@ def is_all_there_is() -> bool:
 
 
 def keep_memory() -> None:
-    """What this process frees stays with it, for its next step.
+    """Keep the memory that this process frees, for its next step.
 
-    XLA takes the temporary memory of a program anew at each dispatch, and the system
+    XLA takes the temporary memory of a program again at each dispatch, and the system
     hands it out in pages of 4 KiB, with a fault and a page of zeros for each. Large
     blocks stay only in the heap of the main thread, so a dispatch has to run there: call
     it before JAX's first. For Linux with glibc; otherwise, and where there is a GPU or

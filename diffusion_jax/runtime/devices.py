@@ -49,7 +49,7 @@ def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(batch_size: int) -> slice:
-    """Which rows of a global batch this process loads."""
+    """Return the rows of a global batch that this process loads."""
     rows = batch_size // jax.process_count()
     return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 @dataclasses.dataclass
 class Stop:
-    """What a long job looks at between its steps.
+    """The signals that a long job looks at between its steps.
 
     Attributes:
       wanted: it is to stop.

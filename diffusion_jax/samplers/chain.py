@@ -14,7 +14,7 @@ from diffusion_jax.samplers.thresholding import Hook, static_threshold
 
 
 class Samples(NamedTuple):
-    """Which samples to make: those of these indices, of one seed; a pytree.
+    """Samples to make: those of these indices, of one seed; a pytree.
 
     Attributes:
       key: one typed PRNG key for all samples of a seed.
@@ -26,7 +26,7 @@ class Samples(NamedTuple):
 
 
 class ChainOptions(NamedTuple):
-    """What happens beside the rows of a table.
+    """Options of a chain, beside the rows of its table.
 
     Attributes:
       hook: hook(x0, x_t, level, cond) changes each predicted x_0 [B, ...] before it is
@@ -50,7 +50,7 @@ DEFAULT_OPTIONS = ChainOptions()
 
 
 class ChainState(NamedTuple):
-    """What one row hands to the next: no more than the table's method needs.
+    """The state between two rows: no more than the table's method needs.
 
     Attributes:
       x: [B, ...].

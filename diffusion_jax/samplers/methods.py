@@ -13,7 +13,7 @@ alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
 Every method takes
 
   model: its noise process, what it predicts and its variance; the network is not used.
-  timesteps: falling real numbers in 0 .. T-1, strictly but for `ddpm_table`,
+  timesteps: falling real numbers in 0 .. T-1, strictly except for `ddpm_table`,
     `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
 
 and raises ValueError for timesteps that do not fall or are out of range, and for eps from
@@ -113,7 +113,7 @@ def non_markovian_table(
     if std.shape != s.t.shape:
         raise ValueError(f"std must have one value for each of {len(s.t)} steps")
     rest = s.next.sigma_squared - std**2
-    # Where std is sigma', which DDPM's is at full noise, the rest is 0 but for rounding.
+    # Where std is sigma', which DDPM's is at full noise, the rest is 0 except for rounding.
     for i in np.flatnonzero(~((std >= 0) & (rest > -1e-12)))[:1]:
         raise ValueError(
             f"std[{i}] ({std[i]}) must be in 0 .. sqrt(1 - alphas_cumprod) of the "

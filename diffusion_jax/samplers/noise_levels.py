@@ -53,7 +53,7 @@ def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = Fals
     """The steps of a list of timesteps, the last one to x_0.
 
     Raises:
-      ValueError: unless the list falls, strictly but for `repeats`, and its noise with it.
+      ValueError: unless the list falls, strictly except with `repeats`, and its noise too.
     """
     t = check_timesteps(timesteps, schedule.num_timesteps, repeats=repeats)
     alphas_cumprod = alphas_cumprod_at(schedule, t)

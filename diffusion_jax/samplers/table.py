@@ -9,7 +9,7 @@ x_0 and x0_prev, x0_prev2 those of the rows before, each row computes
              + to_x.x0_prev2 * x0_prev2 + to_x.noise * noise
     anchor = the same with to_anchor
 
-all from the values before the row. The factor in `noise` is 1 but for learned variances.
+all from the values before the row. The factor in `noise` is 1 except for learned variances.
 Because x0 is clipped, or changed by another hook, before anything is formed of it, eps
 enters through (x, x0) alone: it is always the one re-derived from the clipped x0.
 """
@@ -26,7 +26,7 @@ from diffusion_jax.diffusion.parameterization import x0_coefficients
 
 
 class Coefficients(NamedTuple):
-    """Of one new value, in each of S rows; each float64 [S]."""
+    """Coefficients of one new value, in each of S rows; each float64 [S]."""
 
     x: np.ndarray
     anchor: np.ndarray

@@ -1,4 +1,4 @@
-"""Which timesteps a sampler visits: S falling times out of 0 .. T-1.
+"""Timesteps of a chain: S falling times out of 0 .. T-1.
 
 Times are float64. Those of `log_snr` and `karras` lie between the indices, where the
 process goes on as `schedules.alphas_cumprod_at` says; rounded, they would repeat. The
@@ -153,7 +153,7 @@ def check_timesteps(
     """The list as float64 [S].
 
     Raises:
-      ValueError: unless it falls, strictly but for `repeats`, within 0 .. T-1.
+      ValueError: unless it falls, strictly except with `repeats`, within 0 .. T-1.
     """
     steps = np.asarray(timesteps)
     real = np.issubdtype(steps.dtype, np.integer) or np.issubdtype(steps.dtype, np.floating)

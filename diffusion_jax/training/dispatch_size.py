@@ -1,4 +1,4 @@
-"""How many train steps a dispatch has: as many as take about a second."""
+"""The number of train steps of a dispatch: as many as take about a second."""
 
 import math
 
@@ -38,7 +38,7 @@ class Pace:
         return self.chosen or self._asked
 
     def took(self, steps: int, seconds: float) -> None:
-        """A dispatch of so many steps took so long, from its start to its end."""
+        """Take note of how long a dispatch took, from its start to its end."""
         if self.chosen:
             return
         if self._is_first:  # It was compiled as well.

@@ -20,7 +20,7 @@ from diffusion_jax.training.train_state import TrainState, equal_averages, init_
 
 
 class FirstState(NamedTuple):
-    """What a run starts with, or goes on from.
+    """The state that a run starts with, or goes on from.
 
     Attributes:
       state: of the run.

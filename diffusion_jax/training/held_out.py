@@ -48,7 +48,7 @@ def make_held_out_loss(
 
 
 class HeldOut:
-    """Both of a run, in batches of one shape over its mesh; None if they are stopped."""
+    """Loss and bound of a run, in batches of one shape over its mesh; None if stopped."""
 
     def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
         self._source, self._mesh, self._stop = plan.data.held_out, mesh, stop

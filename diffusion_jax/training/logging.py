@@ -1,4 +1,4 @@
-"""What a training run says while it goes on."""
+"""Log lines of a training run."""
 
 from collections.abc import Callable
 from typing import Any

@@ -34,7 +34,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """What turns gradients into updates of the weights.
+    """Return the optimiser, which turns gradients into updates of the parameters.
 
     With jit over a mesh the gradients are already the mean over all devices when they
     are clipped.

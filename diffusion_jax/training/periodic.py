@@ -1,4 +1,4 @@
-"""What is due now and then beside the steps: held-out loss, the bound, sample pictures."""
+"""Work at intervals beside the steps: held-out loss, the bound, sample pictures."""
 
 import math
 import pathlib
@@ -24,7 +24,7 @@ LOSS, BITS = "held_out_loss", "bits_per_dim"
 
 
 class Due(NamedTuple):
-    """Which of them."""
+    """The work that is to be done."""
 
     evaluate: bool = False
     bound: bool = False
@@ -58,7 +58,7 @@ def still_due(config: Config, workdir: pathlib.Path, step: int) -> Due:
 
 
 class Periodic:
-    """All three, of the averaged weights, with what is needed for them."""
+    """The work at intervals of one run, done with the averaged parameters."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class Request:
     """How a run is to be started.
 
     Attributes:
-      overwrite: delete the run that is in the folder and start anew.
+      overwrite: delete the run that is in the folder and start again.
       init_from: another run, or a file of weights, to start a new run with.
       init_weights: which weights of that run; see `weights.check_kind`.
       init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.

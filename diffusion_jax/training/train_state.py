@@ -13,7 +13,7 @@ from diffusion_jax.runs.ema import average_names
 
 
 class Tally(NamedTuple):
-    """What is counted from step to step; scalars.
+    """Counts from step to step; scalars.
 
     Attributes:
       steps: float32, steps since the last log line whose update was made.

@@ -14,19 +14,19 @@ from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.losses import monte_carlo_loss
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.experiment.build import LossFn
-from diffusion_jax.runs.ema import ema_update, update_weights
+from diffusion_jax.runs.ema import ema_update, update_shares
 from diffusion_jax.training.train_state import Tally, TrainState
 
 
 class Metrics(NamedTuple):
-    """Of one step, or of each step of a dispatch, [K]; float32."""
+    """Metrics of one step, or of each step of a dispatch, [K]; float32."""
 
     loss: jax.Array
     grad_norm: jax.Array
 
 
 class Dispatch(NamedTuple):
-    """What the steps of a dispatch have to say, and the tally after the last of them."""
+    """Metrics of the steps of a dispatch, and the tally after the last of them."""
 
     metrics: Metrics
     tally: Tally
@@ -77,7 +77,7 @@ def make_train_step(
             (optax.apply_updates(state.params, updates), opt_state),
             (state.params, state.opt_state),
         )
-        weights = update_weights(config.ema, state.step)
+        weights = update_shares(config.ema, state.step)
         emas = {
             name: ema_update(e, params, weights[name]) for name, e in state.emas.items()
         }

@@ -12,8 +12,8 @@ from diffusion_jax.runs.ema import (
     average_names,
     ema_update,
     power_exponent,
-    rebuilding_weights,
-    update_weights,
+    rebuilding_coefficients,
+    update_shares,
 )
 
 
@@ -26,7 +26,7 @@ def density(moment, tau):
 def tracked(config, trajectory):
     """All averages of a trajectory of weights [N, ...], by the recursion in float64."""
     steps = jnp.arange(len(trajectory))
-    weights = {n: np.asarray(w, float) for n, w in update_weights(config, steps).items()}
+    weights = {n: np.asarray(w, float) for n, w in update_shares(config, steps).items()}
     averages = {name: [np.zeros_like(trajectory[0])] for name in weights}
     for i, params in enumerate(trajectory):
         for name, values in averages.items():
@@ -49,12 +49,12 @@ def test_ema_of_a_constant_is_that_constant_to_the_bit():
 def test_rates_and_their_warm_up():
     steps = jnp.array([0, 8, 1000, 10**6])
     config = EMAConfig(decay=0.99, warmup=True, more_decays=(0.9999,), stds=())
-    found = update_weights(config, steps)
+    found = update_shares(config, steps)
     assert list(found) == ["0.99", "0.9999"]
     np.testing.assert_allclose(found["0.99"], [0.9, 0.5, 0.01, 0.01], rtol=1e-6)
     # 1 - 0.9999 in float32 would be off by 1.7e-4 of itself.
     np.testing.assert_allclose(found["0.9999"], [0.9, 0.5, 9 / 1010, 1e-4], rtol=1e-6)
-    cold = update_weights(EMAConfig(decay=0.99), steps)["0.99"]
+    cold = update_shares(EMAConfig(decay=0.99), steps)["0.99"]
     np.testing.assert_allclose(cold, 0.01, rtol=1e-6)
 
 
@@ -104,16 +104,16 @@ def test_a_power_average_weighs_each_step_by_its_density(std):
 
 def test_a_power_average_late_in_a_long_run():
     """At t = 800,000 it moves by (g + 1) / t, which float32 must not lose."""
-    weight = update_weights(EMAConfig(stds=(0.05,)), jnp.array([799_999]))["std:0.05"]
+    weight = update_shares(EMAConfig(stds=(0.05,)), jnp.array([799_999]))["std:0.05"]
     g = power_exponent(0.05)
     np.testing.assert_allclose(weight, (g + 1) / 8e5, rtol=2e-5)
-    first = update_weights(EMAConfig(stds=(0.05,)), jnp.array([0]))["std:0.05"]
+    first = update_shares(EMAConfig(stds=(0.05,)), jnp.array([0]))["std:0.05"]
     assert float(first[0]) == 1  # Nothing is left of what was there before.
 
 
 def test_weights_that_rebuild_what_is_there_are_one_and_zeros():
     moments = [Moment(100 * i, std) for i in range(1, 11) for std in (0.05, 0.1)]
-    weights, misfit = rebuilding_weights(moments, moments[13])
+    weights, misfit = rebuilding_coefficients(moments, moments[13])
     expected = np.eye(20)[13]
     np.testing.assert_allclose(weights, expected, atol=1e-6)
     assert misfit < 1e-6
@@ -124,7 +124,7 @@ def test_the_misfit_is_the_distance_of_the_densities(std):
     """By quadrature on a fine grid; and no other combination that sums to 1 is nearer."""
     moments = [Moment(100 * i, s) for i in range(1, 11) for s in (0.05, 0.1)]
     wanted = Moment(1000, std)
-    weights, misfit = rebuilding_weights(moments, wanted)
+    weights, misfit = rebuilding_coefficients(moments, wanted)
     tau = (np.arange(200_000) + 0.5) / 200
     target = density(wanted, tau)
     basis = np.stack([density(m, tau) for m in moments])
@@ -161,7 +161,7 @@ def test_averages_of_analytic_trajectories_are_rebuilt(num_moments, bound):
     moments = [Moment(int(s), std) for s in steps for std in (0.05, 0.1)]
     snapshots = np.stack([followed[f"std:{m.std}"][m.step - 1] for m in moments])
     for std in (0.08, 0.15):
-        weights, _ = rebuilding_weights(moments, Moment(num, std))
+        weights, _ = rebuilding_coefficients(moments, Moment(num, std))
         rebuilt, direct = weights @ snapshots, followed[f"std:{std}"][-1]
         # Snapshots come out of a float32 recursion's weights: 2e-4 in a density above.
         assert rebuilt[0] == pytest.approx(1, abs=1e-6)

@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_refused_if_it_was_named(monkeypatch,
     with pytest.raises(BadRequest, match="/dev/null/x cannot be written .*; name another"):
         compilation_cache.use("/dev/null/x")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    with pytest.warns(UserWarning, match="every run compiles anew"):
+    with pytest.warns(UserWarning, match="every run compiles again"):
         compilation_cache.use(None)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/dev/null/y")
     with pytest.raises(BadRequest, match="/dev/null/y"), warnings.catch_warnings():
