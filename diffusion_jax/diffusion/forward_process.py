@@ -85,6 +85,7 @@ def q_trajectory(
     x0 = jnp.asarray(x0, jnp.float32)
     kept = jnp.zeros((len(frames), *x0.shape))
     rows = (jnp.arange(schedule.num_timesteps), jnp.asarray(slots))
+    # Unseen (kept): zeros, all of which are overwritten.
     return jax.lax.scan(step, (x0, kept), rows)[0][1]
 
 
@@ -143,6 +144,7 @@ def q_sigma(
         )
     rest = 1 - schedule.alphas_cumprod_prev - sigma**2
     # At eta = 1 and full noise the rest is 0 except for rounding.
+    # Unseen (1e-12): a tolerance for rounding in float64, which is near 1e-16.
     for index in np.flatnonzero(~((sigma >= 0) & (rest > -1e-12)))[:1]:
         raise ValueError(
             f"sigma[{index}] ({sigma[index]}) must be in 0 .. "

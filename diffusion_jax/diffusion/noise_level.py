@@ -73,7 +73,9 @@ def noise_level_at(process: Schedule, t: Any, dtype: Any = jnp.float32) -> Noise
     t = t.astype(dtype)
     indices = jnp.arange(process.num_timesteps, dtype=t.dtype)
     # A share of 0 has no finite logarithm: this is 1e-300, to which float32 rounds 0.
+    # Unseen (1e-300): no float32, and a square root of 0 in float64.
     log_of = np.log(np.maximum(process.alphas_cumprod, 1e-300))
+    # Unseen (jnp.nan): not a number either way.
     log_share = jnp.interp(
         t, indices, jnp.asarray(log_of, t.dtype), left=jnp.nan, right=jnp.nan
     )

@@ -69,6 +69,7 @@ def mixture(weights: Any, means: Any, variances: Any) -> Mixture:
     Raises:
       ValueError: naming what does not fit.
     """
+    # Unseen (np.asarray(weights, np.float64)): they are made to sum to 1 afterwards.
     weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
     if not (weights.ndim == 1 <= len(weights) == len(means) and means.ndim > 1):
         raise ValueError(
@@ -93,6 +94,7 @@ def mixture(weights: Any, means: Any, variances: Any) -> Mixture:
 
 def gaussian(mean: Any, variance: Any) -> Mixture:
     """N(mean, diag(variance)); mean [D...], variance broadcasts to it."""
+    # Unseen (1.0): the one weight is made 1 afterwards.
     return mixture([1.0], np.asarray(mean, np.float64)[None], variance)
 
 
@@ -119,6 +121,7 @@ def sample(data: Mixture, key: jax.Array, num: int) -> jax.Array:
     """`num` draws of x_0; float32 [num, D...]."""
     k_component, k_noise = jax.random.split(key)
     weights = jnp.asarray(data.weights)
+    # Unseen (weights): jax.random.choice divides by their sum.
     k = jax.random.choice(k_component, len(data.weights), (num,), p=weights)
     noise = jax.random.normal(k_noise, (num, *data.shape))
     stds = jnp.asarray(np.sqrt(data.variances))
@@ -133,6 +136,7 @@ def negative_log_likelihood(data: Mixture, x0: jax.Array) -> jax.Array:
     """
     x0 = jnp.asarray(x0)
     if data.is_discrete:
+        # Unseen (x0[:, None] - ...): no other level is nearer than 0.0078.
         off = jnp.abs(x0[:, None] - jnp.asarray(data.means[None], x0.dtype))
         met = (off < 1e-5).reshape(*off.shape[:2], -1).all(axis=2)
         log_weights = jnp.asarray(np.log(data.weights)[None], x0.dtype)

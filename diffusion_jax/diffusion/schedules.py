@@ -139,6 +139,7 @@ def jsd_betas(num_timesteps: int) -> np.ndarray:
       ValueError: if T < 2.
     """
     _check_num_timesteps(num_timesteps)
+    # Unseen (0): np.arange stops before either.
     return 1 / np.arange(num_timesteps, 0, -1, dtype=np.float64)
 
 
@@ -155,6 +156,7 @@ def cosine_betas(
     """
     _check_num_timesteps(num_timesteps)
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    # Unseen (np.cos...): only ratios of these are used.
     alphas_cumprod = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
 
@@ -306,6 +308,7 @@ def alphas_cumprod_at(schedule: Schedule, times: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):  # No signal at the end: none on the way there.
         log_of = np.log(schedule.alphas_cumprod)
     whole = share == 0
+    # Unseen (0.5): it stands where nothing is read.
     share = np.where(whole, 0.5, share)  # Of those nothing is used: 0 * inf is not a 0.
     between = np.exp((1 - share) * log_of[before] + share * log_of[after])
     return np.where(whole, schedule.alphas_cumprod[before], between)

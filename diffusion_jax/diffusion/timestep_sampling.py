@@ -31,6 +31,7 @@ def uniform_timesteps(
     key: jax.Array, num: int, num_timesteps: int
 ) -> tuple[jax.Array, jax.Array]:
     """`num` independent draws from 0 .. T-1; int32 [num], float32 [num] of ones."""
+    # Unseen (0): randint makes it an integer.
     return jax.random.randint(key, (num,), 0, num_timesteps), jnp.ones(num)
 
 
@@ -54,6 +55,7 @@ def stratified_timesteps(
             f"the batch size ({num}) times num_timesteps ({num_timesteps}) must be below "
             "2^30 for stratified timesteps"
         )
+    # Unseen (0): randint makes it an integer.
     first = jax.random.randint(key, (), 0, total)
     t = (first + jnp.arange(num) * num_timesteps) % total // num
     return t.astype(jnp.int32), jnp.ones(num)
@@ -77,6 +79,7 @@ def timestep_probabilities(history: LossHistory) -> jax.Array:
     rms = jnp.sqrt(jnp.square(history.losses).mean(axis=1))
     total = rms.sum()
     known = (history.counts >= _HISTORY).all() & (total > 0)
+    # Unseen (1.0): a divisor that keeps 0 / 0 out of a branch that is not taken.
     by_loss = jnp.where(known, rms / jnp.where(known, total, 1.0), 1 / num_timesteps)
     return (1 - _UNIFORM_SHARE) * by_loss + _UNIFORM_SHARE / num_timesteps
 
@@ -87,6 +90,7 @@ def importance_timesteps(
     """`num` draws by `timestep_probabilities`; int32 [num], float32 [num] of 1 / (T p)."""
     probabilities = timestep_probabilities(history)
     num_timesteps = probabilities.shape[0]
+    # Unseen (probabilities): jax.random.choice divides by their sum.
     t = jax.random.choice(key, num_timesteps, (num,), p=probabilities)
     return t, 1 / (num_timesteps * probabilities[t])
 
@@ -108,10 +112,12 @@ def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> Loss
     position = jnp.arange(t.shape[0])
     before = (same & (position[None, :] < position[:, None])).sum(axis=1)
     # Of more than ten of one t only the last ten stay, so no slot is written twice.
+    # Unseen (size): integers, above n - 10.1 where they are above n - 10.
     stays = before >= same.sum(axis=1) - size
     row = jnp.where(stays, t, num_timesteps)
     counts = history.counts.at[t].get(mode="fill", fill_value=0)
     return LossHistory(
         losses=history.losses.at[row, (counts + before) % size].set(losses, mode="drop"),
+        # Unseen (1): it is added to integers, as an integer.
         counts=history.counts.at[t].add(1, mode="drop"),
     )

@@ -60,6 +60,7 @@ def discretized_gaussian_log_likelihood(
     lower = jnp.where(x0 < -0.999, -jnp.inf, (x0 - mean - _HALF_BIN) * inverse_std)
     # The difference of two nearly equal cumulative probabilities keeps its digits in the
     # lower tail alone, so a bin above the mean is mirrored.
+    # Unseen (0): the mass is the same, up to rounding near the mean.
     above = lower > 0
     upper, lower = jnp.where(above, -lower, upper), jnp.where(above, -upper, lower)
     mass = jax.scipy.special.ndtr(upper) - jax.scipy.special.ndtr(lower)

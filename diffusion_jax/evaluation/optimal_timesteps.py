@@ -27,6 +27,7 @@ from diffusion_jax.evaluation.timestep_scan import Measure
 _NUM_SHARES = 33  # Values of a learned w that are told apart, from 0 to 1.
 # Log variances of a last step from t that are tried, over 1 - abar_t: dense where the step
 # before it was long.
+# Unseen: a smooth cost is interpolated between these variances.
 _LAST_LOG_RATIOS = -7.0 * np.linspace(1, 0, 21) ** 2
 
 
@@ -113,11 +114,12 @@ def last_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.
     """Costs of the last step, from s to x_0, if the one before came from t; [s, t]."""
     bar = schedule.alphas_cumprod
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.log1p(-bar / bar[:, None]) - np.log1p(
-            -bar
-        )  # Of beta-tilde to 1 - abar_s.
+        # Of beta-tilde to 1 - abar_s.
+        ratio = np.log1p(-bar / bar[:, None]) - np.log1p(-bar)
     # Of shares that differ among the dimensions their mean is taken.
+    # Unseen (0): an index of a shape.
     w = statistics.fractions @ shares_of("learned") if variance == "learned" else 0
+    # Unseen (0): a ratio that is clamped to 0.
     ratio = (1 - np.reshape(w, (-1, 1))) * np.where(np.isfinite(ratio), ratio, 0)
     rows = zip(ratio, statistics.last, strict=True)
     return np.stack([np.interp(at, _LAST_LOG_RATIOS, costs) for at, costs in rows])

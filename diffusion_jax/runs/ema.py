@@ -112,6 +112,7 @@ def rebuilding_coefficients(
     # Minimum under the constraint, by a Lagrange multiplier.
     system = np.block([[gram, scale[:, None]], [scale[None], np.zeros((1, 1))]])
     right = np.append(towards, 1 / lengths[-1])
+    # Unseen (1e-14): what counts as zero, at the edge of float64.
     weights = np.linalg.lstsq(system, right, rcond=1e-14)[0][:-1]
     squared = weights @ gram @ weights - 2 * weights @ towards + 1
     return weights * scale * lengths[-1], float(np.sqrt(max(squared, 0)))
@@ -122,4 +123,5 @@ def _products(steps: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     n, k = exponents + 1, np.log(steps)
     both = n[:, None] + n[None] - 1
     shared = np.minimum(k[:, None], k[None]) * both - (k * n)[:, None] - (k * n)[None]
+    # Unseen (n[:, None] ...): only ratios of these are used.
     return n[:, None] * n[None] / both * np.exp(shared)

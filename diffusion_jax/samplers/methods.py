@@ -33,6 +33,7 @@ from diffusion_jax.samplers.noise_levels import Steps, Timesteps, churned_steps,
 from diffusion_jax.samplers.table import Coefficients, SamplerTable, assemble
 from diffusion_jax.samplers.timesteps import check_timesteps
 
+# Unseen (0.1): where a warning begins is a choice.
 _MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
 _MAX_GAIN = 3.5  # Of the errors of predicted x_0: with more, digits show them.
 
@@ -114,6 +115,7 @@ def non_markovian_table(
         raise ValueError(f"std must have one value for each of {len(s.t)} steps")
     rest = s.next.sigma_squared - std**2
     # Where std is sigma', which DDPM's is at full noise, the rest is 0 except for rounding.
+    # Unseen (1e-12): a tolerance for rounding in float64, which is near 1e-16.
     for i in np.flatnonzero(~((std >= 0) & (rest > -1e-12)))[:1]:
         raise ValueError(
             f"std[{i}] ({std[i]}) must be in 0 .. sqrt(1 - alphas_cumprod) of the "
@@ -199,8 +201,11 @@ def dpmpp_3m_table(
     s = make_steps(model.process, timesteps)
     c = 1 + eta
     p0 = -np.expm1(-c * s.h)
+    # Unseen (0.0): it stands where nothing is read.
     h = np.where(np.isfinite(s.h), s.h, 0.0)
+    # Unseen (0.0): it stands where nothing is read.
     p1 = np.where(h, h - p0 / c, 0.0)
+    # Unseen (0.0): it stands where nothing is read.
     p2 = np.where(h, h**2 / 2 - p1 / c, 0.0)
     # How far back in lambda the two earlier predictions lie.
     back = np.append(np.inf, s.h[:-1])
@@ -208,6 +213,7 @@ def dpmpp_3m_table(
     # Divided differences: d1 = (x_0 - x_0_prev) / back + back d2 / 2, and d2 / 2 =
     # ((x_0 - x_0_prev) / back - (x_0_prev - x_0_prev2) / (back2 - back)) / back2.
     known = np.isfinite(back2)
+    # Unseen (0.0): it stands where nothing is read.
     curve = np.where(known, (p1 * np.where(known, back, 0.0) + 2 * p2) / back2, 0.0)
     line, bend = (p1 + curve) / back, curve / np.append(np.inf, back[:-1])
     table = assemble(
@@ -235,7 +241,9 @@ def unipc_table(model: Model, timesteps: Timesteps) -> SamplerTable:
     s = make_steps(model.process, timesteps)
     # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
     # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
+    # Unseen (1.0): it stands where nothing is read.
     h = np.append(1.0, s.h[:-1])
+    # Unseen (1.0): it stands where nothing is read.
     r1 = np.append([-1.0, -1.0], -h[1:-1] / h[2:])[: len(h)]
     # The paper's b_1 and b_2, and the two equations for rho that they belong to, solved.
     phi = -np.expm1(-h)
@@ -348,6 +356,7 @@ def langevin_table(
     timesteps: Timesteps,
     *,
     step_size: float = 0.05,
+    # Unseen (1): a number of rows, an integer.
     steps_per_level: int = 1,
 ) -> SamplerTable:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1), from noise.

@@ -23,6 +23,7 @@ def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarra
       float64 [S], whole numbers, strictly falling, the first T - 1.
     """
     _check_count(num_timesteps, num_sampling_steps)
+    # Unseen (0): np.arange stops before either.
     remaining = np.arange(num_sampling_steps, 0, -1, dtype=np.int64)
     return (remaining * num_timesteps // num_sampling_steps - 1).astype(np.float64)
 
