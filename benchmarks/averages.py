@@ -15,7 +15,7 @@ from record import Figure, record
 
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runs import ema_snapshots, weight_files
-from diffusion_jax.runs.ema import Moment, rebuilding_weights
+from diffusion_jax.runs.ema import Moment, rebuilding_coefficients
 from diffusion_jax.training import train
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "digits.py")
@@ -44,7 +44,7 @@ def rebuilt() -> Iterator[Figure]:
         for count in (10, 25, 50):
             chosen = every[:: -len(every) // count][:count]
             moments = [m for m in saved if m.step in chosen]
-            weights, misfit = rebuilding_weights(moments, Moment(end, std))
+            weights, misfit = rebuilding_coefficients(moments, Moment(end, std))
             found = sum(w * saved[m] for w, m in zip(weights, moments, strict=True))
             error = np.linalg.norm(found - tracked)
             name = f"std {std} from {count} moments"

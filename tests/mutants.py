@@ -5,9 +5,9 @@ a power, one argument that is computed, or one returned value or table column is
 multiplied by 1.01 (a 0 becomes 0.01). Operands of one product change it alike, so one of
 them stands for all. `python tests/mutants.py [module ...]` lists who survives.
 
-A change that no test can see is excused by a comment above its statement, or above its line: "# Unseen: why"
-for all that is changed there, "# Unseen (0): why" for what becomes of the 0 alone, and
-"# Unseen (n[:, None] ...): why" for what begins like that.
+A change that no test can see is excused by a comment above its statement, or above its
+line: "# Unseen: why" for all that is changed there, "# Unseen (0): why" for what becomes of
+the 0 alone, and "# Unseen (n[:, None] ...): why" for what begins like that.
 """
 
 import ast
