@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench bench-gpu bench-parity bench-promises pictures constraints clean
+.PHONY: demo test test-maths test-slow lint format bench bench-gpu bench-parity bench-promises pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -18,6 +18,10 @@ demo: $(VENV)/core
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The formulas alone, in about a minute.
+test-maths: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "maths and not slow"
 
 test-slow: $(VENV)/dev
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow

@@ -46,3 +46,14 @@ def command():
         return result
 
     return run
+
+
+# Rooms whose tests have a marker of their own.
+MARKERS = {"diffusion": "maths", "samplers": "maths", "processes": "process"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = MARKERS.get(item.path.parent.name)
+        if marker:
+            item.add_marker(marker)
