@@ -60,7 +60,7 @@ def noise_level_at(process: Schedule, t: Any, dtype: Any = jnp.float32) -> Noise
     Args:
       process: the noise process.
       t: [B] or scalar. Whole numbers read the process's tables, rounded once to `dtype`;
-        real ones lie between them as `schedules.alphas_cumprod_at` says.
+        real ones lie between them as in `schedules.alphas_cumprod_at`.
       dtype: of the result.
 
     Returns:

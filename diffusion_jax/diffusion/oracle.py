@@ -234,7 +234,7 @@ def optimal_model(
       data: the distribution of x_0.
       process: the noise process.
       prediction: "eps", "x0", "v", or "score".
-      variance: of the reverse step. With "learned" the network says the variance with
+      variance: of the reverse step. With "learned" the network gives the variance with
         which the reverse step of one timestep is exact, that of q(x_{t-1} | x_t), but at
         least 1e-12.
     """

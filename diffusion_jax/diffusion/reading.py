@@ -1,4 +1,4 @@
-"""Reading a table of the process at timesteps that a device knows."""
+"""Reading a table of the process on the device."""
 
 from typing import Any
 

@@ -80,7 +80,7 @@ class Bound:
           on_progress: is told of the strata done, and may raise an exception.
 
         Raises:
-          ValueError: for images off the grid, of which L_0 says nothing.
+          ValueError: for images off the grid, for which L_0 is not defined.
         """
         levels = (np.asarray(batch.x, np.float64) + 1) * 127.5
         off = np.abs(levels - np.clip(np.rint(levels), 0, 255)).max()

@@ -1,7 +1,7 @@
 """The likelihood under the probability-flow ODE (Song et al. 2021, section 4.3).
 
 With alpha-bar = cos^2 phi the process is x = cos(phi) x_0 + sin(phi) eps, and the flow with
-its marginals moves x with the velocity that a network of v-prediction says:
+its marginals moves x with the velocity that a network of v-prediction predicts:
 
     dx / dphi = v(x, phi) = cos(phi) eps - sin(phi) x_0
     log p(x at t = 0) = log N(x at T - 1; 0, I) + integral of div v dphi

@@ -8,8 +8,8 @@ of the predicted x_0 and a reverse variance of beta-tilde^(1 - w) beta^w,
     L(t -> s) = 1/2 E[w d + exp(-w d) - 1 + exp(-w d) (SNR_s - SNR_t) e^2]
 
 per dimension, in nats; w is 0 for fixed_small, 1 for fixed_large, and what the network
-says if it has learned it. The last step, from s to x_0, has the variance of the step
-before it, as `predictions.fixed_log_variance` says, so its cost depends on t as well.
+gives if it has learned it. The last step, from s to x_0, has the variance of the step
+before it, as in `parameterization.fixed_log_variance`, so its cost depends on t as well.
 """
 
 from typing import Any, NamedTuple

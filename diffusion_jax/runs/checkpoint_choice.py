@@ -32,7 +32,7 @@ def chosen_step(
 
     Args:
       workdir: the run.
-      config: its config; `training.best_by` says what "best" is by.
+      config: its config; `training.best_by` decides what "best" is by.
       text: of `check_step`.
       flag: that said so, for messages.
 

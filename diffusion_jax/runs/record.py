@@ -142,7 +142,7 @@ def new_record(
     Args:
       config, data: of the run.
       workdir: its folder.
-      old: what run.json says of a run that goes on.
+      old: the contents of run.json of a run that goes on.
       num_parameters: of the network.
 
     Raises:
@@ -205,8 +205,8 @@ def check_data_there(workdir: pathlib.Path, config: Config) -> None:
 def check_same_data(workdir: pathlib.Path, here: Config, data: sources.DataSet) -> None:
     """Refuse other examples than a run was trained on; keep the place of the same ones.
 
-    What was held out of others may have been trained on. If `here` says another place
-    than the run's own config, that one says it from now on.
+    What was held out of others may have been trained on. A place in `here` that is
+    not that of the run's own config is put into it.
 
     Raises:
       BadRequest: naming what differs.

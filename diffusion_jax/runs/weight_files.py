@@ -1,7 +1,7 @@
 """Weights as files that other programs read: a flat list of named arrays and a note.
 
 Each array is named by its place in the network, "down0_res0.conv1.kernel"; kernels are
-[height, width, in, out]. The note says kind, step, config, and a hash of the arrays.
+[height, width, in, out]. The note has kind, step, config, and a hash of the arrays.
 """
 
 import json

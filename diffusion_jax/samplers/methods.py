@@ -2,7 +2,7 @@
 
 Every reverse step here is linear in the state x, the predicted x_0, those of earlier rows
 and fresh noise. So a method is a function on the host that fills a table in NumPy float64
-(table.py says what its columns mean), and one scan (chain.py) runs any of them.
+(table.py explains its columns), and one scan (chain.py) runs any of them.
 
 Below a step goes from the noise level (alpha, sigma) of a timestep to that of the next one
 of the list, (alpha', sigma'): nothing of the steps between them is used. Its beta is the

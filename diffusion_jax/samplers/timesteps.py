@@ -1,7 +1,7 @@
 """Timesteps of a chain: S falling times out of 0 .. T-1.
 
 Times are float64. Those of `log_snr` and `karras` lie between the indices, where the
-process goes on as `schedules.alphas_cumprod_at` says; rounded, they would repeat. The
+process goes on as in `schedules.alphas_cumprod_at`; rounded, they would repeat. The
 last row of a table goes on from the last timestep to x_0 itself.
 """
 

@@ -25,9 +25,9 @@ class FirstState(NamedTuple):
     Attributes:
       state: of the run.
       step: train steps done.
-      record: what run.json says.
-      is_unsaved: whether a later start could not know of this state, because it holds
-        weights of another run.
+      record: the contents of run.json.
+      is_unsaved: whether the state holds weights of another run, which a later start is
+        not given again.
     """
 
     state: TrainState

@@ -37,7 +37,7 @@ class Reports:
           config: of the run.
           learning_rate: at each update.
           log, bar: where lines go.
-          latest_checkpoint: latest_checkpoint(step) says which is the newest before that.
+          latest_checkpoint: latest_checkpoint(step) names the newest one before a step.
           skipped_in_a_row: updates skipped at the end of what was reported before.
         """
         self._config, self._learning_rate = config, learning_rate

@@ -1,4 +1,4 @@
-"""Saving a run: its checkpoints, and what run.json says of them."""
+"""Saving a run: its checkpoints, and their record in run.json."""
 
 import pathlib
 import time
@@ -29,7 +29,7 @@ class Saver:
         Args:
           workdir: the run.
           checkpoints: its checkpoints.
-          record: what run.json says.
+          record: the contents of run.json.
           log: of what leads up to a checkpoint.
           on_host: the parts of a state, for reading checkpoints back; see
             `Checkpoints.read_back`.

@@ -57,7 +57,7 @@ class Trainer:
           workdir: its folder, ready to be trained in: see `prepare_folder`.
           checkpoints: its checkpoints.
           mesh: the devices.
-          stop: says when to stop.
+          stop: the signals to stop.
           first: the state to go on from. It is donated to the first step.
         """
         self.plan, self.config, self.workdir = plan, plan.config, workdir

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, roots_hermitenorm
 
-from diffusion_jax.config import Config, ProcessConfig
 from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 from diffusion_jax.evaluation.bound import (
     Bound,
@@ -22,10 +23,14 @@ ENTROPY = oracle.entropy(DATA) / math.log(2)  # Of one dimension, in bits.
 
 
 def bound_of(variance, num_strata=1000, num_devices=4, seed=0, schedule=SCHEDULE):
-    process = ProcessConfig(num_timesteps=schedule.num_timesteps, variance=variance)
-    apply_fn = oracle.oracle_apply_fn(DATA, schedule, "eps", learned=variance == "learned")
-    config = Config(process=process)
-    return Bound(config, apply_fn, schedule, mesh_of(num_devices), num_strata, seed=seed)
+    model = oracle.optimal_model(DATA, schedule, "eps", variance)
+    return Bound(model, mesh_of(num_devices), num_strata, seed=seed)
+
+
+def terms_of(bound, x0, indices=None, size=None, **options):
+    """The terms of images without conditions, as one batch."""
+    indices = np.arange(len(x0)) if indices is None else indices
+    return bound.terms(None, Batch(x0), indices, size or len(x0), **options)
 
 
 def by_quadrature(variance, levels=LEVELS, shares=SHARES):
@@ -91,7 +96,7 @@ def test_the_bound_is_that_of_quadrature(variance):
     expected = by_quadrature(variance)
     assert expected > ENTROPY
     x0 = images(2000)
-    found = bound_of(variance).terms(None, x0, np.arange(2000), 2000)
+    found = terms_of(bound_of(variance), x0)
     assert abs(found.bits.mean() - expected) < 3 * standard_error(found.bits)
 
 
@@ -144,9 +149,8 @@ def test_the_bound_is_the_entropy_and_what_the_reverse_steps_miss():
     """DDPM eq. 16, which has q(x_{t-1} | x_t) without x_0, against the terms of eq. 5."""
     betas = np.array([0.02, 0.1, 0.3, 0.6, 0.8, 0.95])
     expected = by_equation_16(betas)
-    found = bound_of("fixed_large", num_strata=6, schedule=make_schedule(betas)).terms(
-        None, images(20000), np.arange(20000), 20000
-    )
+    bound = bound_of("fixed_large", num_strata=6, schedule=make_schedule(betas))
+    found = terms_of(bound, images(20000))
     assert expected > ENTROPY
     assert abs(found.bits.mean() - expected) < 3 * standard_error(found.bits)
 
@@ -156,9 +160,7 @@ def test_a_part_of_the_timesteps_is_unbiased_and_its_standard_error_honest():
     """A thousand repeats, of 50 images with 20 timesteps each, against quadrature."""
     expected, repeats, num = by_quadrature("fixed_large"), 1000, 50
     x0 = images(repeats * num)
-    found = bound_of("fixed_large", num_strata=20).terms(
-        None, x0, np.arange(len(x0)), len(x0)
-    )
+    found = terms_of(bound_of("fixed_large", num_strata=20), x0)
     assert abs(found.bits.mean() - expected) < 3 * standard_error(found.bits)
     groups = found.bits.reshape(repeats, num)
     covered = [abs(bits.mean() - expected) < 1.96 * standard_error(bits) for bits in groups]
@@ -178,11 +180,11 @@ def test_strata_divide_the_timesteps(num_timesteps):
 
 
 def test_batches_devices_and_order_change_nothing_beyond_rounding():
-    x0, every = images(24), np.arange(24)
-    whole = bound_of("fixed_large", 60).terms(None, x0, every, 24)
+    x0 = images(24)
+    whole = terms_of(bound_of("fixed_large", 60), x0)
     one = bound_of("fixed_large", 60, num_devices=1)
     order = np.random.default_rng(0).permutation(24)
-    parts = [one.terms(None, x0[p], p, 16) for p in (order[:16], order[16:])]
+    parts = [terms_of(one, x0[p], p, 16) for p in (order[:16], order[16:])]
     again = combined(parts)
     np.testing.assert_allclose(again.bits, whole.bits[order], rtol=2e-5)
     np.testing.assert_allclose(again.terms, whole.terms, rtol=1e-4, atol=1e-6)
@@ -190,9 +192,38 @@ def test_batches_devices_and_order_change_nothing_beyond_rounding():
     assert again.prior == pytest.approx(whole.prior, rel=1e-6)
 
 
+def labelled_model():
+    """A model that sees more, the lower the label: x_0 of noise scaled by it."""
+
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        assert not train and key is None
+        return x_t * cond["label"][:, None]
+
+    return Model(SCHEDULE, "x0", apply_fn=apply_fn)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_every_image_is_measured_with_its_own_condition(num_devices):
+    """Also in a batch that is filled up, and whatever the order."""
+    x0, labels = images(24), np.linspace(-1, 1, 24, dtype=np.float32)
+    bound = Bound(labelled_model(), mesh_of(num_devices), 20)
+
+    def terms(rows, size):
+        batch = Batch(x0[rows], {"label": labels[rows]})
+        return bound.terms(None, batch, rows, size).bits
+
+    whole = terms(np.arange(24), 24)
+    order = np.random.default_rng(0).permutation(24)
+    parts = np.concatenate([terms(rows, 16) for rows in (order[:16], order[16:])])
+    np.testing.assert_allclose(parts, whole[order], rtol=2e-5)
+    same = Batch(x0, {"label": labels[::-1]})
+    swapped = bound.terms(None, same, np.arange(24), 24).bits
+    assert (swapped != whole).all()
+
+
 def test_the_terms_add_up_to_the_bound_and_the_curve_begins_with_the_prior():
     x0 = images(32)
-    found = bound_of("fixed_small", 1000).terms(None, x0, np.arange(32), 32)
+    found = terms_of(bound_of("fixed_small", 1000), x0)
     assert found.prior + found.terms.sum() == pytest.approx(found.bits.mean(), rel=1e-5)
     curve = rate_distortion(found, 1000)
     assert curve.t[0] == 999 and curve.t[-1] == 0
@@ -206,7 +237,7 @@ def test_the_terms_add_up_to_the_bound_and_the_curve_begins_with_the_prior():
 def test_progress_is_told_between_segments():
     told = []
     bound = bound_of("fixed_small", 120)
-    bound.terms(None, images(8), np.arange(8), 8, told.append)
+    terms_of(bound, images(8), on_progress=told.append)
     assert told == [50, 100, 120]
 
 
@@ -214,7 +245,7 @@ def test_images_off_the_grid_are_refused():
     bound = bound_of("fixed_small", num_strata=1)
     for x0 in (images(4) + 1e-4, images(4) * 2 + 1):
         with pytest.raises(ValueError, match="256 levels"):
-            bound.terms(None, x0, np.arange(4), 4)
+            terms_of(bound, x0)
 
 
 def test_memory_does_not_grow_with_the_timesteps():
@@ -224,7 +255,7 @@ def test_memory_does_not_grow_with_the_timesteps():
         bound = bound_of("fixed_small", num, 1, schedule=make_schedule(linear_betas(num)))
         scan = bound._scan
         zeros, indices = np.zeros((64, 1), np.float32), np.zeros(64, np.int32)
-        arguments = (None, zeros, indices, zeros[:, 0], zeros[:, 0], 0)
+        arguments = (None, Batch(zeros), indices, zeros[:, 0], zeros[:, 0], 0)
         memory = scan._advance.lower(*arguments).compile().memory_analysis()
         sizes.append(memory.temp_size_in_bytes)
     assert sizes[1] < 1.05 * sizes[0] + 2e5

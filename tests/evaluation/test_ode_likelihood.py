@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, roots_hermitenorm
 
-from diffusion_jax.config import Config, DataConfig, ProcessConfig
 from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import (
     cosine_betas,
     linear_betas,
@@ -26,14 +28,20 @@ SCHEDULES = {
     "zero_terminal_snr": make_schedule(rescale_zero_terminal_snr(linear_betas(1000))),
 }
 LINEAR = SCHEDULES["linear"]
-POINTS = DataConfig(source="two_moons", image_size=(), channels=2)
 
 
-def flow_of(of, schedule=LINEAR, prediction="eps", num_steps=50, num_devices=1, **more):
-    process = ProcessConfig(num_timesteps=schedule.num_timesteps, prediction=prediction)
-    config = Config(process=process, **more)
-    apply_fn = oracle.oracle_apply_fn(of, schedule, prediction)
-    return Flow(config, apply_fn, schedule, mesh_of(num_devices), num_steps)
+def flow_of(
+    of, schedule=LINEAR, prediction="eps", num_steps=50, num_devices=1, dequantize=False
+):
+    """The flow of the best model: of points, unless their levels are dequantised."""
+    model = oracle.optimal_model(of, schedule, prediction)
+    return Flow(model, mesh_of(num_devices), num_steps, dequantize=dequantize)
+
+
+def bits_of(flow, x0, indices=None, size=None):
+    """Bits per dimension of examples without conditions, as one batch."""
+    indices = np.arange(len(x0)) if indices is None else indices
+    return flow.bits(None, Batch(x0), indices, size or len(x0))
 
 
 def mixture_of(dimensions, seed=0):
@@ -44,9 +52,8 @@ def mixture_of(dimensions, seed=0):
 
 def bits_by_density(flow, data, schedule, x0):
     """-log2 of the density at t = 0 of what the flow starts from, per dimension."""
-    x, _, _ = flow._begin(None, jnp.asarray(x0), jnp.arange(len(x0)))
-    level = schedule.sqrt_alphas_cumprod[0], schedule.sqrt_one_minus_alphas_cumprod[0]
-    log_density = oracle.log_density(data, x, *map(np.float32, level))
+    x, _, _ = flow._begin(None, Batch(jnp.asarray(x0)), jnp.arange(len(x0)))
+    log_density = oracle.log_density(data, x, noise_level_at(schedule, 0))
     return -np.asarray(log_density, np.float64) / (x0.shape[1] * math.log(2))
 
 
@@ -55,6 +62,7 @@ def bits_by_density(flow, data, schedule, x0):
     [
         ("linear", "eps"),
         ("linear", "v"),
+        ("linear", "score"),
         ("cosine", "x0"),
         ("zero_terminal_snr", "v"),
         ("zero_terminal_snr", "x0"),
@@ -67,9 +75,9 @@ def test_points_have_the_true_density(schedule, prediction):
     """
     tolerance = 1e-2 if schedule == "linear" else 2e-4
     schedule, data = SCHEDULES[schedule], mixture_of(2)
-    flow = flow_of(data, schedule, prediction, data=POINTS)
+    flow = flow_of(data, schedule, prediction)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
-    found = flow.bits(None, x0, np.arange(64), 64)
+    found = bits_of(flow, x0)
     expected = bits_by_density(flow, data, schedule, x0)
     assert expected.std() > 0.5
     np.testing.assert_allclose(found, expected, atol=tolerance)
@@ -82,8 +90,8 @@ def test_the_error_falls_with_the_steps():
 
     def error(num_steps):
         schedule = SCHEDULES["cosine"]
-        flow = flow_of(data, schedule, "v", num_steps, data=POINTS)
-        found = flow.bits(None, x0, np.arange(64), 64)
+        flow = flow_of(data, schedule, "v", num_steps)
+        found = bits_of(flow, x0)
         return np.abs(found - bits_by_density(flow, data, schedule, x0)).mean()
 
     assert error(8) > 8 * error(16)
@@ -93,9 +101,9 @@ def test_the_error_falls_with_the_steps():
 def test_hutchinsons_estimate_is_unbiased():
     """In 18 dimensions, where the divergence is not summed: the mean over 4,000 points."""
     data = mixture_of(18)
-    flow = flow_of(data, data=DataConfig(source="two_moons", image_size=(), channels=18))
+    flow = flow_of(data)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 4000))
-    found = flow.bits(None, x0, np.arange(4000), 4000)
+    found = bits_of(flow, x0)
     difference = found - bits_by_density(flow, data, LINEAR, x0)
     assert difference.std() > 1e-3
     assert abs(difference.mean()) < 3 * standard_error(difference)
@@ -126,27 +134,48 @@ def test_images_have_the_bound_of_the_exact_flow():
     """Dequantised by the first step of noising, and not below the entropy."""
     expected = bound_by_quadrature()
     assert expected > oracle.entropy(DATA) / math.log(2)
-    flow = flow_of(DATA, num_steps=100)
-    found = flow.bits(None, images(4000), np.arange(4000), 4000)
+    flow = flow_of(DATA, num_steps=100, dequantize=True)
+    found = bits_of(flow, images(4000))
     assert abs(found.mean() - expected) < 3 * standard_error(found) + 0.002
 
 
 @pytest.mark.slow
 def test_devices_batches_and_order_change_nothing_beyond_rounding():
-    data, x0 = (
-        mixture_of(2),
-        np.asarray(oracle.sample(mixture_of(2), jax.random.key(0), 24)),
-    )
-    whole = flow_of(data, num_steps=10, data=POINTS).bits(None, x0, np.arange(24), 24)
-    divided = flow_of(data, num_steps=10, num_devices=4, data=POINTS)
+    data = mixture_of(2)
+    x0 = np.asarray(oracle.sample(data, jax.random.key(0), 24))
+    whole = bits_of(flow_of(data, num_steps=10), x0)
+    divided = flow_of(data, num_steps=10, num_devices=4)
     order = np.random.default_rng(0).permutation(24)
-    parts = [divided.bits(None, x0[i], i, 16) for i in (order[:16], order[16:])]
+    parts = [bits_of(divided, x0[i], i, 16) for i in (order[:16], order[16:])]
     np.testing.assert_allclose(np.concatenate(parts), whole[order], rtol=1e-5)
+
+
+def test_every_example_flows_with_its_own_condition():
+    """Two Gaussians in one batch, of which the label says which: the density of its own.
+
+    Also in a batch that is filled up.
+    """
+    each = [oracle.gaussian([0.3, -0.2], [0.04, 0.1]), oracle.gaussian([-0.5, 0.6], 0.3)]
+    models = [oracle.optimal_model(data, LINEAR, "v") for data in each]
+
+    def apply_fn(params, x_t, t, cond, **options):
+        both = [model.apply_fn(params, x_t, t, None, **options) for model in models]
+        return jnp.where(cond["label"][:, None] == 1, both[1], both[0])
+
+    flow = Flow(Model(LINEAR, "v", apply_fn=apply_fn), mesh_of(4), 50, dequantize=False)
+    labels = np.arange(21) % 3 % 2
+    x0 = np.asarray(oracle.sample(each[0], jax.random.key(0), 21))
+    found = flow.bits(None, Batch(x0, {"label": labels}), np.arange(21), 24)
+    for label, data in enumerate(each):
+        expected = bits_by_density(flow, data, LINEAR, x0)
+        here = labels == label
+        np.testing.assert_allclose(found[here], expected[here], atol=1e-2)
+        assert np.abs(found[~here] - expected[~here]).max() > 0.1
 
 
 def test_the_steps_reach_from_the_first_timestep_to_the_last():
     """Along the arc, on which the times of the schedule lie."""
-    stages = make_stages(LINEAR, "v", 20)
+    stages = make_stages(Model(LINEAR, "v"), 20)
     assert stages.t[0, 0] == 0 and stages.t[-1, -1] == 999
     assert (np.diff(stages.t, axis=1) > 0).all()
     arc = np.arccos(LINEAR.sqrt_alphas_cumprod[[0, -1]])

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config import Config, ProcessConfig
 from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import q_sample
-from diffusion_jax.diffusion.parameterization import x0_from_prediction
+from diffusion_jax.diffusion.model import Model, Prediction
+from diffusion_jax.diffusion.parameterization import x0_from_eps
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule, respaced
 from diffusion_jax.diffusion.variational_bound import prior_term, variational_terms
 from diffusion_jax.evaluation import optimal_timesteps as best
@@ -44,6 +45,13 @@ def test_the_dynamic_programme_is_brute_force(num):
     np.testing.assert_array_equal(found[::-1], paths[int(np.argmin(every))])
 
 
+def predicted_by(model, x_t, t, output, variance_output):
+    """The prediction of a network that says this, and no variance if it has none."""
+    between = jnp.asarray(variance_output, jnp.float32)
+    learned = model.variance == "learned"
+    return Prediction(model, x_t, t, jnp.asarray(output), between if learned else None)
+
+
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_a_step_costs_the_divergence_of_its_two_gaussians(variance):
     """Against `variational_terms` of the process that visits t, s and what lies below."""
@@ -60,17 +68,10 @@ def test_a_step_costs_the_divergence_of_its_two_gaussians(variance):
         second_moment=0.0,
     )
     costs = best.step_costs(schedule, variance, statistics)
-    between = jnp.asarray(2 * w - 1, jnp.float32) if variance == "learned" else None
     for t, s, below in ((39, 38, 2), (39, 5, 0), (17, 3, 1), (8, 7, 0)):
-        terms = variational_terms(
-            respaced(schedule, np.array([t, s, below])),
-            variance,
-            x0,
-            x_t,
-            jnp.full(64, 2),
-            jnp.asarray(predicted),
-            between,
-        )
+        model = Model(respaced(schedule, np.array([t, s, below])), "x0", variance)
+        prediction = predicted_by(model, x_t, jnp.full(64, 2), predicted, 2 * w - 1)
+        terms = variational_terms(prediction, x0)
         assert costs[s, t] / math.log(2) == pytest.approx(float(terms.mean()), rel=2e-4)
     assert np.isinf(costs[np.tril_indices(40)]).all()
 
@@ -93,41 +94,39 @@ def test_a_learned_share_between_two_values_is_divided_among_them():
     def apply_fn(params, x_t, t, cond, *, train, key):
         return jnp.concatenate([x_t, jnp.full_like(x_t, params)], axis=-1)
 
-    measure = best.make_measure(
-        apply_fn, SCHEDULE, prediction_type="eps", variance_type="learned", clip=True
-    )
+    model = Model(SCHEDULE, variance="learned", apply_fn=apply_fn)
+    measure = best.make_measure(model, "learned", clip=True)
     x0 = jnp.zeros((4, 1, 2, 1))
     noise = jax.random.normal(jax.random.key(0), x0.shape)
     for w in (-0.2, 0.0, 0.013, 0.7, 1.0, 1.2):
-        _, (_, fractions, errors) = measure(2 * w - 1, x0, jnp.full(4, 500), noise)
+        _, (_, fractions, errors) = measure(
+            2 * w - 1, Batch(x0), Draw(jnp.full(4, 500), noise)
+        )
         np.testing.assert_allclose(fractions.sum(axis=1), 1, rtol=1e-5)
         mean = fractions @ best.shares_of("learned")
         np.testing.assert_allclose(mean, np.clip(w, 0, 1), atol=1e-5)
         assert (errors.sum(axis=1) > 0).all()
 
 
-def network_of(variance):
+def model_of(variance):
     """The oracle of discrete data; it has "learned" the same variances everywhere."""
-    whole = oracle.oracle_apply_fn(DATA, SCHEDULE, "eps")
+    whole = oracle.optimal_model(DATA, SCHEDULE)
 
-    def apply_fn(params, x_t, t, *arguments, **options):
-        eps = whole(params, x_t, t, *arguments, **options)
+    def apply_fn(params, x_t, *arguments, **options):
+        eps = whole.apply_fn(params, x_t, *arguments, **options)
         if variance != "learned":
             return eps
         return jnp.concatenate([eps, jnp.full_like(x_t, -0.21)], axis=-1)
 
-    return apply_fn
+    return Model(SCHEDULE, "eps", variance, apply_fn)
 
 
 def chosen_for(variance, num):
     """(timesteps, the bits that they promise)."""
-    apply_fn = network_of(variance)
-    measure = best.make_measure(
-        apply_fn, SCHEDULE, prediction_type="eps", variance_type=variance, clip=True
-    )
+    measure = best.make_measure(model_of(variance), variance, clip=True)
     scan = TimestepScan(measure, 1000, mesh_of(1), 1000, same_noise=True)
     x0 = images(1000, seed=1)
-    _, _, (last, fractions, errors) = scan.run(None, x0, np.arange(1000), 1000)
+    _, _, (last, fractions, errors) = scan.run(None, Batch(x0), np.arange(1000), 1000)
     second_moment = float(np.square(x0).mean())
     statistics = best.Statistics(last, fractions, errors, second_moment)
     timesteps, cost = best.best_timesteps(
@@ -142,15 +141,15 @@ def chosen_for(variance, num):
 def bits_of(variance, timesteps, num=4000):
     """The bound of the chain over these timesteps, by its own terms; of each example."""
     steps = np.unique(timesteps).astype(np.int32)
-    schedule = respaced(SCHEDULE, steps[::-1])
-    whole = network_of(variance)
+    whole = model_of(variance)
 
     def apply_fn(params, x_t, i, *arguments, **options):
-        return whole(params, x_t, jnp.asarray(steps)[i], *arguments, **options)
+        return whole.apply_fn(params, x_t, jnp.asarray(steps)[i], *arguments, **options)
 
-    process = ProcessConfig(num_timesteps=len(steps), variance=variance)
-    bound = Bound(Config(process=process), apply_fn, schedule, mesh_of(1), len(steps))
-    return bound.terms(None, images(num), np.arange(num), num).bits
+    process = respaced(SCHEDULE, steps[::-1])
+    model = Model(process, "eps", variance, apply_fn)
+    bound = Bound(model, mesh_of(1), len(steps))
+    return bound.terms(None, Batch(images(num)), np.arange(num), num).bits
 
 
 @pytest.mark.statistical
@@ -173,37 +172,30 @@ def test_the_bound_of_the_chosen_steps_is_what_was_promised_and_the_least(varian
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_last_step_costs_L_0_of_its_process(variance):
     """From s, after a step from t: against `variational_terms` of a process of the two."""
-    share = -0.4 if variance == "learned" else None
 
     def apply_fn(params, x_t, t, cond, *, train, key):
         eps = 0.9 * x_t
-        return eps if share is None else jnp.concatenate([eps, eps * 0 + share], axis=-1)
+        learned = jnp.concatenate([eps, jnp.full_like(eps, -0.4)], axis=-1)
+        return learned if variance == "learned" else eps
 
-    measure = best.make_measure(
-        apply_fn, SCHEDULE, prediction_type="eps", variance_type=variance, clip=True
-    )
+    model = Model(SCHEDULE, "eps", variance, apply_fn)
+    measure = best.make_measure(model, variance, clip=True)
     x0 = jnp.asarray(images(256))
     noise = jax.random.normal(jax.random.key(0), x0.shape)
     for s, t in ((0, 1), (0, 30), (20, 60), (100, 800)):
         times = jnp.full(len(x0), s)
-        _, found = measure(None, x0, times, noise)
+        _, found = measure(None, Batch(x0), Draw(times, noise))
         rows = [
             np.tile(np.asarray(part, np.float64).mean(axis=0), (1000, 1)) for part in found
         ]
         statistics = best.Statistics(*rows, second_moment=0.0)
-        process = respaced(SCHEDULE, np.array([t, s]))
         x_s = q_sample(SCHEDULE, x0, times, noise)
-        predicted = x0_from_prediction(SCHEDULE, "eps", x_s, times, 0.9 * x_s)
-        terms = variational_terms(
-            process,
-            variance,
-            x0,
-            x_s,
-            jnp.zeros(len(x0), jnp.int32),
-            jnp.clip(predicted, -1, 1),
-            None if share is None else jnp.full_like(x0, share),
-        )
-        error = jnp.square(jnp.clip(predicted, -1, 1) - x0).mean()
+        predicted = jnp.clip(x0_from_eps(SCHEDULE, x_s, times, 0.9 * x_s), -1, 1)
+        two = Model(respaced(SCHEDULE, np.array([t, s])), "x0", variance)
+        first = jnp.zeros(len(x0), jnp.int32)
+        between = jnp.full_like(x0, -0.4)
+        terms = variational_terms(predicted_by(two, x_s, first, predicted, between), x0)
+        error = jnp.square(predicted - x0).mean()
         assert rows[2][0].sum() == pytest.approx(float(error), rel=1e-5)
         costs = best.last_costs(SCHEDULE, variance, statistics) / math.log(2)
         assert costs[s, t] == pytest.approx(float(terms.mean()), rel=5e-3)

@@ -174,12 +174,12 @@ def test_mixture_weights_are_those_of_the_data(name):
 def gaussian_chain(schedule, count, n=20_000):
     """Samples of N(MEAN, STD^2) by the oracle with its exact reverse variance."""
     data = oracle.gaussian([MEAN], [STD**2])
-    model = oracle.optimal_model(data, schedule, "v", "learned")
+    best = oracle.optimal_model(data, schedule, "v", "learned")
 
     def integer_t(params, x_t, t, cond, **rest):
-        return model.apply_fn(params, x_t, t.astype(jnp.int32), cond, **rest)
+        return best.apply_fn(params, x_t, t.astype(jnp.int32), cond, **rest)
 
-    model = dataclasses.replace(model, apply_fn=integer_t)
+    model = dataclasses.replace(best, apply_fn=integer_t)
     table = methods.ddpm_table(
         model, timesteps.trailing_timesteps(schedule.num_timesteps, count)
     )

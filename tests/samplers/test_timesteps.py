@@ -1,5 +1,7 @@
 """Which timesteps: counts, ends, evenness, and the published lists."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,25 @@ from diffusion_jax.samplers import timesteps
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
-EXACT = tuple(s for s in timesteps.SPACINGS if s != "ddim_quadratic")
+
+
+class Traits(NamedTuple):
+    """What the contract leaves open to a spacing."""
+
+    begins_at_the_end: bool = True  # At T - 1.
+    ends_at_zero: bool = True
+    repeats: bool = False  # It may hold a timestep twice.
+    is_whole: bool = False  # Of whole numbers, all of them if S is T.
+
+
+# A new spacing needs a row here only where it differs from the defaults.
+TRAITS = {
+    "trailing": Traits(ends_at_zero=False, is_whole=True),
+    "linspace": Traits(is_whole=True),
+    "uniform": Traits(begins_at_the_end=False, is_whole=True),
+    "karras": Traits(begins_at_the_end=False),
+    "ddim_quadratic": Traits(begins_at_the_end=False, repeats=True),
+}
 
 
 def schedule_of(total):
@@ -22,21 +42,27 @@ def schedule_of(total):
 
 
 @pytest.mark.parametrize("total", [2, 7, 10, 100, 1000])
-@pytest.mark.parametrize("spacing", EXACT)
+@pytest.mark.parametrize("spacing", timesteps.SPACINGS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
-    schedule = schedule_of(total)
+    schedule, traits = schedule_of(total), TRAITS.get(spacing, Traits())
     for count in range(1, total + 1):
         chosen = timesteps.spaced_timesteps(spacing, schedule, count)
-        assert chosen.dtype == np.float64 and len(chosen) == count and chosen[-1] >= 0
-        assert (np.diff(chosen) < 0).all()
-        if spacing not in ("uniform", "karras"):
-            assert chosen[0] == total - 1
-        if spacing != "trailing" and count > 1:
-            assert chosen[-1] == 0
+        assert chosen.dtype == np.float64 and chosen.shape == (count,)
+        assert chosen[-1] >= 0 and chosen[0] <= total - 1
         # Told to a network in float32, they are still different.
-        assert (np.diff(chosen.astype(np.float32)) < 0).all()
-    if spacing in ("trailing", "linspace", "uniform"):
+        for gaps in (np.diff(chosen), np.diff(chosen.astype(np.float32))):
+            assert (gaps <= 0 if traits.repeats else gaps < 0).all()
+        if traits.begins_at_the_end:
+            assert chosen[0] == total - 1
+        if traits.ends_at_zero and count > 1:
+            assert chosen[-1] == 0
+        if traits.is_whole:
+            assert (chosen == np.rint(chosen)).all()
+        np.testing.assert_array_equal(
+            timesteps.check_timesteps(chosen, total, repeats=traits.repeats), chosen
+        )
+    if traits.is_whole:
         assert (chosen == np.arange(total)[::-1]).all()
 
 
