@@ -122,7 +122,7 @@ class TimestepScan:
           on_progress: is told of the strata done, and may raise an exception.
 
         Returns:
-          The sum over t, for each image, of the first that `measure` returns, float64 [N]; its
+          The sum over t of the first that `measure` gives, of each image, float64 [N]; its
           mean over the images in each stratum, times the timesteps there, float64 [M]; and
           of the others the mean over the images, float64 [M, ...].
         """

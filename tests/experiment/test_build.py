@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import re
 
 import jax
@@ -19,6 +20,8 @@ from diffusion_jax.config import (
     UNetConfig,
 )
 from diffusion_jax.diffusion import loss_weighting, losses, schedules
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.experiment.setup import make_plan
 from diffusion_jax.runtime.errors import BadRequest
@@ -45,6 +48,36 @@ def test_the_config_decides_the_schedule():
         assert build.make_schedule(process).betas.tolist() == [0.1, 0.5, 0.99]
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("variance", ["fixed_large", "learned"])
+def test_the_config_decides_the_model(prediction, variance):
+    """With its network, or without one, as samplers' tables need it."""
+    config = images_config()
+    config.process.prediction, config.process.variance = prediction, variance
+    config.data.image_size, config.data.channels = (8, 8), 1
+    betas = schedules.linear_betas(20, 1e-4, 0.6)
+    without, model = build.without_network(config.process), build.make_model(config)
+    for found in (without, model):
+        np.testing.assert_allclose(found.process.betas, betas)
+        assert (found.prediction, found.variance) == (prediction, variance)
+    x_t, t = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32)
+    with pytest.raises(TypeError, match="no network"):
+        without.predict(None, x_t, t)
+    init_fn, apply_fn = build.make_network(config)
+
+    def ask(key):
+        params = init_fn(key)
+        said = model.predict(params, x_t, t)
+        whole = apply_fn(params, x_t, t, None, train=False, key=None)
+        return whole, said.output, said.variance_output
+
+    whole, output, variance_output = jax.eval_shape(ask, jax.random.key(0))
+    learned = variance == "learned"
+    assert whole.shape == (2, 8, 8, 2 if learned else 1)
+    assert output.shape == x_t.shape
+    assert (variance_output is not None) == learned
+
+
 LOSSES = {
     "defaults": (LossConfig(), {}),
     "norm": (
@@ -53,19 +86,19 @@ LOSSES = {
     ),
     "min_snr": (
         LossConfig(weighting="min_snr", min_snr_gamma=2.0),
-        {"weights": ("min_snr", {"min_snr_gamma": 2.0})},
+        {"weighting": "min_snr", "min_snr_gamma": 2.0},
     ),
     "p2": (
         LossConfig(weighting="p2", p2_gamma=0.5, p2_k=3.0),
-        {"weights": ("p2", {"p2_gamma": 0.5, "p2_k": 3.0})},
+        {"weighting": "p2", "p2_gamma": 0.5, "p2_k": 3.0},
     ),
     "sigmoid": (
         LossConfig(weighting="sigmoid", sigmoid_bias=1.0),
-        {"weights": ("sigmoid", {"sigmoid_bias": 1.0})},
+        {"weighting": "sigmoid", "sigmoid_bias": 1.0},
     ),
     "fixed_large": (
         LossConfig(weighting="variational"),
-        {"weights": ("variational", {"variance_type": "fixed_large"})},
+        {"weighting": "variational"},
     ),
 }
 
@@ -78,26 +111,53 @@ def doubled(*args, **options):
     return jnp.tile(network(*args, **options), 2)
 
 
+def batch_of_images():
+    """Twenty images on the grid, each at its own timestep."""
+    key, of_noise = jax.random.split(jax.random.key(0))
+    x0 = jnp.round(jax.random.uniform(key, (20, 8, 8, 1)) * 255) / 127.5 - 1
+    return Batch(x0), Draw(jnp.arange(20), jax.random.normal(of_noise, x0.shape))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_the_config_decides_the_loss(name, kind):
+    """Each loss against the function of the maths with the numbers written out."""
     loss, options = LOSSES[name]
     config = images_config(loss=loss)
     config.process.prediction = kind
     config.process.variance = "fixed_large"
     validation.check(config)
-    schedule = build.make_schedule(config.process)
-    x0 = jax.random.uniform(jax.random.key(0), (20, 8, 8, 1), minval=-1.0)
-    t, noise = jnp.arange(20), jax.random.normal(jax.random.key(1), x0.shape)
-    found = build.make_loss(config, network, schedule)(None, x0, t, noise)
-    if "weights" in options:
-        weighting, parameters = options["weights"]
-        table = loss_weighting.loss_weights(schedule, kind, weighting, **parameters)
-        options = {"weights": table}
-    expected = losses.prediction_loss(
-        network, None, schedule, x0, t, noise, prediction_type=kind, **options
-    )
+    process = schedules.make_schedule(schedules.linear_betas(20, 1e-4, 0.6))
+    model = Model(process, kind, "fixed_large", network)
+    found = build.make_loss(config, model)(None, *batch_of_images())
+    if "weighting" in options:
+        weighting, *rest = options.values()
+        parameters = loss_weighting.Parameters(
+            **dict(zip([*options][1:], rest, strict=True))
+        )
+        weights = loss_weighting.loss_weights(model, weighting, parameters)
+        options = {"weights": weights}
+    distance = losses.Distance(**options)
+    expected = losses.prediction_loss(model, None, *batch_of_images(), distance=distance)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_key_of_a_loss_switches_dropout_on():
+    """Of every kind: without one it is off."""
+
+    def telling(params, x_t, t, cond, *, train, key):
+        seen.append((train, key))
+        return jnp.tile(x_t, 2) if config.process.variance == "learned" else x_t
+
+    for kind in ("prediction", "hybrid", "variational"):
+        config = images_config(loss=LossConfig(kind=kind))
+        config.process.variance = "fixed_small" if kind == "prediction" else "learned"
+        model = build.without_network(config.process)
+        loss_fn = build.make_loss(config, dataclasses.replace(model, apply_fn=telling))
+        seen, key = [], jax.random.key(1)
+        loss_fn(None, *batch_of_images(), key=key)
+        loss_fn(None, *batch_of_images())
+        assert seen == [(True, key), (False, None)]
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "variational"])
@@ -108,35 +168,23 @@ def test_learned_variances_are_trained_by_the_bound(kind):
     config.process.variance = "learned"
     config.process.prediction = "v"
     validation.check(config)
-    schedule = build.make_schedule(config.process)
-    x0 = jnp.round(jax.random.uniform(jax.random.key(0), (20, 8, 8, 1)) * 255) / 127.5 - 1
-    args = (x0, jnp.arange(20), jax.random.normal(jax.random.key(1), x0.shape))
-    found = build.make_loss(config, doubled, schedule)(None, *args)
+    without = build.without_network(config.process)
+    model = Model(without.process, "v", "learned", doubled)
+    found = build.make_loss(config, model)(None, *batch_of_images())
     if kind == "hybrid":
+        distance = losses.Distance("l1", weights=loss_weighting.loss_weights(model, "snr"))
         expected = losses.hybrid_loss(
-            doubled,
-            None,
-            schedule,
-            *args,
-            prediction_type="v",
-            norm="l1",
-            weights=loss_weighting.loss_weights(schedule, "v", "snr"),
-            variational_scale=0.3,
+            model, None, *batch_of_images(), distance=distance, variational_scale=0.3
         )
     else:
-        expected = losses.variational_loss(
-            doubled, None, schedule, *args, prediction_type="v", variance_type="learned"
-        )
+        expected = losses.variational_loss(model, None, *batch_of_images())
     np.testing.assert_array_equal(found, expected)
     # The network is twice as wide, and the sampler uses what it says unless told else.
     shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert shapes["conv_out"]["kernel"].shape[-1] == 2
-    table = build_sampler.make_table(schedule, config.process, config.sampling)
-    assert table.is_learned
+    assert build_sampler.make_table(without, config.sampling).is_learned
     config.sampling.variance = "fixed_small"
-    assert not build_sampler.make_table(
-        schedule, config.process, config.sampling
-    ).is_learned
+    assert not build_sampler.make_table(without, config.sampling).is_learned
 
 
 REFUSED = {

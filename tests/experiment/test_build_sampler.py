@@ -1,5 +1,6 @@
 """From a config, or flags, to timesteps, a table and the compiled chain."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -14,22 +15,42 @@ from diffusion_jax.config import (
     ProcessConfig,
     SamplingConfig,
 )
-from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.samplers import methods, timesteps
 
-PROCESS = ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3)
-SCHEDULE = build.make_schedule(PROCESS)
+
+def process_config(**fields):
+    return ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3, **fields)
+
+
+MODEL = build.without_network(process_config())
+SCHEDULE = MODEL.process
 
 
 def points_config(**fields):
     return Config(
         data=DataConfig(source="mine", image_size=(), channels=2),
         model=MLPConfig(),
-        process=ProcessConfig(num_timesteps=50, beta_start=1e-3, beta_end=0.3),
+        process=process_config(),
         sampling=SamplingConfig(**{"steps": 7, **fields}),
+    )
+
+
+def model_of(config, network):
+    """The model of a config, with another network."""
+    return dataclasses.replace(build.without_network(config.process), apply_fn=network)
+
+
+def four_samples(config, network):
+    """Of this network without parameters, by the table of the config."""
+    model = model_of(config, network)
+    table = build_sampler.make_table(model, config.sampling)
+    sampler = build_sampler.make_sampler(config, model, devices.make_mesh())
+    return np.asarray(
+        sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))[0]
     )
 
 
@@ -46,11 +67,11 @@ def same(found, expected):
     ("fields", "make", "options"),
     [
         ({"sampler": "ddim", "eta": 0.3}, methods.ddim_table, {"eta": 0.3}),
-        ({"sampler": "ddpm"}, methods.ddpm_table, {"variance_type": "fixed_small"}),
+        ({"sampler": "ddpm"}, methods.ddpm_table, {}),
         (
             {"sampler": "ddpm", "variance": "learned"},
             methods.ddpm_table,
-            {"variance_type": "learned"},
+            {"variance": "learned"},
         ),
         ({"sampler": "dpmpp_2m", "eta": 1.0}, methods.dpmpp_2m_table, {"eta": 1.0}),
         ({"sampler": "dpmpp_3m", "eta": 0.2}, methods.dpmpp_3m_table, {"eta": 0.2}),
@@ -66,29 +87,41 @@ def same(found, expected):
     ],
 )
 def test_the_config_decides_the_table(prediction, fields, make, options):
-    process = ProcessConfig(
-        num_timesteps=50, beta_start=1e-3, beta_end=0.3, prediction=prediction
-    )
+    variance = fields.get("variance", "fixed_small")
+    model = Model(SCHEDULE, prediction, variance)
     config = SamplingConfig(steps=7, spacing="linspace", **fields)
-    found = build_sampler.make_table(SCHEDULE, process, config)
-    chosen = timesteps.linspace_timesteps(50, 7)
-    same(found, make(SCHEDULE, chosen, prediction_type=prediction, **options))
+    found = build_sampler.make_table(model, config)
+    assert found.is_learned == (variance == "learned")
+    same(found, make(model, timesteps.linspace_timesteps(50, 7), **options))
 
 
-def test_the_variance_of_the_process_is_that_of_ddpm_unless_told_else():
-    process = ProcessConfig(num_timesteps=50, variance="fixed_large")
-    found = build_sampler.make_table(SCHEDULE, process, SamplingConfig(steps=20))
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
+def test_the_variance_of_the_process_is_that_of_ddpm_unless_told_else(variance):
+    model = build.without_network(process_config(variance=variance))
     chosen = timesteps.trailing_timesteps(50, 20)
-    same(found, methods.ddpm_table(SCHEDULE, chosen, variance_type="fixed_large"))
+    found = build_sampler.make_table(model, SamplingConfig(steps=20))
+    same(found, methods.ddpm_table(model, chosen, variance=variance))
+    for told in ("fixed_small", "fixed_large"):
+        config = SamplingConfig(steps=20, variance=told)
+        found = build_sampler.make_table(model, config)
+        same(found, methods.ddpm_table(model, chosen, variance=told))
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_a_variance_that_the_network_has_not_learned_is_refused(variance):
+    model = build.without_network(process_config(variance=variance))
+    config = SamplingConfig(steps=20, variance="learned")
+    with pytest.raises(BadRequest, match="needs a network that has learned it"):
+        build_sampler.make_table(model, config)
 
 
 def test_langevin_steps_correct_any_other_sampler():
     config = SamplingConfig(
         sampler="unipc", steps=7, langevin_steps=2, langevin_step_size=0.2
     )
-    plain = methods.unipc_table(SCHEDULE, timesteps.trailing_timesteps(50, 7))
-    expected = methods.with_langevin(plain, SCHEDULE, step_size=0.2, num_steps=2)
-    same(build_sampler.make_table(SCHEDULE, PROCESS, config), expected)
+    plain = methods.unipc_table(MODEL, timesteps.trailing_timesteps(50, 7))
+    expected = methods.with_langevin(plain, step_size=0.2, num_steps=2)
+    same(build_sampler.make_table(MODEL, config), expected)
 
 
 @pytest.mark.parametrize("spacing", timesteps.SPACINGS)
@@ -101,7 +134,6 @@ def test_the_spacing_or_the_list_of_a_config_decides_the_timesteps(spacing):
 
 
 def test_odd_choices_are_warned_of_with_their_numbers():
-    schedule = make_schedule(linear_betas(1000))
     for fields, process, said in (
         ({"spacing": "uniform", "steps": 5}, {}, "timestep 800 of 999, .* 3.88 %"),
         ({"timesteps": (500.0, 3.0)}, {}, "timestep 500 of 999, .* 27.9 %"),
@@ -109,14 +141,14 @@ def test_odd_choices_are_warned_of_with_their_numbers():
         ({"variance": "fixed_large", "steps": 10}, {}, "with 10 steps of 1000"),
         ({"steps": 1}, {}, "from timestep 999, .* 0.635 %"),
     ):
-        process = ProcessConfig(**process)
-        schedule = build.make_schedule(process)
+        model = build.without_network(ProcessConfig(**process))
         with pytest.warns(UserWarning, match=said):
-            build_sampler.make_table(schedule, process, SamplingConfig(**fields))
+            build_sampler.make_table(model, SamplingConfig(**fields))
+    model = build.without_network(ProcessConfig())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for fields in ({}, {"steps": 10}, {"spacing": "karras", "steps": 2}):
-            build_sampler.make_table(schedule, ProcessConfig(), SamplingConfig(**fields))
+            build_sampler.make_table(model, SamplingConfig(**fields))
 
 
 def test_euler_and_heun_are_spaced_as_edm_does_and_the_others_evenly():
@@ -136,13 +168,8 @@ def test_the_percentile_of_the_config_is_that_of_the_threshold():
 
     for percentile in (0.5, 1.0):
         fields = SamplingConfig(steps=1, threshold="dynamic", dynamic_percentile=percentile)
-        process = ProcessConfig(prediction="x0")
-        config = Config(process=process, sampling=fields)
-        schedule = build.make_schedule(process)
-        table = build_sampler.make_table(schedule, process, fields)
-        sampler = build_sampler.make_sampler(config, ramp, devices.make_mesh())
-        samples, _ = sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))
-        clipped = (np.abs(samples[0]) > 0.999).mean()
+        config = Config(process=ProcessConfig(prediction="x0"), sampling=fields)
+        clipped = (np.abs(four_samples(config, ramp)[0]) > 0.999).mean()
         assert (clipped > 0.4) == (percentile == 0.5)
 
 
@@ -214,7 +241,7 @@ def test_flags_that_cannot_be_are_refused_by_their_names(given, said):
 )
 def test_a_list_that_does_not_fall_in_range_is_refused(times, said):
     with pytest.raises(BadRequest, match=said):
-        build_sampler.make_table(SCHEDULE, PROCESS, SamplingConfig(timesteps=times))
+        build_sampler.make_table(MODEL, SamplingConfig(timesteps=times))
 
 
 def test_names_say_what_is_not_as_usual():
@@ -246,13 +273,12 @@ def test_points_are_not_clipped_images_are():
         (DataConfig(), "dynamic", 0.98, 1.0),
         (DataConfig(), "none", 5.0, 5.3),
     ):
-        process = ProcessConfig(prediction="x0")
-        fields = SamplingConfig(steps=4, threshold=threshold)
-        config = Config(data=data, process=process, sampling=fields)
-        schedule = build.make_schedule(config.process)
-        table = build_sampler.make_table(schedule, config.process, fields)
-        sampler = build_sampler.make_sampler(config, far, devices.make_mesh())
-        samples, _ = sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))
+        config = Config(
+            data=data,
+            process=ProcessConfig(prediction="x0"),
+            sampling=SamplingConfig(steps=4, threshold=threshold),
+        )
+        samples = four_samples(config, far)
         assert low - 1e-5 <= np.min(samples) and np.max(samples) <= high + 1e-5
         assert (np.ptp(samples) > 0) == (threshold != "static" or data is points)
 
@@ -269,12 +295,13 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
     """From inside the program, or between segments of which the last may be padded."""
     monkeypatch.setattr(build_sampler, "_CALLBACKS_ARE_CACHED", callbacks_are_cached)
     config = points_config(steps=count, sampler="unipc")
-    table = build_sampler.make_table(SCHEDULE, config.process, config.sampling)
+    model = model_of(config, network)
+    table = build_sampler.make_table(model, config.sampling)
     arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8)
     frames, mesh, seen = (0, count), devices.make_mesh(), []
-    plain = build_sampler.make_sampler(config, network, mesh, frames=frames)(*arguments)
+    plain = build_sampler.make_sampler(config, model, mesh, frames=frames)(*arguments)
     told = build_sampler.make_sampler(
-        config, network, mesh, frames=frames, on_progress=lambda n: seen.append(int(n))
+        config, model, mesh, frames=frames, on_progress=lambda n: seen.append(int(n))
     )
     for _ in range(2):
         found = jax.block_until_ready(told(*arguments))

@@ -26,8 +26,8 @@ def test_a_config_holds_together_and_survives_the_way_to_the_run(path):
     validation.check(config)
     assert config.name == path.stem
     assert from_json(to_json(config)) == config
-    schedule = build.make_schedule(config.process)
-    table = build_sampler.make_table(schedule, config.process, config.sampling)
+    model = build.without_network(config.process)
+    table = build_sampler.make_table(model, config.sampling)
     assert table.num_rows == config.sampling.steps
     shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert jax.tree.leaves(shapes)
