@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.forward_process import q_sample
 from diffusion_jax.diffusion.parameterization import prediction_alone
 from diffusion_jax.diffusion.schedules import Schedule, times_at_log_snr
@@ -98,7 +99,7 @@ class Flow:
           seed: of the noise, and of the probes of the divergence.
         """
         self.num_steps, self._mesh = num_steps, mesh
-        self._is_image = bool(config.data.image_size)
+        has_levels = kind_of(config.data).has_levels
         process, segment = config.process, min(_SEGMENT, num_steps)
         stages = make_stages(schedule, process.prediction, num_steps)
         self._segment = segment
@@ -159,7 +160,7 @@ class Flow:
             noise, probe = jax.vmap(draw)(indices)
             t = jnp.zeros(x0.shape[:1], jnp.int32)
             added = jnp.zeros(len(x0))
-            if self._is_image:
+            if has_levels:
                 decoder = bound_term(
                     apply_fn,
                     params,

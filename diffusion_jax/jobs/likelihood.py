@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
-from diffusion_jax.data.sources import Source, fixed_choice
+from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.data.sources import Split, fixed_choice
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.schedules import Schedule, respaced
 from diffusion_jax.evaluation.bound import (
     BatchTerms,
@@ -76,7 +78,7 @@ class _Subject(NamedTuple):
     params: Any
     identity: dict[str, Any]
     mesh: jax.sharding.Mesh
-    images: Source
+    images: Split
     chosen: np.ndarray
     size: int
     about: dict[str, Any]
@@ -142,10 +144,11 @@ def _checked_chain(
     workdir: pathlib.Path, config: Config, request: Request
 ) -> tuple[np.ndarray, int]:
     """The timesteps of the bound as far as they are known, and in how many strata."""
-    if not config.data.image_size:
+    kind = kind_of(config.data)
+    if not kind.has_levels:
         raise BadRequest(
-            f"--likelihood: the run in {workdir} is of points; the bound has L_0 of images "
-            "on 256 levels (--ode has the density of points)"
+            f"--likelihood: the run in {workdir} is of {kind.name}; the bound has L_0 of "
+            f"images on 256 levels (--ode has the density of {kind.name})"
         )
     chain = _chain(config, request)
     total = len(chain)
@@ -214,14 +217,15 @@ def _bound(
             config, apply_fn, schedule, subject.mesh, num_strata, seed=request.seed
         )
 
-        def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
             return _packed(
-                bound.terms(subject.params, x0, indices, subject.size, on_progress)
+                bound.terms(subject.params, batch.x, indices, subject.size, on_progress)
             )
 
         rows = over_images(
             partial,
             "likelihood",
+            kind_of(config.data),
             subject.images,
             subject.chosen,
             subject.size,
@@ -233,7 +237,7 @@ def _bound(
 
 
 def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
-    config = subject.config
+    config, kind = subject.config, kind_of(subject.config.data)
     flow = Flow(
         config,
         subject.apply_fn,
@@ -243,14 +247,15 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
         seed=request.seed,
     )
 
-    def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        return flow.bits(subject.params, x0, indices, subject.size, on_progress)
+    def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        return flow.bits(subject.params, batch.x, indices, subject.size, on_progress)
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
             over_images(
                 partial,
                 "ode",
+                kind,
                 subject.images,
                 subject.chosen,
                 subject.size,
@@ -258,7 +263,7 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
                 measure,
             )
         )
-        of = "x_0, by way of x at t = 0" if config.data.image_size else "x at t = 0"
+        of = "x_0, by way of x at t = 0" if kind.has_levels else "x at t = 0"
         return write_flow(partial, bits, of)
 
 
@@ -305,8 +310,7 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     say(f"weights: {weights.kind} of step {weights.step:,}")
     plan = load_data(plan)
     check_same_data(workdir, plan)
-    data = plan.data
-    images = data.held_out if request.split == "held_out" else data.train
+    images = plan.data.split(request.split)
     if not len(images):
         raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
     most = request.max_examples or len(images)

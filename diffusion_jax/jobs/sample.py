@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
-from diffusion_jax.data.transforms import to_examples
+from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps
 from diffusion_jax.jobs.resumable import Partial, result_path
@@ -68,7 +68,7 @@ def generate(
     """
     environment.check()
     validation.check(config)
-    batch, shape = config.sampling.batch_size, config.data.shape
+    batch, kind = config.sampling.batch_size, kind_of(config.data)
     with values_refused():
         devices.check_batch_size("batch_size", batch)
     schedule = build.make_schedule(config.process)
@@ -147,8 +147,10 @@ def generate(
                         f"try another sampler{_another_checkpoint(workdir, loaded.step)}"
                     )
                 if show_chain and i == 0:
-                    partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
-                partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
+                    frames_kept = np.asarray(chain)[:, :kept]
+                    partial.save("chain", kind.from_network(frames_kept))
+                samples_kept = np.asarray(samples)[:kept]
+                partial.save(f"{i:06d}", kind.from_network(samples_kept))
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += table.num_rows
                 bar.report(done[0])
@@ -161,7 +163,7 @@ def generate(
         finally:
             bar.close()
         note = {**partial.request, "timesteps": config.sampling.timesteps}
-        _finish(partial, note, num_batches, num, frames)
+        _finish(partial, kind, note, num_batches, num, frames)
     say("wrote", *results)
 
 
@@ -176,6 +178,7 @@ def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
 
 def _finish(
     partial: Partial,
+    kind: Kind,
     note: dict[str, Any],
     num_batches: int,
     num: int,
@@ -203,19 +206,19 @@ def _finish(
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
         partial.mark_finishing()
-        picture = np.concatenate(pictured)[:_MAX_PICTURED]
-        pictures.save_samples(result_path(partial.out, ".png"), picture)
+        picture = kind.draw(np.concatenate(pictured)[:_MAX_PICTURED])
+        pictures.save_png(result_path(partial.out, ".png"), picture)
         if frames:
-            _save_chain(partial, frames)
+            _save_chain(partial, kind, frames)
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
 
 
-def _save_chain(partial: Partial, frames: tuple[int, ...]) -> None:
+def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:
     chain = partial.load("chain")
     shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
     titles = [f"{frames[i]} of {frames[-1]} calls" for i in shown]
-    strip = result_path(partial.out, "_chain.png")
-    pictures.save_strip(strip, chain[list(shown)], titles)
-    pictures.save_animation(result_path(partial.out, "_chain.gif"), chain)
+    strip = kind.draw_strip(chain[list(shown)], titles)
+    pictures.save_png(result_path(partial.out, "_chain.png"), strip)
+    pictures.save_gif(result_path(partial.out, "_chain.gif"), kind.draw_frames(chain))

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import fixed_choice
-from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
 from diffusion_jax.experiment.build import LossFn
@@ -30,14 +31,15 @@ def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
 
 def make_held_out_loss(
     loss_fn: LossFn, schedule: Schedule
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """held_out_loss(params, batch of B examples, indices [B]) -> float32 [B].
 
     Example i always gets the same t and noise, so that the losses of two checkpoints
     differ by their weights alone.
     """
 
-    def held_out_loss(params: Any, x0: jax.Array, indices: jax.Array) -> jax.Array:
+    def held_out_loss(params: Any, batch: Batch, indices: jax.Array) -> jax.Array:
+        x0 = batch.x  # All that the losses take so far.
         t = held_out_timesteps(indices, schedule.num_timesteps)
         key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
@@ -51,7 +53,8 @@ class HeldOut:
     """Both of a run, in batches of one shape over its mesh; None if they are stopped."""
 
     def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
-        self._source, self._mesh, self._stop = plan.data.held_out, mesh, stop
+        self._split, self._mesh, self._stop = plan.data.split("held_out"), mesh, stop
+        self._kind = kind_of(plan.config.data)
         self._num_timesteps = plan.schedule.num_timesteps
         self._batch_size = plan.config.data.batch_size
         self._wanted = plan.config.training.num_held_out
@@ -68,27 +71,28 @@ class HeldOut:
                 mesh,
                 min(num_strata, self._num_timesteps),
             )
-        self._examples: np.ndarray | None = None
+        self._examples: Batch | None = None
 
-    def examples(self) -> np.ndarray:
-        """Those that are evaluated, always the same ones."""
+    def examples(self) -> Batch:
+        """Return those that are evaluated, always the same ones."""
         if self._examples is None:
-            chosen = fixed_choice(len(self._source), self._wanted)
-            self._examples = self._source[chosen]
+            chosen = fixed_choice(len(self._split), self._wanted)
+            self._examples = self._split[chosen]
         return self._examples
 
     def loss(self, params: Any) -> tuple[float, dict[str, float]] | None:
         """The mean loss with these weights; and that of each quarter of the timesteps."""
         examples = self.examples()
-        size, total = self._batch_size, len(examples)
+        size, total = self._batch_size, len(examples.x)
         rows = devices.split_batch(self._mesh)
         losses = []
         for begin in range(0, total, size):
             # The last batch is filled up with examples that are then left out.
             indices = np.arange(begin, begin + size) % total
-            x0 = to_model_range(jax.device_put(examples[indices], rows))
+            batch = jax.device_put(_rows(examples, indices), rows)
             where = jax.device_put(indices.astype(np.int32), rows)
-            losses.append(np.asarray(self._loss(params, x0, where)))
+            batch = self._kind.network_batch(batch)
+            losses.append(np.asarray(self._loss(params, batch, where)))
             if self._stop.wanted:
                 return None
         all_losses = np.concatenate(losses)[:total]
@@ -106,9 +110,10 @@ class HeldOut:
         examples, size = self.examples(), self._batch_size
         parts = []
         try:
-            for begin in range(0, len(examples), size):
-                here = np.arange(begin, min(begin + size, len(examples)))
-                x0 = np.asarray(to_model_range(jnp.asarray(examples[here])))
+            for begin in range(0, len(examples.x), size):
+                here = np.arange(begin, min(begin + size, len(examples.x)))
+                batch = jax.tree.map(jnp.asarray, _rows(examples, here))
+                x0 = np.asarray(self._kind.network_batch(batch).x)
                 parts.append(
                     self._bound.terms(
                         params, x0, here, size, lambda done: self._stop.check()
@@ -117,3 +122,7 @@ class HeldOut:
         except Stopped:
             return None
         return combined(parts)
+
+
+def _rows(batch: Batch, indices: np.ndarray) -> Batch:
+    return jax.tree.map(lambda rows: rows[indices], batch)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.transforms import to_examples, to_model_range
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
@@ -31,6 +31,7 @@ class Previews:
     ):
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop = mesh, stop
+        self._kind = kind_of(plan.config.data)
         self._table = build_sampler.make_table(
             plan.schedule, plan.config.process, plan.preview
         )
@@ -63,16 +64,16 @@ class Previews:
             say(f"the samples at step {step:,} are not finite: no picture of them")
             return
         titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
-        strip = self._examples(frames)
-        pictures.save_strip(self._workdir / "reverse.png", strip, titles)
+        self._save_strip("reverse.png", frames, titles)
         # This one last: where it exists, all is drawn.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
-            pictures.save_samples(self.path(step), self._examples(ema))
+            picture = self._kind.draw(self._kind.from_network(ema))
         else:
             both = {"raw weights": raw, "moving average": ema}
-            pictures.save_side_by_side(
-                self.path(step), {k: self._examples(x) for k, x in both.items()}
+            picture = self._kind.draw_side_by_side(
+                {name: self._kind.from_network(x) for name, x in both.items()}
             )
+        pictures.save_png(self.path(step), picture)
 
     def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         wanted = self._config.training.num_samples
@@ -84,9 +85,10 @@ class Previews:
 
     def draw_forward(self) -> None:
         """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
-        schedule, train = self._plan.schedule, self._plan.data.train
-        num = 1 if self._config.data.image_size else min(1000, len(train))
-        x0 = to_model_range(jnp.asarray(train[np.arange(num)]))
+        schedule, train = self._plan.schedule, self._plan.data.split("train")
+        wanted = np.arange(min(self._kind.num_forward, len(train)))
+        batch = jax.tree.map(jnp.asarray, train[wanted])
+        x0 = self._kind.network_batch(batch).x
         shown = np.linspace(0, schedule.num_timesteps, _STRIP_FRAMES).round().astype(int)
 
         @jax.jit
@@ -96,7 +98,8 @@ class Previews:
 
         frames = np.concatenate([np.asarray(x0)[None], np.asarray(noised(x0))])
         titles = [f"t = {t}" for t in shown]
-        pictures.save_strip(self._workdir / "forward.png", self._examples(frames), titles)
+        self._save_strip("forward.png", frames, titles)
 
-    def _examples(self, x: np.ndarray) -> np.ndarray:
-        return to_examples(x, self._config.data.shape)
+    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> None:
+        strip = self._kind.draw_strip(self._kind.from_network(frames), titles)
+        pictures.save_png(self._workdir / name, strip)

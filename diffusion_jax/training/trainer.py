@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.data.images import Unreadable
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
-from diffusion_jax.data.transforms import training_examples
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots, pictures
 from diffusion_jax.runs import folder as run_folder
@@ -52,8 +53,10 @@ class Trainer:
         self.whole = devices.replicated(self.mesh)
         self.tx = make_optimizer(config.optimizer, config.training.num_steps)
         self.rate = learning_rate_schedule(config.optimizer, config.training.num_steps)
-        to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
-        step = make_train_step(config, plan.loss_fn, plan.schedule, self.tx, to_x0)
+        training_batch = functools.partial(
+            kind_of(config.data).training_batch, flip=config.data.random_flip
+        )
+        step = make_train_step(config, plan.loss_fn, plan.schedule, self.tx, training_batch)
         self.train_steps = jax.jit(
             make_train_steps(step),
             donate_argnums=0,
@@ -235,12 +238,13 @@ class Trainer:
     def _loader(self, start: int) -> Loader:
         data = self.config.data
         rows = devices.local_rows(data.batch_size)
-        batches = StepBatches(self.plan.data.train, data.batch_size, self.config.seed, rows)
+        split = self.plan.data.split("train")
+        batches = StepBatches(split, data.batch_size, self.config.seed, rows)
         return Loader(batches, start, self.most_steps, data.num_workers)
 
-    def _load(self, loader: Loader, step: int, count: int) -> jax.Array:
-        batches = loader.load(step, count)
-        return devices.put_local(devices.split_batch(self.mesh, 1), batches)
+    def _load(self, loader: Loader, step: int, count: int) -> Batch:
+        put = functools.partial(devices.put_local, devices.split_batch(self.mesh, 1))
+        return jax.tree.map(put, loader.load(step, count))
 
     def _visit(self, state: TrainState, step: int) -> bool:
         """What is due after this step; no more than saving if somebody waits for it.
