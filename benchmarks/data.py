@@ -38,14 +38,15 @@ def rate(source: sources.Source, batch_size: int, count: int, workers: int) -> f
     """Images a second of a loader, put on the device: the median of five looks."""
     mesh = devices.make_mesh()
     sharding = devices.split_batch(mesh, 1)
-    batches = StepBatches(source, batch_size, 0, slice(0, batch_size))
+    batches = StepBatches(sources.Split(source), batch_size, 0, slice(0, batch_size))
     rates = []
     with Loader(batches, 0, count, workers) as loader:
         step = 0
         for _ in range(6):  # The first one starts the workers and empties their buffers.
             start, calls = time.perf_counter(), 8
             for _ in range(calls):
-                jax.block_until_ready(devices.put_local(sharding, loader.load(step, count)))
+                batch = loader.load(step, count)
+                jax.block_until_ready(devices.put_local(sharding, batch.x))
                 step += count
             rates.append(calls * count * batch_size / (time.perf_counter() - start))
     return statistics.median(rates[1:])

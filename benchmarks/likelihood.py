@@ -16,8 +16,8 @@ import numpy as np
 from record import ROOT, Figure, record
 
 from diffusion_jax.config import Config, ProcessConfig
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.sources import open_data_set
-from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.diffusion import oracle, schedules
 from diffusion_jax.evaluation.bound import Bound, standard_error
 from diffusion_jax.experiment import build
@@ -37,7 +37,7 @@ def cost() -> Iterator[Figure]:
     apply_fn = build.make_network(config)[1]
     params = load_from_run(RUN, config, "ema").params
     images = open_data_set(config.data).held_out
-    x0 = np.asarray(to_model_range(jnp.asarray(images[np.arange(50)])))
+    x0 = np.asarray(PICTURES.to_network(jnp.asarray(images[np.arange(50)])))
     bound = Bound(config, apply_fn, schedule, mesh, 50)
 
     @jax.jit

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from record import ROOT
 
 from diffusion_jax.config import Config, DataConfig, ProcessConfig
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.sources import open_data_set
-from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.diffusion import oracle
 from diffusion_jax.diffusion.forward_process import q_sample
 from diffusion_jax.diffusion.schedules import (
@@ -51,7 +51,7 @@ def save(figure: Figure, name: str) -> None:
 def noising() -> None:
     """A digit at rising t, by the linear and by the cosine schedule."""
     image = open_data_set(DataConfig()).train[np.array([3])]
-    x0 = to_model_range(jnp.asarray(image))
+    x0 = PICTURES.to_network(jnp.asarray(image))
     noise = jax.random.normal(jax.random.key(1), x0.shape)
     times = (0, 50, 100, 200, 300, 400, 500, 600, 800, 999)
     figure = Figure(figsize=(1.1 * len(times), 2.6), layout="constrained")

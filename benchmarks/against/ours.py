@@ -13,9 +13,10 @@ from worker import serve
 
 from diffusion_jax.config import DataConfig, from_json
 from diffusion_jax.data import sources
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.pipeline import Loader, StepBatches
-from diffusion_jax.data.transforms import to_examples, to_model_range
 from diffusion_jax.diffusion import losses, timestep_sampling
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.variational_bound import bound_term
 from diffusion_jax.evaluation.bound import Bound
 from diffusion_jax.experiment import build
@@ -78,7 +79,7 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     state = jax.jit(lambda params: init_state(lambda key: params, tx, config))(params)
     rng = np.random.default_rng(1)
     shape = (steps, config.data.batch_size, *config.data.shape)
-    batches = np.float32(rng.uniform(-1, 1, shape))
+    x0 = np.float32(rng.uniform(-1, 1, shape))
     draws: dict[str, list] = {"t": [], "noise": []}
 
     def spy(x0: Any, t: Any, noise: Any, **_: Any) -> Any:
@@ -92,28 +93,29 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
             spy,
             schedule,
             k_loss,
-            jnp.asarray(batches[n % steps]),
+            jnp.asarray(x0[n % steps]),
             draw_timesteps=timestep_sampling.uniform_timesteps,
         )
     asked = cpu.compiler_options()
     program = jax.jit(make_train_steps(step), donate_argnums=0, compiler_options=asked)
-    state, batches = jax.device_put((state, batches))
+    state, batches = jax.device_put((state, Batch(x0)))
     state = jax.tree.map(jnp.copy, state)  # Donated: every array on its own.
     compiled = program.lower(state, batches, steps).compile()
     # That without dropout takes a few steps: quick to compile is all that it needs.
     asked = {**asked, "xla_backend_optimization_level": "0"}
-    single = jax.jit(plain_step, compiler_options=asked).lower(state, batches[0]).compile()
+    single = jax.jit(plain_step, compiler_options=asked)
+    single = single.lower(state, Batch(batches.x[0])).compile()
     save(folder / "weights.npz", params)
     np.savez(
         folder / "inputs.npz",
-        x0=np.asarray(batches),
+        x0=x0,
         t=np.stack(draws["t"]),
         noise=np.stack(draws["noise"]),
         alphas_cumprod=schedule.alphas_cumprod,
     )
     found, checked = [], state
     for n in range(CHECKED):
-        checked, metrics = single(checked, batches[n % steps])
+        checked, metrics = single(checked, Batch(batches.x[n % steps]))
         found.append([float(metrics.loss), float(metrics.grad_norm)])
     np.save(folder / "ours.npy", np.array(found))
     held = [state]
@@ -142,7 +144,8 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     program = sampler_fn.lower(params, table, key, indices).compile()
 
     def run() -> Any:
-        return to_examples(np.asarray(program(params, table, key, indices)[0]), shape)
+        samples = np.asarray(program(params, table, key, indices)[0])
+        return PICTURES.from_network(samples)
 
     shape = config.data.shape
     np.save(folder / "start.npy", np.asarray(chain._draw(key, indices, 0, shape)))
@@ -193,9 +196,10 @@ def load(config: Any, folder: pathlib.Path, kind: str) -> Any:
             Image.fromarray(image).save(files / f"{i:04}.jpg", quality=90)
         data = DataConfig(source="folder", path=str(files), image_size=(32,), channels=3)
         images, workers = sources.open_data_set(data).train, data.num_workers
-    batch, as_float = config.data.batch_size, jax.jit(to_model_range)
+    batch, as_float = config.data.batch_size, jax.jit(PICTURES.to_network)
     sharding = devices.split_batch(devices.make_mesh(), 1)
-    held = [0, Loader(StepBatches(images, batch, 0, slice(0, batch)), 0, AHEAD, workers)]
+    split = sources.Split(images)
+    held = [0, Loader(StepBatches(split, batch, 0, slice(0, batch)), 0, AHEAD, workers)]
     sums = np.float64(as_float(images[np.arange(64)])).sum((1, 2, 3))
     np.save(folder / "ours.npy", sums)
 
@@ -203,7 +207,7 @@ def load(config: Any, folder: pathlib.Path, kind: str) -> Any:
         for _ in range(-(-IMAGES * EPOCHS // (batch * AHEAD))):
             held[0] += AHEAD
             batches = held[1].load(held[0] - AHEAD, AHEAD)
-            as_float(devices.put_local(sharding, batches)).block_until_ready()
+            as_float(devices.put_local(sharding, batches.x)).block_until_ready()
 
     return run, {}
 

@@ -7,12 +7,11 @@ import zipfile
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import formats
 from diffusion_jax.data.files import existing
-from diffusion_jax.data.images import fit
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime import files as regular
 from diffusion_jax.runtime.errors import BadRequest
@@ -36,10 +35,10 @@ def read_npz(
     Args:
       path: of the .npz; or of a .npy, which has examples alone.
       field: of the config that names it, for messages.
-      config: decides whether images or points are wanted, and the shape of images.
+      config: decides the kind of the examples, and their shape.
 
     Returns:
-      uint8 [N, H, W, C] or float32 [N, D]; and int32 [N], or None if it has no arr_1.
+      The examples, in the form of their kind; and int32 [N], or None if it has no arr_1.
 
     Raises:
       BadRequest: if there is no such file, or it holds something else.
@@ -56,11 +55,9 @@ def read_npz(
         raise BadRequest(f"{where} {error}") from error
     except Exception as error:  # Whatever damaged or hostile bytes lead to.
         raise BadRequest(f"{where} cannot be read: {reason(error)}") from error
-    _check_examples(examples, where, config)
+    examples = kind_of(config).from_file(examples, where, config)
     if labels is not None:
         labels = _checked_labels(labels, where, len(examples))
-    if examples.ndim == 4:
-        examples = _fitted(examples, where, config)
     return examples, labels
 
 
@@ -162,59 +159,6 @@ def _read_array(
     return content.view(dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _check_examples(examples: np.ndarray, where: str, config: DataConfig) -> None:
-    kind, ndim = (np.uint8, 4) if config.image_size else (np.float32, 2)
-    shape = examples.shape
-    remedy = _remedy(examples, ndim)
-    if ndim == len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
-        if shape[3] != config.channels:
-            raise BadRequest(
-                f"{where}: arr_0 is {examples.dtype} {list(shape)}, which looks like "
-                "[N, C, H, W], but must be uint8 [N, H, W, C]: save arr_0.transpose(0, 2, "
-                f"3, 1){remedy}"
-            )
-    if (examples.dtype, examples.ndim) == (kind, ndim) and examples.size:
-        return
-    wanted = "images, uint8 [N, H, W, C]" if ndim == 4 else "points, float32 [N, D]"
-    raise BadRequest(
-        f"{where}: arr_0 is {examples.dtype} {list(shape)}, but must be {wanted}, and not "
-        f"empty{remedy}"
-    )
-
-
-def _remedy(examples: np.ndarray, ndim: int) -> str:
-    kind, name = examples.dtype.kind, examples.dtype.name
-    if not examples.size:
-        return ""
-    if examples.ndim == 3 and ndim == 4 and examples.shape[-1] not in (1, 3):
-        return "; if it holds grey images [N, H, W], save arr_0[..., None]"
-    if examples.ndim == 4 and ndim == 2:
-        return "; for images set data.image_size"
-    if examples.ndim != ndim:
-        return ""
-    if ndim == 2:
-        return f"; {name} becomes it by arr_0.astype(np.float32)" if kind in "fiu" else ""
-    if kind == "f" and np.isfinite(examples).all():
-        low, high = float(examples.min()), float(examples.max())
-        if 0 <= low and high <= 1:
-            return "; values from 0 to 1 become it by np.rint(arr_0 * 255).astype(np.uint8)"
-        if -1 <= low and high <= 1:
-            return (
-                "; values from -1 to 1 become it by "
-                "np.rint((arr_0 + 1) * 127.5).astype(np.uint8)"
-            )
-        return "; scale it to 0 to 255, and save np.rint(arr_0).astype(np.uint8)"
-    if kind == "b":
-        return "; save arr_0.astype(np.uint8) * 255"
-    if name == "uint8":
-        return ""
-    if kind in "iu" and examples.min() >= 0 and examples.max() <= 255:
-        return "; its values fit: save arr_0.astype(np.uint8)"
-    if name == "uint16":
-        return "; save np.rint(arr_0 / 257).astype(np.uint8)"
-    return ""
-
-
 def _checked_labels(labels: np.ndarray, where: str, count: int) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise BadRequest(
@@ -229,19 +173,3 @@ def _checked_labels(labels: np.ndarray, where: str, count: int) -> np.ndarray:
             "int32; number the classes from 0 on"
         )
     return labels.astype(np.int32)
-
-
-def _fitted(images: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
-    channels = images.shape[-1]
-    if channels not in (1, 3) and channels != config.channels:
-        raise BadRequest(f"{where}: arr_0 has {channels} channels, not 1 or 3")
-    height, width = (*config.image_size, *config.image_size)[:2]
-    shape = (height, width, config.channels or channels)
-    if images.shape[1:] == shape:
-        return images
-    if channels not in (1, 3) or shape[-1] not in (1, 3):
-        raise BadRequest(
-            f"{where}: arr_0 has {list(images.shape[1:])}, the config {list(shape)}"
-        )
-    flat = images[..., 0] if channels == 1 else images
-    return np.stack([fit(Image.fromarray(x), shape, config.resize) for x in flat])

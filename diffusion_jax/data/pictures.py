@@ -60,7 +60,16 @@ class Pictures:
 
     def __getitem__(self, wanted: np.ndarray, /) -> np.ndarray:
         """Raises Unreadable, naming the image, unless `form.skip`."""
-        return np.stack([self._next_readable(int(i)) for i in wanted])
+        return self.read(wanted)[0]
+
+    def read(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return these examples, and which ones they are: with `form.skip`, not all wanted.
+
+        Raises:
+          Unreadable: naming the image.
+        """
+        images, indices = zip(*(self._next_readable(int(i)) for i in wanted), strict=True)
+        return np.stack(images), np.array(indices)
 
     def decode(self, index: int) -> np.ndarray:
         """Example `index`; uint8 [H, W, C].
@@ -75,24 +84,25 @@ class Pictures:
         except Unreadable as error:
             raise Unreadable(f"{self.encoded.name(where)}: {error}") from error
 
-    def _next_readable(self, index: int) -> np.ndarray:
-        for i in range(len(self)):
+    def _next_readable(self, index: int) -> tuple[np.ndarray, int]:
+        for i in range(index, index + len(self)):
             try:
-                return self.decode((index + i) % len(self))
+                return self.decode(i % len(self)), i % len(self)
             except Unreadable:
-                if not self.form.skip or i + 1 == len(self):
+                if not self.form.skip or i + 1 == index + len(self):
                     raise
         raise AssertionError("a source is not empty")
 
 
 def decode_all(
     pictures: Pictures, progress: Progress | None = None
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """All examples at once, by a thread a core.
 
     Returns:
-      uint8 [N, H, W, C], the same as `pictures[np.arange(N)]` would give, and what could
-      not be read ("NAME: REASON"): then with `form.skip` unset the pixels are void.
+      uint8 [N, H, W, C] and int [N], the same as `pictures.read(np.arange(N))` would give,
+      and what could not be read ("NAME: REASON"): then with `form.skip` unset the pixels
+      are void.
     """
     pixels = np.empty((len(pictures), *pictures.form.shape), np.uint8)
     bad: dict[int, str] = {}
@@ -109,10 +119,10 @@ def decode_all(
             list(threads.map(one, range(begin, end)))
             if progress:
                 progress("decoding images", end, len(pictures))
+    which = np.arange(len(pictures))
     if len(bad) < len(pictures):
         for i in bad:
-            good = i
-            while good in bad:
-                good = (good + 1) % len(pictures)
-            pixels[i] = pixels[good]
-    return pixels, [bad[i] for i in sorted(bad)]
+            while which[i] in bad:
+                which[i] = (which[i] + 1) % len(pictures)
+            pixels[i] = pixels[which[i]]
+    return pixels, which, [bad[i] for i in sorted(bad)]

@@ -19,8 +19,9 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax.data.pictures import Pictures
-from diffusion_jax.data.sources import Source
+from diffusion_jax.data.sources import Split
 from diffusion_jax.data.unreadable import Unreadable
+from diffusion_jax.diffusion.batch import Batch
 
 
 def batch_indices(num_examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -45,17 +46,17 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class StepBatches:
-    """Indexed with a step: `rows` of its global batch; [rows, *shape]."""
+    """Indexed with a step: `rows` of its global batch, as a Batch of arrays [rows, ...]."""
 
-    def __init__(self, source: Source, batch_size: int, seed: int, rows: slice):
-        self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
+    def __init__(self, split: Split, batch_size: int, seed: int, rows: slice):
+        self.split, self.batch_size, self.seed, self.rows = split, batch_size, seed, rows
 
     def __len__(self) -> int:
         return 2**31 - 1
 
-    def __getitem__(self, step: int) -> np.ndarray:
-        indices = batch_indices(len(self.source), self.batch_size, self.seed, step)
-        return self.source[indices[self.rows]]
+    def __getitem__(self, step: int) -> Batch:
+        indices = batch_indices(len(self.split), self.batch_size, self.seed, step)
+        return self.split[indices[self.rows]]
 
 
 class WorkerDied(Exception):
@@ -72,13 +73,13 @@ class Loader:
     def __init__(self, batches: StepBatches, start: int, most: int, num_workers: int = 0):
         """Starts reading ahead from the step `start` on."""
         self._batches, self._most, self._first = batches, most, start
-        self._ready: collections.deque[np.ndarray] = collections.deque()
+        self._ready: collections.deque[Batch] = collections.deque()
         self._ahead: Any = None
-        if isinstance(batches.source, Pictures):
+        if isinstance(batches.split.source, Pictures):
             self._ahead = _read_ahead(batches, start, most, num_workers)
 
-    def load(self, step: int, count: int) -> np.ndarray:
-        """The batches of `count` steps from `step` on; [most, rows, *shape].
+    def load(self, step: int, count: int) -> Batch:
+        """Return the batches of `count` steps from `step` on, as arrays [most, rows, ...].
 
         Args:
           step: that of the last call, or after it by what was loaded then.
@@ -94,12 +95,19 @@ class Loader:
         while len(self._ready) < count:
             following = self._first + len(self._ready)
             self._ready.append(self._next() if self._ahead else self._batches[following])
-        first = self._ready[0]
-        batches = np.zeros((self._most, *first.shape), first.dtype)
-        np.stack(list(self._ready)[:count], out=batches[:count])
-        return batches
+        batches = list(self._ready)[:count]
+        cond = {
+            name: self._stacked([batch.cond[name] for batch in batches])
+            for name in batches[0].cond
+        }
+        return Batch(self._stacked([batch.x for batch in batches]), cond)
 
-    def _next(self) -> np.ndarray:
+    def _stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
+        stacked = np.zeros((self._most, *arrays[0].shape), arrays[0].dtype)
+        np.stack(arrays, out=stacked[: len(arrays)])
+        return stacked
+
+    def _next(self) -> Batch:
         # The workers, started by the first of these, inherit that SIGINT is blocked: what
         # Ctrl-C means is the trainer's to decide.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

@@ -1,12 +1,13 @@
 """Where examples come from: a data set by what a config says of it.
 
 A source of examples is anything that has a length and, indexed with an array of n
-integers, gives n examples: [n, *shape], uint8 for images, float32 for points. A NumPy
+integers, gives n examples: [n, *shape], in the form of their kind (kinds.py). A NumPy
 array is one as it stands; `Pictures`, which reads files, is another.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,10 +16,12 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
 from diffusion_jax.data.files import Files, existing, find_files
 from diffusion_jax.data.headers import Headers, in_common, read_headers
+from diffusion_jax.data.kinds import KINDS, PICTURES, kind_of
 from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all
 from diffusion_jax.data.prepared import open_prepared
 from diffusion_jax.data.report import by_suffix, named
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256
@@ -32,6 +35,7 @@ _TOYS = {
 EMBEDDED = ("digits", *_TOYS)
 SOURCES = (*EMBEDDED, "folder", "npz")  # And tfds:NAME.
 _TFDS = "tfds:"
+_LABELS = {"train": "labels", "held_out": "held_out_labels"}
 
 
 class Source(Protocol):
@@ -42,13 +46,37 @@ class Source(Protocol):
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Random access to one split as batches: examples, and what they are conditioned on.
+
+    Attributes:
+      source: of the examples.
+      cond: arrays by name, with one row for each example of the source.
+    """
+
+    source: Source
+    cond: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: np.ndarray, /) -> Batch:
+        """Return the examples at these indices, int [n], as a batch of n rows."""
+        if isinstance(self.source, Pictures):
+            x, indices = self.source.read(indices)
+        else:
+            x = self.source[indices]
+        return Batch(x, {name: rows[indices] for name, rows in self.cond.items()})
+
+
 class DataSet(NamedTuple):
     """Two splits of examples.
 
     Attributes:
       train: what the network learns from.
       held_out: never trained on; its loss is logged.
-      shape: shape of one example: (H, W, C) uint8, or (D,) float32.
+      shape: of one example.
       labels, held_out_labels: int32, the class of each example, if the source tells.
       class_names: of the classes, if they have names.
     """
@@ -59,6 +87,14 @@ class DataSet(NamedTuple):
     labels: np.ndarray | None = None
     held_out_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+
+    def split(self, name: str) -> Split:
+        """Return the split of this name, "train" or "held_out", for batches.
+
+        The one place that says what examples are conditioned on: nothing yet, so that
+        `cond` is empty; a label will be a row of `cond` that is made here.
+        """
+        return Split({"train": self.train, "held_out": self.held_out}[name])
 
 
 def open_data_set(
@@ -96,8 +132,11 @@ def open_data_set(
     if source != "folder" and not source.startswith(_TFDS):
         known = (*SOURCES, "tfds:cifar10", "tfds:mnist")
         raise BadRequest(f"data.source ({source!r}) is unknown; {nearest(source, known)}")
-    if not config.image_size:
-        raise BadRequest(f"data.image_size () is for points, but {source} is of images")
+    kind = kind_of(config)
+    if kind is not PICTURES:
+        raise BadRequest(
+            f"data.image_size () is for {kind.name}, but {source} is of {PICTURES.name}"
+        )
     if config.channels not in (0, 1, 3):
         raise BadRequest(
             f"data.channels ({config.channels}) must be 1 (grey), 3 (colour) or 0 (as the "
@@ -112,19 +151,18 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
     """A data set of the caller's own.
 
     Args:
-      train, held_out: images, uint8 [N, H, W, C], or points, float32 [N, D].
+      train, held_out: in the form of one of the `KINDS`.
 
     Raises:
       ValueError: if they are not of such a form, or one is empty.
     """
     for name, array in (("train", train), ("held_out", held_out)):
-        kind = (array.dtype, array.ndim)
-        if kind not in ((np.uint8, 4), (np.float32, 2)) or not len(array):
+        if not any(kind.fits(array) for kind in KINDS):
+            forms = ", or ".join(kind.form for kind in KINDS)
             raise ValueError(
-                f"{name} must be images, uint8 [N, H, W, C], or points, float32 [N, D], "
-                f"and not empty; got {array.dtype} {array.shape}"
+                f"{name} must be {forms}, and not empty; got {array.dtype} {array.shape}"
             )
-        if array.dtype == np.float32 and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} has values that are not finite")
     if train.shape[1:] != held_out.shape[1:] or train.dtype != held_out.dtype:
         raise ValueError(
@@ -239,7 +277,7 @@ def _tfds(config: DataConfig, prepare: bool) -> DataSet:
 
 
 def _npz(config: DataConfig) -> DataSet:
-    """arr_0: images, uint8 [N, H, W, C], or points, float32 [N, D]; arr_1: labels."""
+    """arr_0: examples in the form of their kind; arr_1: labels."""
     examples, labels = read_npz(config.path, "data.path", config)
     if config.held_out:
         _check_apart(config, "file")
@@ -283,7 +321,7 @@ def _check_nothing_in_common(mine: Headers, theirs: Headers, config: DataConfig)
 
 
 def _form(config: DataConfig, channels: int) -> Form:
-    height, width = (*config.image_size, *config.image_size)[:2]
+    height, width = config.shape[:2]
     return Form((height, width, channels), config.resize, config.unreadable == "skip")
 
 
@@ -323,7 +361,11 @@ def into_memory(
     decoded: dict[str, Any] = {}
     bad, all_bad = [], False
     for name, split in pictures.items():
-        decoded[name], unread = decode_all(split, progress)
+        decoded[name], which, unread = decode_all(split, progress)
+        of_labels = _LABELS[name]
+        labels = getattr(data, of_labels)
+        if labels is not None:  # Those of the images that are there instead.
+            decoded[of_labels] = labels[which]
         bad += unread
         all_bad |= len(unread) == len(split)
     where = f"data.source ({config.source!r})"
@@ -332,7 +374,7 @@ def into_memory(
 
 
 def fixed_choice(total: int, most: int) -> np.ndarray:
-    """At most so many of `total` examples, always the same ones; int [N].
+    """At most `most` of `total` examples, always the same ones; int [N].
 
     Not the first ones: they may all be of one class.
     """

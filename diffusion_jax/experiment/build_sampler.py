@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config, SamplingConfig
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import (
     MAX_TERMINAL_SIGNAL,
@@ -82,8 +83,11 @@ def change(config: Config, given: dict[str, Any]) -> None:
                     f"{sampling.sampler}, but for {', '.join(names)}"
                 )
         for field in {"threshold", "dynamic_percentile"} & given.keys():
-            if not config.data.image_size:
-                raise BadRequest(f"sampling.{field} is for images, and these are points")
+            kind = kind_of(config.data)
+            if not kind.is_bounded:
+                raise BadRequest(
+                    f"sampling.{field} is for images, and these are {kind.name}"
+                )
         if "dynamic_percentile" in given and sampling.threshold != "dynamic":
             raise BadRequest("sampling.dynamic_percentile needs --threshold dynamic")
         if "langevin_step_size" in given and not sampling.langevin_steps:
@@ -269,7 +273,7 @@ class _Segments:
 
 def _x0_hook(config: Config) -> Hook | None:
     sampling = config.sampling
-    if not config.data.image_size or sampling.threshold == "none":
+    if not kind_of(config.data).is_bounded or sampling.threshold == "none":
         return None
     if sampling.threshold == "static":
         return static_threshold

@@ -5,6 +5,7 @@ import reprlib
 from typing import Any
 
 from diffusion_jax.config import check_types
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_jax.diffusion.losses import NORMS
 from diffusion_jax.diffusion.parameterization import PREDICTION_TYPES, VARIANCES
@@ -52,7 +53,7 @@ def check(config: Any) -> None:
         raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
     _check_averages(config.ema)
     training = config.training
-    if training.likelihood_every and not config.data.image_size:
+    if training.likelihood_every and not kind_of(config.data).has_levels:
         raise BadRequest(
             f"training.likelihood_every ({training.likelihood_every}) is for images on 256 "
             "levels, and these are points: set it to 0"
@@ -86,7 +87,7 @@ def check(config: Any) -> None:
             check_timesteps(config.sampling.timesteps, config.process.num_timesteps)
         except ValueError as error:
             raise BadRequest(f"sampling.timesteps: {error}") from error
-    elif config.sampling.spacing == AUTO and not config.data.image_size:
+    elif config.sampling.spacing == AUTO and not kind_of(config.data).has_levels:
         raise BadRequest(
             "sampling.spacing ('auto') is chosen by the likelihood of images; these are "
             "points; take another spacing"
@@ -98,11 +99,11 @@ def check(config: Any) -> None:
             "sampling.spacing ('ddim_quadratic') repeats timesteps, which sampler "
             f"{config.sampling.sampler} cannot; take ddpm or ddim, or another spacing"
         )
-    if config.data.random_flip and not config.data.image_size:
+    if config.data.random_flip and not kind_of(config.data).can_flip:
         raise BadRequest("data.random_flip (True) is for images, not for points")
     if hasattr(config.model, "channel_mults"):
         _check_unet(config)
-    elif config.data.image_size:
+    elif not isinstance(config.model, kind_of(config.data).network):
         raise BadRequest(
             f"data.image_size {config.data.image_size} is that of an image, but the "
             "config's model is an MLP, for points: it needs a UNetConfig"
@@ -160,7 +161,7 @@ def _check_loss(config: Any) -> None:
             f"sampling.variance ('learned') needs a network that has learned it; "
             f"process.variance is {process.variance!r}"
         )
-    if loss.kind != "prediction" and not config.data.image_size:
+    if loss.kind != "prediction" and not kind_of(config.data).has_levels:
         raise BadRequest(
             f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of points"
         )
@@ -185,7 +186,7 @@ def _check_loss(config: Any) -> None:
 
 def _check_unet(config: Any) -> None:
     model = config.model
-    if not config.data.image_size:
+    if not isinstance(model, kind_of(config.data).network):
         raise BadRequest(
             "data.image_size () is that of points, but the config's model is a "
             "U-Net: it needs an MLPConfig"

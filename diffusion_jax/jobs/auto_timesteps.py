@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.evaluation.optimal_timesteps import (
@@ -140,19 +141,19 @@ def _measure(
     measure = make_measure(plan.model, variance, clip=clip)
     # With the same noise everywhere, what differs between neighbours is not chance.
     scan = TimestepScan(measure, total, mesh, total, same_noise=True)
-    images = plan.data.train
+    kind, images = kind_of(config.data), plan.data.split("train")
     chosen = np.sort(fixed_choice(len(images), _NUM_IMAGES))
     size = batch_size(len(chosen), config.data.batch_size, mesh)
 
-    def row(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        _, _, found = scan.run(params, Batch(x0), indices, size, on_progress)
-        second_moment = np.full((total, 1), np.square(x0).mean())
+    def row(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        _, _, found = scan.run(params, batch, indices, size, on_progress)
+        second_moment = np.full((total, 1), np.square(batch.x).mean())
         return np.concatenate([*found, second_moment], axis=1)
 
     partial = Partial(out, {**about, "batch_size": size})
     partial.begin()
     with locks.locked(partial.folder, "writing to"):
-        rows = over_images(partial, "timesteps", images, chosen, size, total, row)
+        rows = over_images(partial, "timesteps", kind, images, chosen, size, total, row)
         mean = means(rows, len(chosen), size)
         w = len(shares_of(variance))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.sources import Source
-from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.data.kinds import Kind
+from diffusion_jax.data.sources import Split
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.jobs.resumable import Partial
 from diffusion_jax.runtime.interrupts import Stopped, stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import say
 
-# measure(x0 [N, ...], indices [N], on_progress) -> an array, of any shape
-MeasureBatch = Callable[[np.ndarray, np.ndarray, Callable[[int], None]], np.ndarray]
+# measure(batch of N as the network sees it, indices [N], on_progress) -> an array
+MeasureBatch = Callable[[Batch, np.ndarray, Callable[[int], None]], np.ndarray]
 
 
 def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
@@ -26,7 +27,8 @@ def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
 def over_images(
     partial: Partial,
     what: str,
-    images: Source,
+    kind: Kind,
+    images: Split,
     chosen: np.ndarray,
     size: int,
     calls: int,
@@ -37,7 +39,8 @@ def over_images(
     Args:
       partial: where the parts are kept, claimed and locked; those that are there stand.
       what: the name of the measurement.
-      images: a data set.
+      kind: of its examples.
+      images: a split of a data set.
       chosen: int [N], those of its images that are measured.
       size: of a batch.
       calls: steps of `measure` that it reports for each batch.
@@ -65,8 +68,9 @@ def over_images(
         try:
             for i in range(first, num_batches):
                 here = chosen[i * size : (i + 1) * size]
-                x0 = np.asarray(to_model_range(jnp.asarray(images[here])))
-                partial.save(f"{i:06d}", measure(x0, here, progress(i)))
+                batch = kind.network_batch(jax.tree.map(jnp.asarray, images[here]))
+                batch = jax.tree.map(np.asarray, batch)
+                partial.save(f"{i:06d}", measure(batch, here, progress(i)))
         except Stopped:
             bar.say(
                 f"{i} of {num_batches} batches are in {partial.folder}; the same command, "

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
-from diffusion_jax.data.sources import Source, fixed_choice
+from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.data.sources import Split, fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import respaced
@@ -77,7 +78,7 @@ class _Subject(NamedTuple):
     model: Model
     weights: Weights
     mesh: jax.sharding.Mesh
-    images: Source
+    images: Split
     chosen: np.ndarray
     size: int
     about: dict[str, Any]
@@ -143,10 +144,11 @@ def _checked_chain(
     workdir: pathlib.Path, config: Config, request: Request
 ) -> tuple[np.ndarray, int]:
     """The timesteps of the bound as far as they are known, and in how many strata."""
-    if not config.data.image_size:
+    kind = kind_of(config.data)
+    if not kind.has_levels:
         raise BadRequest(
-            f"--likelihood: the run in {workdir} is of points; the bound has L_0 of images "
-            "on 256 levels (--ode has the density of points)"
+            f"--likelihood: the run in {workdir} is of {kind.name}; the bound has L_0 of "
+            f"images on 256 levels (--ode has the density of {kind.name})"
         )
     chain = _chain(config, request)
     total = len(chain)
@@ -205,15 +207,16 @@ def _bound(
         model = _over(subject.model, chain) if request.steps else subject.model
         bound = Bound(model, subject.mesh, num_strata, seed=request.seed)
 
-        def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
             terms = bound.terms(
-                subject.weights.params, Batch(x0), indices, subject.size, on_progress
+                subject.weights.params, batch, indices, subject.size, on_progress
             )
             return _packed(terms)
 
         rows = over_images(
             partial,
             "likelihood",
+            kind_of(config.data),
             subject.images,
             subject.chosen,
             subject.size,
@@ -235,25 +238,24 @@ def _over(model: Model, chain: np.ndarray) -> Model:
 
 
 def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, Any]:
-    config = subject.config
+    kind = kind_of(subject.config.data)
     flow = Flow(
         subject.model,
         subject.mesh,
         request.ode_steps,
-        dequantize=bool(config.data.image_size),
+        dequantize=kind.has_levels,
         seed=request.seed,
     )
 
-    def measure(x0: np.ndarray, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        return flow.bits(
-            subject.weights.params, Batch(x0), indices, subject.size, on_progress
-        )
+    def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
+        return flow.bits(subject.weights.params, batch, indices, subject.size, on_progress)
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
             over_images(
                 partial,
                 "ode",
+                kind,
                 subject.images,
                 subject.chosen,
                 subject.size,
@@ -261,7 +263,7 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
                 measure,
             )
         )
-        of = "x_0, by way of x at t = 0" if config.data.image_size else "x at t = 0"
+        of = "x_0, by way of x at t = 0" if kind.has_levels else "x at t = 0"
         return write_flow(partial, bits, of)
 
 
@@ -308,8 +310,7 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     say(f"weights: {weights.kind} of step {weights.step:,}")
     plan = load_data(plan)
     check_same_data(workdir, plan.config, plan.data)
-    data = plan.data
-    images = data.held_out if request.split == "held_out" else data.train
+    images = plan.data.split(request.split)
     if not len(images):
         raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
     most = request.max_examples or len(images)

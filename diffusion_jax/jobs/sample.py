@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
-from diffusion_jax.data.transforms import to_examples
+from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps
@@ -236,13 +236,13 @@ def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None
     Raises:
       _NotFinite: for samples that are not finite.
     """
-    batch, shape = job.config.sampling.batch_size, job.config.data.shape
+    batch, kind = job.config.sampling.batch_size, kind_of(job.config.data)
     kept = min(batch, job.request.num - i * batch)
     if not np.isfinite(samples).all():
         raise _NotFinite(f"samples {i * batch} to {i * batch + kept - 1} are not finite")
     if job.request.show_chain and i == 0:
-        job.partial.save("chain", to_examples(np.asarray(chain)[:, :kept], shape))
-    job.partial.save(f"{i:06d}", to_examples(np.asarray(samples)[:kept], shape))
+        job.partial.save("chain", kind.from_network(np.asarray(chain)[:, :kept]))
+    job.partial.save(f"{i:06d}", kind.from_network(np.asarray(samples)[:kept]))
 
 
 def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
@@ -278,20 +278,21 @@ def _finish(job: _Job) -> None:
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
         partial.mark_finishing()
-        picture = np.concatenate(pictured)[:_MAX_PICTURED]
-        pictures.save_samples(result_path(partial.out, ".png"), picture)
+        kind = kind_of(job.config.data)
+        picture = kind.draw(np.concatenate(pictured)[:_MAX_PICTURED])
+        pictures.save_png(result_path(partial.out, ".png"), picture)
         if job.frames:
-            _save_chain(partial, job.frames)
+            _save_chain(partial, kind, job.frames)
         note = {**partial.request, "timesteps": job.config.sampling.timesteps}
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
 
 
-def _save_chain(partial: Partial, frames: tuple[int, ...]) -> None:
+def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:
     chain = partial.load("chain")
     shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
     titles = [f"{frames[i]} of {frames[-1]} calls" for i in shown]
-    strip = result_path(partial.out, "_chain.png")
-    pictures.save_strip(strip, chain[list(shown)], titles)
-    pictures.save_animation(result_path(partial.out, "_chain.gif"), chain)
+    strip = kind.draw_strip(chain[list(shown)], titles)
+    pictures.save_png(result_path(partial.out, "_chain.png"), strip)
+    pictures.save_gif(result_path(partial.out, "_chain.gif"), kind.draw_frames(chain))

@@ -3,6 +3,7 @@
 import math
 
 from diffusion_jax.config import DataConfig
+from diffusion_jax.data.kinds import kind_of
 
 _SECONDS = 1.0  # Short enough for SIGTERM, long enough that starting it costs nothing.
 _MEASURED_SECONDS = 0.5  # Of dispatches that are timed before it is chosen.
@@ -15,8 +16,8 @@ def most_steps(data: DataConfig) -> int:
 
     A function of the config alone, so that every start of a run compiles the same program.
     """
-    item = 1 if data.image_size else 4  # uint8 or float32
-    batch_bytes = data.batch_size * math.prod(data.shape) * item
+    item_bytes = kind_of(data).dtype.itemsize
+    batch_bytes = data.batch_size * math.prod(data.shape) * item_bytes
     return max(1, min(_MOST_STEPS, _BATCH_BYTES // batch_bytes))
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import fixed_choice
-from diffusion_jax.data.transforms import to_model_range
 from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.evaluation.bound import BatchTerms, Bound, combined
 from diffusion_jax.experiment.build import LossFn
@@ -30,19 +30,19 @@ def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
 
 def make_held_out_loss(
     loss_fn: LossFn, num_timesteps: int
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """held_out_loss(params, x0 [B, *shape], indices [B]) -> float32 [B].
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+    """held_out_loss(params, batch of B examples, indices [B]) -> float32 [B].
 
     Example i always gets the same t and noise, so that the losses of two checkpoints
     differ by their weights alone.
     """
 
-    def held_out_loss(params: Any, x0: jax.Array, indices: jax.Array) -> jax.Array:
+    def held_out_loss(params: Any, batch: Batch, indices: jax.Array) -> jax.Array:
         t = held_out_timesteps(indices, num_timesteps)
         key = jax.random.fold_in(jax.random.key(0), 2**32 - 2)  # As in `init_state`.
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-        noise = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(keys)
-        return loss_fn(params, Batch(x0), Draw(t, noise))
+        noise = jax.vmap(lambda k: jax.random.normal(k, batch.x.shape[1:]))(keys)
+        return loss_fn(params, batch, Draw(t, noise))
 
     return held_out_loss
 
@@ -51,7 +51,8 @@ class HeldOut:
     """Loss and bound of a run, in batches of one shape over its mesh; None if stopped."""
 
     def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
-        self._source, self._mesh, self._stop = plan.data.held_out, mesh, stop
+        self._split, self._mesh, self._stop = plan.data.split("held_out"), mesh, stop
+        self._kind = kind_of(plan.config.data)
         self._num_timesteps = plan.model.process.num_timesteps
         self._batch_size = plan.config.data.batch_size
         self._wanted = plan.config.training.num_held_out
@@ -62,27 +63,28 @@ class HeldOut:
         if plan.config.training.likelihood_every:
             num_strata = plan.config.training.likelihood_timesteps
             self._bound = Bound(plan.model, mesh, min(num_strata, self._num_timesteps))
-        self._examples: np.ndarray | None = None
+        self._examples: Batch | None = None
 
-    def examples(self) -> np.ndarray:
-        """Those that are evaluated, always the same ones."""
+    def examples(self) -> Batch:
+        """Return those that are evaluated, always the same ones."""
         if self._examples is None:
-            chosen = fixed_choice(len(self._source), self._wanted)
-            self._examples = self._source[chosen]
+            chosen = fixed_choice(len(self._split), self._wanted)
+            self._examples = self._split[chosen]
         return self._examples
 
     def loss(self, params: Any) -> tuple[float, dict[str, float]] | None:
         """The mean loss with these weights; and that of each quarter of the timesteps."""
         examples = self.examples()
-        size, total = self._batch_size, len(examples)
+        size, total = self._batch_size, len(examples.x)
         rows = devices.split_batch(self._mesh)
         losses = []
         for begin in range(0, total, size):
             # The last batch is filled up with examples that are then left out.
             indices = np.arange(begin, begin + size) % total
-            x0 = to_model_range(jax.device_put(examples[indices], rows))
+            batch = jax.device_put(_rows(examples, indices), rows)
             where = jax.device_put(indices.astype(np.int32), rows)
-            losses.append(np.asarray(self._loss(params, x0, where)))
+            batch = self._kind.network_batch(batch)
+            losses.append(np.asarray(self._loss(params, batch, where)))
             if self._stop.wanted:
                 return None
         all_losses = np.concatenate(losses)[:total]
@@ -100,14 +102,19 @@ class HeldOut:
         examples, size = self.examples(), self._batch_size
         parts = []
         try:
-            for begin in range(0, len(examples), size):
-                here = np.arange(begin, min(begin + size, len(examples)))
-                x0 = np.asarray(to_model_range(jnp.asarray(examples[here])))
+            for begin in range(0, len(examples.x), size):
+                here = np.arange(begin, min(begin + size, len(examples.x)))
+                batch = jax.tree.map(jnp.asarray, _rows(examples, here))
+                batch = jax.tree.map(np.asarray, self._kind.network_batch(batch))
                 parts.append(
                     self._bound.terms(
-                        params, Batch(x0), here, size, lambda done: self._stop.check()
+                        params, batch, here, size, lambda done: self._stop.check()
                     )
                 )
         except Stopped:
             return None
         return combined(parts)
+
+
+def _rows(batch: Batch, indices: np.ndarray) -> Batch:
+    return jax.tree.map(lambda rows: rows[indices], batch)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.transforms import to_examples, to_model_range
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
@@ -36,6 +36,7 @@ class Previews:
     ):
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop = mesh, stop
+        self._kind = kind_of(plan.config.data)
         self._table = build_sampler.make_table(plan.model, plan.preview)
         self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
         self._sampler = build_sampler.make_sampler(
@@ -62,17 +63,16 @@ class Previews:
             say(f"the samples at step {step:,} are not finite: no picture of them")
             return
         titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
-        strip = self._examples(frames)
-        pictures.save_strip(self._workdir / "reverse.png", strip, titles)
+        self._save_strip("reverse.png", frames, titles)
         # This one last: where it exists, all is drawn.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
-            pictures.save_samples(preview_path(self._workdir, step), self._examples(ema))
+            picture = self._kind.draw(self._kind.from_network(ema))
         else:
             both = {"raw weights": raw, "moving average": ema}
-            pictures.save_side_by_side(
-                preview_path(self._workdir, step),
-                {k: self._examples(x) for k, x in both.items()},
+            picture = self._kind.draw_side_by_side(
+                {name: self._kind.from_network(x) for name, x in both.items()}
             )
+        pictures.save_png(preview_path(self._workdir, step), picture)
 
     def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         wanted = self._config.training.num_samples
@@ -84,19 +84,21 @@ class Previews:
 
     def draw_forward(self) -> None:
         """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
-        schedule, train = self._plan.model.process, self._plan.data.train
-        num = 1 if self._config.data.image_size else min(1000, len(train))
-        x0 = to_model_range(jnp.asarray(train[np.arange(num)]))
-        shown = np.linspace(0, schedule.num_timesteps, _STRIP_FRAMES).round().astype(int)
+        process, train = self._plan.model.process, self._plan.data.split("train")
+        wanted = np.arange(min(self._kind.num_forward, len(train)))
+        batch = jax.tree.map(jnp.asarray, train[wanted])
+        x0 = self._kind.network_batch(batch).x
+        shown = np.linspace(0, process.num_timesteps, _STRIP_FRAMES).round().astype(int)
 
         @jax.jit
         def noised(x0: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(0), 2**32 - 3)  # As in `init_state`.
-            return q_trajectory(schedule, key, x0, (shown[1:] - 1).tolist())
+            return q_trajectory(process, key, x0, (shown[1:] - 1).tolist())
 
         frames = np.concatenate([np.asarray(x0)[None], np.asarray(noised(x0))])
         titles = [f"t = {t}" for t in shown]
-        pictures.save_strip(self._workdir / "forward.png", self._examples(frames), titles)
+        self._save_strip("forward.png", frames, titles)
 
-    def _examples(self, x: np.ndarray) -> np.ndarray:
-        return to_examples(x, self._config.data.shape)
+    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> None:
+        strip = self._kind.draw_strip(self._kind.from_network(frames), titles)
+        pictures.save_png(self._workdir / name, strip)

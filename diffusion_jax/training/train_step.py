@@ -37,9 +37,9 @@ def make_train_step(
     loss_fn: LossFn,
     process: Schedule,
     tx: optax.GradientTransformation,
-    to_x0: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """train_step(state, examples [B, *shape]) -> (state, Metrics of scalars).
+    training_batch: Callable[[jax.Array, Batch], Batch],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """train_step(state, batch of B examples) -> (state, Metrics of scalars).
 
     If the loss or a gradient is not finite, the weights and the optimiser stay as they
     are, and the step counts as skipped; the next step has its own batch, t and noise.
@@ -49,18 +49,19 @@ def make_train_step(
       loss_fn: of `experiment.make_loss`.
       process: the noise process.
       tx: the optimiser.
-      to_x0: (key, examples) -> float32 [B, *shape]; the key is for augmentation.
+      training_batch: (key, batch) -> the batch with x as the network sees it; the key is
+        for augmentation.
     """
 
-    def train_step(state: TrainState, examples: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         k_loss, k_data = jax.random.split(jax.random.fold_in(state.key, state.step))
-        x0 = to_x0(k_data, examples)
+        batch = training_batch(k_data, batch)
         draw = _timestep_sampler(config, state)
 
         def mean_loss(params: Any):
             per_example = functools.partial(loss_fn, params)
             return monte_carlo_loss(
-                per_example, process, k_loss, Batch(x0), draw_timesteps=draw
+                per_example, process, k_loss, batch, draw_timesteps=draw
             )
 
         (loss, (t, losses)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
@@ -121,23 +122,24 @@ def _timestep_sampler(
 
 
 def make_train_steps(
-    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]],
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Dispatch]]:
-    """train_steps(state, batches [K, B, *shape], count) runs the first `count` of them.
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Dispatch]]:
+    """train_steps(state, batches [K, B, ...], count) runs the first `count` of them.
 
     `count` is data, so that every number of steps up to K is the same compiled program;
     entries of the metrics from `count` on are 0.
     """
 
     def train_steps(
-        state: TrainState, batches: jax.Array, count: jax.Array
+        state: TrainState, batches: Batch, count: jax.Array
     ) -> tuple[TrainState, Dispatch]:
         def body(i: jax.Array, carry: tuple[TrainState, Metrics]):
             state, all_metrics = carry
-            state, metrics = train_step(state, batches[i])
+            batch = jax.tree.map(lambda rows: rows[i], batches)
+            state, metrics = train_step(state, batch)
             return state, jax.tree.map(lambda a, m: a.at[i].set(m), all_metrics, metrics)
 
-        zeros = Metrics(*[jnp.zeros(batches.shape[0]) for _ in Metrics._fields])
+        zeros = Metrics(*[jnp.zeros(len(batches.x)) for _ in Metrics._fields])
         state, metrics = jax.lax.fori_loop(0, count, body, (state, zeros))
         return state, Dispatch(metrics, state.tally)
 

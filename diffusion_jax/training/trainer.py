@@ -6,8 +6,9 @@ import time
 
 import jax
 
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
-from diffusion_jax.data.transforms import training_examples
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots, pictures
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
@@ -155,12 +156,13 @@ class Trainer:
     def _loader(self, start: int) -> Loader:
         data = self.config.data
         rows = devices.local_rows(data.batch_size)
-        batches = StepBatches(self.plan.data.train, data.batch_size, self.config.seed, rows)
+        split = self.plan.data.split("train")
+        batches = StepBatches(split, data.batch_size, self.config.seed, rows)
         return Loader(batches, start, self._most_steps, data.num_workers)
 
-    def _load(self, loader: Loader, step: int, count: int) -> jax.Array:
-        batches = loader.load(step, count)
-        return devices.put_local(devices.split_batch(self._mesh, 1), batches)
+    def _load(self, loader: Loader, step: int, count: int) -> Batch:
+        put = functools.partial(devices.put_local, devices.split_batch(self._mesh, 1))
+        return jax.tree.map(put, loader.load(step, count))
 
     def finish_step(self, state: TrainState, step: int) -> bool:
         """Do what is due after this step; only save if somebody waits for the run to stop.
@@ -222,8 +224,12 @@ def _compiled(plan: Plan, mesh: jax.sharding.Mesh):
     """The train steps of a dispatch as one program; its state is donated."""
     config, whole = plan.config, devices.replicated(mesh)
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    to_x0 = functools.partial(training_examples, flip=config.data.random_flip)
-    step = make_train_step(config, plan.loss_fn, plan.model.process, optimizer, to_x0)
+    training_batch = functools.partial(
+        kind_of(config.data).training_batch, flip=config.data.random_flip
+    )
+    step = make_train_step(
+        config, plan.loss_fn, plan.model.process, optimizer, training_batch
+    )
     return jax.jit(
         make_train_steps(step),
         donate_argnums=0,

@@ -1,12 +1,10 @@
 """Data: the digits on their grid, toys on their shapes, batches as a function of step."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import embedded, pipeline, sources, transforms
+from diffusion_jax.data import embedded, pipeline, sources
 
 
 def test_digits_are_the_1797_real_ones_split_once():
@@ -93,64 +91,49 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     assert (a != pipeline.batch_indices(1000, 64, 4, 12_345)).any()
 
 
+def numbered(num=100):
+    """A split whose examples and conditions tell which they are."""
+    numbers = np.arange(num)
+    cond = {"number": numbers, "pair": np.stack([numbers, -numbers], axis=1)}
+    return sources.Split(numbers[:, None], cond)
+
+
 def test_processes_load_the_rows_of_one_global_batch():
-    source = np.arange(100)[:, None]
-    whole = [pipeline.StepBatches(source, 8, 0, slice(0, 8))[n] for n in range(5, 8)]
-    assert whole[0].shape == (8, 1)
-    parts = [pipeline.StepBatches(source, 8, 0, slice(2 * p, 2 * p + 2)) for p in range(4)]
+    split = numbered()
+    whole = [pipeline.StepBatches(split, 8, 0, slice(0, 8))[n] for n in range(5, 8)]
+    assert whole[0].x.shape == (8, 1)
+    parts = [pipeline.StepBatches(split, 8, 0, slice(2 * p, 2 * p + 2)) for p in range(4)]
     for step, batch in zip(range(5, 8), whole, strict=True):
-        np.testing.assert_array_equal(batch, np.concatenate([p[step] for p in parts]))
+        np.testing.assert_array_equal(batch.x, np.concatenate([p[step].x for p in parts]))
+        number = np.concatenate([p[step].cond["number"] for p in parts])
+        np.testing.assert_array_equal(batch.cond["number"], number)
 
 
 def test_a_loader_gives_the_steps_that_it_is_asked_for():
-    source = np.arange(100)[:, None]
-    batches = pipeline.StepBatches(source, 8, 0, slice(2, 6))
+    """Examples and conditions row for row; what comes after the steps is 0."""
+    split = numbered()
+    batches = pipeline.StepBatches(split, 8, 0, slice(2, 6))
     with pipeline.Loader(batches, start=5, most=3) as loader:
-        for step in (5, 8, 9, 12):  # A dispatch may end early.
-            expected = np.stack([batches[step + i] for i in range(3)])
-            np.testing.assert_array_equal(loader.load(step, 3), expected)
+        for step, count in ((5, 3), (8, 3), (9, 2), (11, 3)):  # A dispatch may end early.
+            x, cond = loader.load(step, count)
+            assert x.shape == (3, 4, 1) and list(cond) == ["number", "pair"]
+            expected = np.stack([batches[step + i].x for i in range(count)])
+            np.testing.assert_array_equal(x[:count], expected)
+            assert not x[count:].any() and not cond["pair"][count:].any()
+            np.testing.assert_array_equal(cond["number"], x[..., 0])
+            np.testing.assert_array_equal(cond["pair"], x * [1, -1])
 
 
-def test_pixels_survive_the_way_there_and_back():
-    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    x = np.asarray(transforms.to_model_range(jnp.asarray(levels)))
-    assert x.min() == -1 and x.max() == 1
-    np.testing.assert_allclose(x, levels / 127.5 - 1, atol=1e-7)
-    np.testing.assert_array_equal(transforms.to_uint8(x), levels)
-    # Rounded, not cut; and clipped, not wrapped around.
-    near = x + np.where(levels % 2 == 0, 0.49, -0.49).astype(np.float32) / 127.5
-    np.testing.assert_array_equal(transforms.to_uint8(near), levels)
-    assert transforms.to_uint8(np.array([-3.0, 3.0])).tolist() == [0, 255]
-
-
-def test_flips_mirror_about_half_of_the_images_whole():
-    images = jax.random.randint(jax.random.key(0), (400, 4, 6, 3), 0, 256).astype(jnp.uint8)
-    plain = transforms.to_model_range(images)
-    flipped = transforms.training_examples(jax.random.key(1), images, flip=True)
-    same = (flipped == plain).all((1, 2, 3))
-    mirrored = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
-    assert (same ^ mirrored).all() and 150 < int(mirrored.sum()) < 250
-    off = transforms.training_examples(jax.random.key(1), images, flip=False)
-    np.testing.assert_array_equal(off, plain)
-
-
-def test_examples_come_back_as_what_they_were():
-    images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
-    back = transforms.to_examples(
-        np.asarray(transforms.to_model_range(jnp.asarray(images))), (4, 4, 3)
-    )
-    assert back.dtype == np.uint8
-    np.testing.assert_array_equal(back, images)
-    points = np.array([[3.0, -3.0]], np.float32)
-    np.testing.assert_array_equal(transforms.to_examples(points, (2,)), points)
-
-
-def test_flips_follow_their_key():
-    images = jax.random.randint(jax.random.key(0), (64, 4, 6, 3), 0, 256).astype(jnp.uint8)
-    a, b = (
-        transforms.training_examples(jax.random.key(k), images, flip=True) for k in (1, 2)
-    )
-    assert (a != b).any()
+def test_a_data_set_gives_batches_of_either_split():
+    data = sources.open_data_set(DataConfig())
+    for name, source in (("train", data.train), ("held_out", data.held_out)):
+        split = data.split(name)
+        assert len(split) == len(source)
+        x, cond = split[np.array([5, 0, 5])]
+        np.testing.assert_array_equal(x, source[[5, 0, 5]])
+        assert x.dtype == np.uint8 and dict(cond) == {}
+    with pytest.raises(KeyError):
+        data.split("test")
 
 
 def test_the_epochs_of_two_seeds_have_nothing_in_common():
@@ -165,11 +148,3 @@ def test_toys_hold_out_other_points_and_follow_the_seed():
     rows = {tuple(p) for p in data.train.tolist()}
     assert not rows & {tuple(p) for p in data.held_out.tolist()}
     assert not rows & {tuple(p) for p in other.train.tolist()}
-
-
-def test_pixels_are_exact_under_jit():
-    """k / 127.5 - 1, rounded once to float32, compiled or not."""
-    levels = np.arange(256, dtype=np.uint8)
-    exact = (levels / 127.5 - 1).astype(np.float32)
-    np.testing.assert_array_equal(transforms.to_model_range(jnp.asarray(levels)), exact)
-    np.testing.assert_array_equal(jax.jit(transforms.to_model_range)(levels), exact)

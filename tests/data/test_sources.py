@@ -456,12 +456,35 @@ def test_what_does_not_fit_is_streamed_with_the_same_batches(folder, tmp_path):
         (streamed.train, 3, 2),
         (unpacked, 3, 1),
     ):
-        wanted = StepBatches(memory.train, 16, 5, slice(4, 12))
-        batches = StepBatches(source, 16, 5, slice(4, 12))
+        cond = {"number": np.array(numbers(memory.train)), "half": np.ones((39, 2), "f2")}
+        wanted = StepBatches(memory.split("train"), 16, 5, slice(4, 12))
+        batches = StepBatches(sources.Split(source, cond), 16, 5, slice(4, 12))
         with Loader(batches, start, most=3, num_workers=workers) as loader:
             for step in (start, start + 1, start + 4, start + 7):
-                expected = np.stack([wanted[step + i] for i in range(3)])
-                np.testing.assert_array_equal(loader.load(step, 3), expected)
+                expected = np.stack([wanted[step + i].x for i in range(3)])
+                batch = loader.load(step, 3)
+                np.testing.assert_array_equal(batch.x, expected)
+                # Each example has its own row of every condition.
+                np.testing.assert_array_equal(batch.cond["number"], batch.x[..., 0, 0, 0])
+                half = batch.cond["half"]
+                assert half.shape == (3, 8, 2) and half.dtype == "f2" and half.all()
+
+
+def test_an_image_that_is_skipped_takes_its_conditions_along(folder):
+    """Streamed or decoded at once, a row belongs to the image that is there instead."""
+    data = opened(folder, unreadable="skip")
+    which = np.array(numbers(data.train))
+    ant = np.flatnonzero(which % 4 == 0)[-1]
+    after = which[ant + 1]  # A cat.
+    truncate(folder / f"ants/deeper/{which[ant]:02}.png")
+    split = sources.Split(data.train, {"number": which, "label": data.labels})
+    batch = split[np.array([ant, 0])]
+    assert batch.x[:, 0, 0, 0].tolist() == [after, which[0]]
+    assert batch.cond["number"].tolist() == [after, which[0]]
+    assert batch.cond["label"].tolist() == [1, data.labels[0]]
+    memory = sources.into_memory(data, DataConfig(source="folder", unreadable="skip"))
+    np.testing.assert_array_equal(memory.labels, memory.train[:, 0, 0, 0] % 4 > 0)
+    np.testing.assert_array_equal(memory.held_out_labels, data.held_out_labels)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -469,7 +492,9 @@ def test_an_image_that_breaks_while_streaming_is_named(folder, workers):
     config = DataConfig(source="folder", path=str(folder), channels=3, memory_gib=0)
     data = sources.open_data_set(config)
     truncate(folder / "cats/deeper/07.webp")  # After its header was read.
-    batches = StepBatches(data.train, len(data.train), 0, slice(0, len(data.train)))
+    batches = StepBatches(
+        data.split("train"), len(data.train), 0, slice(0, len(data.train))
+    )
     with Loader(batches, 0, 1, workers) as loader:
         with pytest.raises(Unreadable, match=r"cats/deeper/07\.webp"):
             loader.load(0, 1)
@@ -513,9 +538,9 @@ def test_any_path_that_a_file_system_allows_works(name, folder, tmp_path, capsys
         data = opened(path, held_out=str(strange / "val"))
         assert sorted(numbers(data.train)) == [*range(40), 50]
         assert sorted(numbers(data.held_out)) == [51, 52]
-        batches = StepBatches(data.train, 4, 0, slice(0, 4))
+        batches = StepBatches(data.split("train"), 4, 0, slice(0, 4))
         with Loader(batches, 0, most=1, num_workers=0) as loader:
-            np.testing.assert_array_equal(loader.load(0, 1)[0], batches[0])
+            np.testing.assert_array_equal(loader.load(0, 1).x[0], batches[0].x)
     images = RNG.integers(0, 256, (4, 8, 8, 3), np.uint8)
     path = saved(strange / "a.npz", images)
     other = saved(strange / "b.npz", 255 - images[:1])
@@ -593,7 +618,9 @@ def test_a_pipe_that_takes_the_place_of_a_file_stops_the_stream(
     victim.unlink()
     os.mkfifo(victim)
     data.train.encoded._archive = None  # As in a process that has not opened it yet.
-    batches = StepBatches(data.train, len(data.train), 0, slice(0, len(data.train)))
+    batches = StepBatches(
+        data.split("train"), len(data.train), 0, slice(0, len(data.train))
+    )
     with Loader(batches, 0, 1, workers) as loader:
         with pytest.raises(Unreadable, match="is a named pipe"):
             loader.load(0, 1)
@@ -703,9 +730,9 @@ def test_an_entry_is_itself_even_if_another_has_its_name(tmp_path):
     named = [("a.png", png_bytes(tmp_path, (i, 0, 0))) for i in (1, 2, 3)]
     data = opened(entries(tmp_path / "a.zip", *named, ("b.png", named[0][1])))
     assert sorted([*numbers(data.train), *numbers(data.held_out)]) == [1, 1, 2, 3]
-    workers = StepBatches(data.train, 3, 0, slice(0, 3))
+    workers = StepBatches(data.split("train"), 3, 0, slice(0, 3))
     with Loader(workers, 0, 1, num_workers=1) as loader:
-        np.testing.assert_array_equal(loader.load(0, 1)[0], workers[0])
+        np.testing.assert_array_equal(loader.load(0, 1).x[0], workers[0].x)
 
 
 def test_backslashes_separate_folders_where_nothing_else_does(tmp_path):

@@ -227,9 +227,9 @@ def test_worker_processes_read_from_any_place(tiny, tmp_path):
     place = tmp_path / "runs [v2]*"
     shutil.copytree(tiny, place)
     data = opened("tiny", place)
-    batches = StepBatches(data.train, 8, 0, slice(0, 8))
+    batches = StepBatches(data.split("train"), 8, 0, slice(0, 8))
     with Loader(batches, 0, most=2, num_workers=1) as loader:
-        np.testing.assert_array_equal(loader.load(0, 2), [batches[0], batches[1]])
+        np.testing.assert_array_equal(loader.load(0, 2).x, [batches[0].x, batches[1].x])
     # What is missing is named by the place that the user has given.
     (record,) = (place / "tiny/1.0.0").glob("*train.array*")
     record.unlink()

@@ -54,6 +54,7 @@ def test_the_config_decides_the_model(prediction, variance):
     """With its network, or without one, as samplers' tables need it."""
     config = images_config()
     config.process.prediction, config.process.variance = prediction, variance
+    config.model = UNetConfig(8, channel_mults=(1,), attn_resolutions=(), num_groups=4)
     config.data.image_size, config.data.channels = (8, 8), 1
     betas = schedules.linear_betas(20, 1e-4, 0.6)
     without, model = build.without_network(config.process), build.make_model(config)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import sources
-from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.diffusion.forward_process import q_sample
 from diffusion_jax.diffusion.parameterization import x0_from_prediction
 from diffusion_jax.diffusion.variational_bound import prior_term, variational_terms
@@ -71,7 +71,7 @@ def test_the_figure_is_that_of_the_terms_drawn_otherwise(run, whole):
     apply_fn = build.make_network(config)[1]
     params = load_from_run(run, config, "ema").params
     images = sources.open_data_set(config.data).held_out
-    x0 = to_model_range(jnp.asarray(images))
+    x0 = PICTURES.to_network(jnp.asarray(images))
 
     @jax.jit
     def term(t):
@@ -151,7 +151,7 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
     flow = Flow(config, apply_fn, schedule, devices.make_mesh(), 7)
     images = sources.open_data_set(config.data).held_out
     chosen = np.sort(sources.fixed_choice(len(images), NUM))
-    x0 = np.asarray(to_model_range(jnp.asarray(images[chosen])))
+    x0 = np.asarray(PICTURES.to_network(jnp.asarray(images[chosen])))
     bits = flow.bits(load_from_run(run, config, "ema").params, x0, chosen, NUM)
     assert found["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-4)
     assert found["standard_error"] == pytest.approx(bits.std(ddof=1) / NUM**0.5, rel=1e-3)

@@ -144,7 +144,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 def writers(folder):
     """All that writes a file, by the name of the file."""
-    image = np.zeros((1, 8, 8, 1), np.uint8)
+    image = Image.new("L", (8, 8))
     params = {"a": np.zeros(2, np.float32)}
     record = Record(1, "0", {}, "", {}, 0, "")
     part = Partial(folder / "p", {})
@@ -153,14 +153,14 @@ def writers(folder):
     return {
         "config.json": lambda: run_folder.write_config(folder, Config()),
         "run.json": lambda: write_record(folder, record),
-        "a.png": lambda: pictures.save_samples(folder / "a.png", image),
-        "a.gif": lambda: pictures.save_animation(folder / "a.gif", image[None]),
+        "a.png": lambda: pictures.save_png(folder / "a.png", image),
+        "a.gif": lambda: pictures.save_gif(folder / "a.gif", [image]),
         "a.npz": lambda: weight_files.write(folder / "a.npz", weights, Config()),
         "a.safetensors": lambda: weight_files.write(
             folder / "a.safetensors", weights, Config()
         ),
         "metrics.jsonl": lambda: MetricLog(folder, 0).close(),
-        "p.partial/000000.npy": lambda: part.save("000000", image),
+        "p.partial/000000.npy": lambda: part.save("000000", params["a"]),
     }
 
 

@@ -72,7 +72,7 @@ def added_by_quadrature(alpha, growth, after, before):
     """The variance of x at `before`, given x at `after`, of a linear SDE.
 
     The SDE with these marginals adds growth(s) = d sigma^2 / ds - 2 sigma^2 d log alpha
-    / ds per unit of s. What is added at s is then scaled with x by alpha(before) / alpha(s).
+    / ds per unit of s. What is added at s then grows with x by alpha(before) / alpha(s).
     """
     return quad(
         lambda s: (alpha(before) / alpha(s)) ** 2 * growth(s), after, before, epsabs=1e-14

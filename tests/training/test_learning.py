@@ -17,7 +17,7 @@ from diffusion_jax.config import (
     ProcessConfig,
 )
 from diffusion_jax.data import sources
-from diffusion_jax.data.transforms import to_model_range
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.diffusion import losses, oracle, timestep_sampling
 from diffusion_jax.experiment import build
 from diffusion_jax.jobs.command_line import load_config
@@ -60,7 +60,7 @@ def test_a_small_network_approaches_the_oracle_from_above(capsys):
     init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, STEPS)
     loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
     steps = jax.jit(make_train_steps(step))
     n = 200_000
     x0 = oracle.sample(DATA, jax.random.key(1), n)
@@ -109,7 +109,7 @@ def test_importance_sampling_quietens_the_gradient_of_the_bound(tmp_path, capsys
     total = schedule.num_timesteps
     apply_fn = build.make_network(config)[1]
     digits = sources.open_data_set(config.data).train[:]
-    images = to_model_range(jnp.asarray(digits[:total]))
+    images = PICTURES.to_network(jnp.asarray(digits[:total]))
     bound = functools.partial(
         losses.variational_loss, apply_fn, schedule=schedule, variance_type="fixed_small"
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from diffusion_jax.config import (
     Config,
@@ -27,8 +28,10 @@ from diffusion_jax.config import (
     from_json,
     to_json,
 )
-from diffusion_jax.data import sources
+from diffusion_jax.data import kinds, sources
+from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.diffusion import timestep_sampling
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.timestep_sampling import timestep_probabilities
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.setup import make_plan
@@ -112,11 +115,11 @@ def unet_steps():
     init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 100)
     loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
     batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
     initial = jax.jit(lambda: init_state(init_fn, tx, config))()
-    return jax.jit(traced), initial, batches, step
+    return jax.jit(traced), initial, Batch(batches), step
 
 
 def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
@@ -125,11 +128,12 @@ def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
     at_once, (metrics, _) = steps(initial, batches, 4)
     state, losses = initial, []
     for i in range(4):
-        state, (m, _) = steps(state, jnp.roll(batches, -i, axis=0), 1)
+        state, (m, _) = steps(state, Batch(jnp.roll(batches.x, -i, axis=0)), 1)
         losses.append(m.loss[0])
     assert_same_bits(at_once, state)
     np.testing.assert_array_equal(metrics.loss, np.stack(losses))
-    state, (m, _) = steps(steps(initial, batches, 3)[0], jnp.roll(batches, -3, axis=0), 1)
+    last = Batch(jnp.roll(batches.x, -3, axis=0))
+    state, (m, _) = steps(steps(initial, batches, 3)[0], last, 1)
     assert_same_bits(at_once, state)
     np.testing.assert_array_equal(m.loss[1:], 0)
     assert int(at_once.step) == 4
@@ -190,10 +194,10 @@ def test_one_batch_can_be_overfitted(points):
     init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 1000)
     loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
     _, (metrics, _) = jax.jit(make_train_steps(step))(
-        init_state(init_fn, tx, config), batches, 1000
+        init_state(init_fn, tx, config), Batch(batches), 1000
     )
     assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
 
@@ -211,7 +215,8 @@ def test_held_out_loss_is_fixed_and_covers_all_timesteps():
     loss_fn = build.make_loss(config, spy, schedule)
     held_out_loss = make_held_out_loss(loss_fn, schedule)
     x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
-    a, b = held_out_loss(None, x0, indices), held_out_loss(None, x0[::-1], indices[::-1])
+    a = held_out_loss(None, Batch(x0), indices)
+    b = held_out_loss(None, Batch(x0[::-1]), indices[::-1])
     np.testing.assert_array_equal(a, b[::-1])
     counts = np.bincount(seen[0], minlength=20)
     assert len(counts) == 20 and set(counts) <= {1, 2, 3}
@@ -312,8 +317,8 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     init_fn, apply_fn = build.make_network(config)
     tx = make_optimizer(config.optimizer, 100)
     loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
-    batches = jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2)
+    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
+    batches = Batch(jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2))
     found = {}
     for n in (1, 4):
         steps = steps_on_devices(step, n)
@@ -335,7 +340,7 @@ def test_the_step_weighs_each_loss_and_records_it_alone(monkeypatch):
         loss=LossConfig(timesteps="loss_second_moment"),
     )
     x0 = jnp.arange(8.0)[:, None] * jnp.ones((8, 4))
-    state, metrics = step(state, x0)
+    state, metrics = step(state, Batch(x0))
     squares = np.arange(8.0) ** 2
     assert float(metrics.loss) == pytest.approx((np.asarray(weights) * squares).mean())
     # The gradient of w is the mean of -2 weight x_0.
@@ -358,7 +363,7 @@ def test_stratified_timesteps_are_used_by_the_step():
         step, state = simple_step(
             spy, process=process, loss=LossConfig(timesteps="stratified")
         )
-        step(state, jnp.zeros((10, 4)))
+        step(state, Batch(jnp.zeros((10, 4))))
     assert set(np.diff(np.asarray(seen[0])) % 20) == {2}
 
 
@@ -450,17 +455,16 @@ def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
     numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
     data = sources.arrays(numbers, numbers)
     config = points_config(num_held_out=10)
-    chosen = trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
+
+    def examples():
+        return trainer(tmp_path, config, data).milestones.held_out.examples().x[:, 0]
+
+    chosen = examples().tolist()
     assert len(set(chosen)) == 10 and chosen != list(range(10))
     config.seed = 5
-    assert (
-        trainer(tmp_path, config, data).milestones.held_out.examples()[:, 0].tolist()
-        == chosen
-    )
+    assert examples().tolist() == chosen
     config.training.num_held_out = 1000
-    assert trainer(tmp_path, config, data).milestones.held_out.examples()[
-        :, 0
-    ].tolist() == list(range(100))
+    assert examples().tolist() == list(range(100))
 
 
 @pytest.mark.parametrize(
@@ -501,12 +505,11 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
     """And with the raw weights beside them, until the samples of both are the same."""
     it = trainer(tmp_path, points_config(num_samples=4), points).milestones.previews
     drawn = {}
-    for name in ("save_samples", "save_side_by_side"):
+    for name in ("draw", "draw_side_by_side"):
         monkeypatch.setattr(
-            previews.pictures,
-            name,
-            lambda path, what, name=name: drawn.update({name: what}),
+            it._kind, name, lambda what, name=name: drawn.update({name: what})
         )
+    monkeypatch.setattr(previews.pictures, "save_png", lambda path, picture: None)
 
     def sampler(params, table, key, indices):
         ones = np.ones((len(it._frames) + 1, 4, 2), np.float32)
@@ -515,14 +518,14 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
     it._sampler = sampler
     state = TrainState(0, 0.5, {"0.9": 0.25, "std:0.05": 9.0, "std:0.1": 9.0}, 0, 0, 0, 0)
     it.draw(state, 1)
-    both = drawn.pop("save_side_by_side")
+    both = drawn.pop("draw_side_by_side")
     assert {k: v[0, 0] for k, v in both.items()} == {
         "raw weights": 0.5,
         "moving average": 0.25,
     }
     assert not drawn
     it.draw(state._replace(params=0.26), 1)
-    assert drawn.pop("save_samples")[0, 0] == 0.25 and not drawn
+    assert drawn.pop("draw")[0, 0] == 0.25 and not drawn
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
@@ -574,6 +577,60 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
         )
 
 
+class Numbered(sources.DataSet):
+    """A data set whose examples and conditions tell which they are."""
+
+    def split(self, name):
+        source = super().split(name).source
+        return sources.Split(source, {"number": np.arange(len(source))})
+
+
+def test_conditions_arrive_at_the_train_step_with_their_examples(tmp_path, monkeypatch):
+    """Through a run: from the data set to the devices, row for row."""
+    numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
+    seen = []
+    original = kinds.Kind.training_batch
+
+    def spy(self, key, batch, *, flip):
+        jax.debug.callback(lambda *rows: seen.append(rows), batch.x, batch.cond["number"])
+        return original(self, key, batch, flip=flip)
+
+    monkeypatch.setattr(kinds.Kind, "training_batch", spy)
+    config = points_config(num_steps=6)
+    train.train(config, tmp_path / "run", Numbered(*sources.arrays(numbers, numbers)))
+    jax.effects_barrier()
+    assert len(seen) == 6
+    for x, number in seen:
+        assert x.shape == (32, 2)
+        np.testing.assert_array_equal(x[:, 0], number)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_conditions_of_streamed_images_arrive_with_them(workers, tmp_path):
+    """The same of files, read by threads or by a process."""
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02}.png")
+    config = DataConfig(source="folder", path=str(tmp_path), batch_size=8)
+    source = sources.open_data_set(config).train
+    which = source[np.arange(len(source))][:, 0, 0, 0]
+    seen = []
+
+    def spy(key, batch):
+        jax.debug.callback(lambda *rows: seen.append(rows), batch.x, batch.cond["number"])
+        return kinds.PICTURES.training_batch(key, batch, flip=True)
+
+    step, state = simple_step(to_network=spy)
+    steps = jax.jit(make_train_steps(step))
+    batches = StepBatches(sources.Split(source, {"number": which}), 8, 0, slice(0, 8))
+    with Loader(batches, 0, most=3, num_workers=workers) as loader:
+        for at, count in ((0, 3), (3, 2)):
+            state, _ = steps(state, loader.load(at, count), count)
+    jax.effects_barrier()
+    assert len(seen) == 5 and len({tuple(number.tolist()) for _, number in seen}) == 5
+    for x, number in seen:
+        np.testing.assert_array_equal(x[:, 0, 0, 0], number)
+
+
 # The step, with a network of one weight
 
 
@@ -582,20 +639,20 @@ def constant(params, x_t, t, cond, *, train, key):
     return jnp.broadcast_to(params["w"], x_t.shape)
 
 
-def simple_step(apply_fn=constant, to_x0=lambda key, x: x, **sections):
+def simple_step(apply_fn=constant, to_network=lambda key, batch: batch, **sections):
     config = Config(**sections)
     schedule, tx = build.make_schedule(config.process), optax.sgd(0.1)
     loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, to_x0)
+    step = make_train_step(config, loss_fn, schedule, tx, to_network)
     return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, config)
 
 
 def test_every_step_has_draws_of_its_own_and_the_same_ones_again():
     """At w = 0 the loss is the mean square of the noise."""
     step, state = simple_step()
-    x0 = jnp.zeros((8, 4))
+    batch = Batch(jnp.zeros((8, 4)))
     found = [
-        float(step(state._replace(step=jnp.int32(n)), x0)[1].loss) for n in (0, 1, 2, 1)
+        float(step(state._replace(step=jnp.int32(n)), batch)[1].loss) for n in (0, 1, 2, 1)
     ]
     assert len(set(found[:3])) == 3 and found[3] == found[1]
 
@@ -608,14 +665,14 @@ def test_the_step_trains_with_dropout_and_keys_that_differ():
         keys.append(key)
         return constant(params, x_t, t, cond, train=train, key=key)
 
-    def to_x0(key, examples):
+    def to_network(key, batch):
         keys.append(key)
-        return examples
+        return batch
 
     with jax.disable_jit():
-        step, state = simple_step(spy, to_x0)
+        step, state = simple_step(spy, to_network)
         for n in range(2):
-            step(state._replace(step=jnp.int32(n)), jnp.zeros((8, 4)))
+            step(state._replace(step=jnp.int32(n)), Batch(jnp.zeros((8, 4))))
     k_loss = jax.random.split(jax.random.fold_in(state.key, 0))[0]
     words = {tuple(jax.random.key_data(k).tolist()) for k in (*keys, k_loss, state.key)}
     assert len(words) == 6
@@ -624,7 +681,7 @@ def test_the_step_trains_with_dropout_and_keys_that_differ():
 def test_the_first_average_has_the_first_decay_of_the_warm_up():
     """(1 + 0) / (10 + 0) of the old weight, 0, and nine tenths of the new one."""
     step, state = simple_step(ema=EMAConfig(decay=0.99, warmup=True))
-    state, _ = step(state, jnp.ones((8, 4)))
+    state, _ = step(state, Batch(jnp.ones((8, 4))))
     assert float(state.emas["0.99"]["w"]) == pytest.approx(0.9 * float(state.params["w"]))
 
 
@@ -635,8 +692,8 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
     """x_0 = -3 predicted as w = 0: |w - x_0| and (w - x_0)^2 by hand."""
     sections = {"process": ProcessConfig(prediction="x0"), "loss": LossConfig(norm=norm)}
     step, state = simple_step(**sections)
-    x0 = jnp.full((8, 4), -3.0)
-    after, metrics = step(state, x0)
+    batch = Batch(jnp.full((8, 4), -3.0))
+    after, metrics = step(state, batch)
     assert float(metrics.loss) == pytest.approx(expected)
     assert float(metrics.grad_norm) == pytest.approx(gradient)
     assert float(after.params["w"]) == pytest.approx(-0.1 * gradient)
@@ -648,7 +705,7 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
     config = Config(**sections)
     schedule = build.make_schedule(config.process)
     held_out = make_held_out_loss(build.make_loss(config, evaluated, schedule), schedule)
-    found = held_out(state.params, x0, jnp.arange(8))
+    found = held_out(state.params, batch, jnp.arange(8))
     np.testing.assert_allclose(found, expected)
 
 
@@ -658,10 +715,10 @@ def test_held_out_noise_belongs_to_the_example():
     schedule = build.make_schedule(config.process)
     held_out = make_held_out_loss(build.make_loss(config, constant, schedule), schedule)
     params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
-    all_four = np.asarray(held_out(params, x0, jnp.arange(4)))
+    all_four = np.asarray(held_out(params, Batch(x0), jnp.arange(4)))
     assert len(set(all_four.tolist())) == 4
     np.testing.assert_array_equal(
-        held_out(params, x0[:2], jnp.array([3, 1])), all_four[[3, 1]]
+        held_out(params, Batch(x0[:2]), jnp.array([3, 1])), all_four[[3, 1]]
     )
 
 
@@ -689,7 +746,8 @@ def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
     schedule = build.make_schedule(config.process)
     loss_fn = build.make_loss(config, apply_fn, schedule)
     loss = make_held_out_loss(loss_fn, schedule)
-    expected = float(loss(state.emas["0.9"], points.held_out, jnp.arange(2000)).mean())
+    batch = Batch(points.held_out)
+    expected = float(loss(state.emas["0.9"], batch, jnp.arange(2000)).mean())
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert logged[-1] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,287 @@
+"""The contract of a kind of example: what each of the `KINDS` must do; a row for each."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
+from diffusion_jax.data.kinds import KINDS, PICTURES, POINTS, Kind, kind_of
+from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.runtime.errors import BadRequest
+
+RNG = np.random.default_rng(0)
+POINTS_CONFIG = DataConfig(image_size=(), channels=2)
+TITLE, GAP = 16, 2
+
+
+class Row(NamedTuple):
+    """A kind, and what is expected of it.
+
+    Attributes:
+      kind: the object.
+      config: of its examples.
+      examples: as a file has them, 6 of them.
+      seen: the same as the network sees them.
+      outside: values of a network, and what a file has for them.
+      refused: arrays, each with a part of the message.
+      size: (width, height) of a drawing of the examples.
+      beside: of two sets of them, side by side.
+      strip: of a trajectory of 3 frames.
+      shown: whether a drawing shows these examples.
+    """
+
+    kind: Kind
+    config: DataConfig
+    examples: np.ndarray
+    seen: np.ndarray
+    outside: tuple[list[float], list[float]]
+    refused: list[tuple[np.ndarray, str]]
+    size: tuple[int, int]
+    beside: tuple[int, int]
+    strip: tuple[int, int]
+    shown: Callable[[np.ndarray, np.ndarray], bool]
+
+
+def tiles_show(pixels, images):
+    """Each image, enlarged 12 times to 48, lies in its place among 3 in a row."""
+    for i, image in enumerate(images):
+        top, left = (GAP + n * (48 + GAP) for n in divmod(i, 3))
+        tile = pixels[top : top + 48, left : left + 48]
+        if (tile != image[..., 0].repeat(12, 0).repeat(12, 1)).any():
+            return False
+    return True
+
+
+def dots_show(pixels, points):
+    """Blue dots are where the points are, by the edges of the axes, and nowhere else."""
+    dark = pixels.max(-1) < 100
+    rows = np.flatnonzero(dark.sum(1) > 100)
+    columns = np.flatnonzero(dark.sum(0) > 100)
+    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+    blue = pixels[..., 2].astype(int) - pixels[..., 0] > 20
+    y, x = np.nonzero(blue[top:bottom, left:right])
+    found = np.stack([x / (right - left), 1 - y / (bottom - top)], axis=1) * 5 - 2.5
+    wanted = points[:, [0, -1]]
+    distance = np.hypot(*(found[:, None] - wanted[None]).transpose(2, 0, 1))
+    return distance.min(0).max() < 0.05 and distance.min(1).max() < 0.05
+
+
+def images(*shape):
+    return RNG.integers(0, 256, shape, np.uint8)
+
+
+GREY = np.concatenate([np.arange(16, dtype=np.uint8), np.arange(176, 256, dtype=np.uint8)])
+SPREAD = np.float32([[-2, -1], [0, 0.5], [1, 2], [2, -2], [-1, 1.5], [0.3, -0.7]])
+ROWS = [
+    Row(
+        PICTURES,
+        DataConfig(image_size=(4,), channels=1),
+        GREY.reshape(6, 4, 4, 1),
+        (GREY / 127.5 - 1).astype(np.float32).reshape(6, 4, 4, 1),
+        ([-3.0, 3.0, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1], [0, 255, 0, 1]),
+        [
+            (images(2, 4, 4), "grey images [N, H, W], save arr_0[..., None]"),
+            (images(2, 3, 4, 4), "looks like [N, C, H, W]"),
+            (images(2, 4, 4, 2), "has 2 channels, not 1 or 3"),
+            (images(0, 4, 4, 1), "and not empty"),
+            (np.zeros((2, 4, 4, 1), np.float32), "np.rint(arr_0 * 255)"),
+            (np.full((2, 4, 4, 1), -1.0), "np.rint((arr_0 + 1) * 127.5)"),
+            (np.full((2, 4, 4, 1), 99.0), "scale it to 0 to 255"),
+            (np.full((2, 4, 4, 1), 999, np.uint16), "np.rint(arr_0 / 257)"),
+            (np.full((2, 4, 4, 1), 9), "its values fit"),
+            (np.zeros((2, 4, 4, 1), bool), "astype(np.uint8) * 255"),
+            (SPREAD, "but must be images, uint8 [N, H, W, C]"),
+        ],
+        (3 * 50 + GAP, 2 * 50 + GAP),
+        (2 * (3 * 50 + GAP) + 8, 2 * 50 + GAP + TITLE),
+        (3 * 50 + GAP, 6 * 50 + GAP),
+        tiles_show,
+    ),
+    Row(
+        POINTS,
+        POINTS_CONFIG,
+        SPREAD,
+        SPREAD,
+        ([-3.0, 3.0, 1e9], [-3.0, 3.0, 1e9]),
+        [
+            (images(2, 4, 4, 1), "for images set data.image_size"),
+            (np.zeros((2, 2)), "float64 becomes it by arr_0.astype(np.float32)"),
+            (np.zeros((2, 2), complex), "complex128 [2, 2], but must be points, float32"),
+            (np.zeros((0, 2), np.float32), "and not empty"),
+            (np.zeros(4, np.float32), "float32 [4], but must be points"),
+        ],
+        (240, 280),
+        (480, 280),
+        (720, 280),
+        dots_show,
+    ),
+]
+of_every_kind = pytest.mark.parametrize("row", ROWS, ids=[row.kind.name for row in ROWS])
+
+
+def test_every_kind_has_a_row():
+    assert {id(row.kind) for row in ROWS} == {id(kind) for kind in KINDS}
+
+
+@of_every_kind
+def test_the_config_chooses_the_kind(row):
+    assert kind_of(row.config) is row.kind
+    assert row.examples.shape[1:] == row.config.shape
+    assert row.examples[0].nbytes == row.kind.dtype.itemsize * np.prod(row.config.shape)
+
+
+@of_every_kind
+def test_an_array_of_a_file_fits_one_kind_alone(row):
+    assert [kind for kind in KINDS if kind.fits(row.examples)] == [row.kind]
+    found = row.kind.from_file(row.examples, "data.path ('a.npz')", row.config)
+    np.testing.assert_array_equal(found, row.examples)
+    assert not row.kind.fits(row.examples[:0])
+
+
+@of_every_kind
+def test_what_is_no_example_is_refused_with_a_remedy(row):
+    for array, said in row.refused:
+        with pytest.raises(BadRequest, match=re.escape(said)) as error:
+            row.kind.from_file(array, "data.path ('a.npz')", row.config)
+        assert str(error.value).startswith("data.path ('a.npz'): arr_0 ")
+
+
+@of_every_kind
+def test_examples_come_back_from_the_network_as_they_were(row):
+    for to_network in (row.kind.to_network, jax.jit(row.kind.to_network)):
+        x = to_network(jnp.asarray(row.examples))
+        assert x.dtype == jnp.float32
+        np.testing.assert_array_equal(x, row.seen)
+        back = row.kind.from_network(np.asarray(x))
+        assert back.dtype == row.kind.dtype
+        np.testing.assert_array_equal(back, row.examples)
+    made, expected = row.outside
+    np.testing.assert_array_equal(row.kind.from_network(np.float32(made)), expected)
+
+
+@of_every_kind
+def test_what_a_kind_claims_holds(row):
+    """Bounds, levels, and the networks that take its examples."""
+    low, high = row.seen.min(), row.seen.max()
+    assert row.kind.is_bounded == (-1 <= low and high <= 1)
+    levels = (row.seen.astype(float) + 1) * 127.5
+    assert row.kind.has_levels == (np.abs(levels - np.rint(levels)).max() < 1e-4)
+    assert row.kind.network is {4: UNetConfig, 2: MLPConfig}[row.examples.ndim]
+
+
+@of_every_kind
+def test_conditions_stay_as_they_are_on_the_way_to_the_network(row):
+    kind, cond = row.kind, {"label": jnp.arange(6), "low": jnp.zeros((6, 2, 2), jnp.uint8)}
+    given = Batch(jnp.asarray(row.examples), cond)
+    key = jax.random.key(0)
+    for made in (
+        kind.network_batch(given),
+        kind.training_batch(key, given, flip=False),
+        kind.training_batch(key, given, flip=kind.can_flip),
+    ):
+        assert made.x.shape == row.seen.shape and made.x.dtype == jnp.float32
+        jax.tree.map(np.testing.assert_array_equal, made.cond, cond)
+    np.testing.assert_array_equal(kind.training_batch(key, given, flip=False).x, row.seen)
+
+
+@of_every_kind
+def test_flips_mirror_about_half_of_the_examples_whole(row):
+    kind, key = row.kind, jax.random.key(1)
+    if not kind.can_flip:
+        with pytest.raises(ValueError, match="cannot be flipped"):
+            kind.flipped(key, jnp.asarray(row.seen))
+        return
+    shape = (400, 4, 6, 3)
+    given = Batch(jax.random.randint(jax.random.key(0), shape, 0, 256).astype(jnp.uint8))
+    plain = kind.network_batch(given).x
+    flipped = kind.training_batch(key, given, flip=True).x
+    same = (flipped == plain).all((1, 2, 3))
+    mirrored = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ mirrored).all() and 150 < int(mirrored.sum()) < 250
+    other = kind.training_batch(jax.random.key(2), given, flip=True).x
+    assert (other != flipped).any()
+
+
+@of_every_kind
+def test_a_drawing_shows_the_examples(row):
+    picture = row.kind.draw(row.examples)
+    assert picture.size == row.size
+    assert row.shown(np.asarray(picture), row.examples)
+    assert not row.shown(np.asarray(picture), row.examples[::-1] * row.kind.dtype.type(3))
+
+
+@of_every_kind
+def test_two_sets_are_drawn_side_by_side(row):
+    sets = {"raw weights": row.examples, "moving average": row.examples[::-1]}
+    picture = row.kind.draw_side_by_side(sets)
+    assert picture.size == row.beside
+    pixels = np.asarray(picture)
+    half = (row.beside[0] + 1) // 2
+    assert (pixels[:TITLE, :half] < 200).any() and (pixels[:TITLE, half:] < 200).any()
+    others = row.kind.draw_side_by_side({"a": row.examples, "b": row.examples[::-1]})
+    assert (np.asarray(others) != pixels).any()  # By the names.
+    if row.kind is PICTURES:
+        for x, left in ((row.examples, 0), (row.examples[::-1], row.size[0] + 8)):
+            assert tiles_show(pixels[TITLE:, left:], x)
+    else:
+        assert dots_show(pixels[:, : row.size[0]], row.examples)
+
+
+@of_every_kind
+def test_a_trajectory_is_a_strip_and_an_animation(row):
+    frames = np.stack([row.examples, row.examples[::-1], row.examples])
+    strip = row.kind.draw_strip(frames, ["t = 0", "t = 1", "t = 2"])
+    assert strip.size == row.strip
+    animated = row.kind.draw_frames(frames)
+    assert len(animated) == 3
+    for picture, frame in zip(animated, frames, strict=True):
+        assert picture.size == row.size and row.shown(np.asarray(picture), frame)
+    pixels = np.asarray(strip)
+    if row.kind is PICTURES:  # A row for each image, its frames from left to right.
+        across = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+        assert tiles_show(pixels, across)
+    else:
+        first = row.size[0]
+        assert dots_show(pixels[:, :first], frames[0])
+        assert dots_show(pixels[:, first : 2 * first], frames[1])
+
+
+def test_a_strip_has_eight_images_and_an_animation_25_of_many():
+    frames = images(2, 100, 48, 48, 1)
+    strip = PICTURES.draw_strip(frames, ["", ""])
+    assert strip.size == (2 * 50 + GAP, 8 * 50 + GAP)
+    assert {picture.size for picture in PICTURES.draw_frames(frames)} == {(252, 252)}
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (2, "L"), (5, "L")])
+def test_images_of_any_number_of_channels_are_drawn(channels, mode):
+    """In colour, or the first of the channels."""
+    x = images(1, 48, 48, channels)
+    picture = PICTURES.draw(x)
+    assert picture.mode == mode and picture.size == (52, 52)
+    shown = x[0] if channels == 3 else x[0, ..., 0]
+    np.testing.assert_array_equal(np.asarray(picture)[GAP:-GAP, GAP:-GAP], shown)
+
+
+def test_all_levels_survive_the_way_there_and_back():
+    """k / 127.5 - 1, rounded once to float32, compiled or not."""
+    levels = np.arange(256, dtype=np.uint8)
+    exact = (levels / 127.5 - 1).astype(np.float32)
+    assert exact.min() == -1 and exact.max() == 1
+    np.testing.assert_array_equal(PICTURES.to_network(jnp.asarray(levels)), exact)
+    np.testing.assert_array_equal(jax.jit(PICTURES.to_network)(levels), exact)
+    np.testing.assert_array_equal(PICTURES.from_network(exact), levels)
+    # Rounded, not cut.
+    near = exact + np.where(levels % 2 == 0, 0.49, -0.49).astype(np.float32) / 127.5
+    np.testing.assert_array_equal(PICTURES.from_network(near), levels)
+
+
+def test_images_of_a_file_get_the_shape_of_the_config():
+    config = DataConfig(image_size=(4, 6), channels=1)
+    found = PICTURES.from_file(images(2, 8, 12, 3), "x", config)
+    assert found.shape == (2, 4, 6, 1) and found.dtype == np.uint8
