@@ -9,7 +9,6 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
-from diffusion_jax.data.sources import fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.evaluation.optimal_timesteps import (
     Statistics,
@@ -23,7 +22,7 @@ from diffusion_jax.evaluation.optimal_timesteps import (
 from diffusion_jax.evaluation.timestep_scan import TimestepScan
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.setup import load_data, make_plan
-from diffusion_jax.jobs.batches import batch_size, means, over_images
+from diffusion_jax.jobs.batches import means, over_images, select
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
@@ -141,9 +140,14 @@ def _measure(
     measure = make_measure(plan.model, variance, clip=clip)
     # With the same noise everywhere, what differs between neighbours is not chance.
     scan = TimestepScan(measure, total, mesh, total, same_noise=True)
-    kind, images = kind_of(config.data), plan.data.split("train")
-    chosen = np.sort(fixed_choice(len(images), _NUM_IMAGES))
-    size = batch_size(len(chosen), config.data.batch_size, mesh)
+    images = select(
+        kind_of(config.data),
+        plan.data.split("train"),
+        _NUM_IMAGES,
+        config.data.batch_size,
+        mesh,
+    )
+    size = images.size
 
     def row(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
         _, _, found = scan.run(params, batch, indices, size, on_progress)
@@ -153,8 +157,8 @@ def _measure(
     partial = Partial(out, {**about, "batch_size": size})
     partial.begin()
     with locks.locked(partial.folder, "writing to"):
-        rows = over_images(partial, "timesteps", kind, images, chosen, size, total, row)
-        mean = means(rows, len(chosen), size)
+        rows = over_images(partial, "timesteps", images, total, row)
+        mean = means(rows, len(images.chosen), size)
         w = len(shares_of(variance))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)
         found = Statistics(last, fractions, errors, float(mean[0, -1]))

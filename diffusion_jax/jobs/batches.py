@@ -1,13 +1,14 @@
 """A measurement over many images, batch by batch, which continues where it stopped."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.kinds import Kind
-from diffusion_jax.data.sources import Split
+from diffusion_jax.data.sources import Split, fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.jobs.resumable import Partial
 from diffusion_jax.runtime.interrupts import Stopped, stop_on_interrupt
@@ -24,31 +25,46 @@ def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
     return -(-size // mesh.size) * mesh.size
 
 
+class Selection(NamedTuple):
+    """Examples of a data set that are measured.
+
+    Attributes:
+      kind: of the examples.
+      split: of the data set.
+      chosen: int [N], those of its examples that are measured.
+      size: of a batch.
+    """
+
+    kind: Kind
+    split: Split
+    chosen: np.ndarray
+    size: int
+
+
+def select(
+    kind: Kind, split: Split, num: int, most: int, mesh: jax.sharding.Mesh
+) -> Selection:
+    """Return a fixed choice of at most `num` examples, in batches of about `most`."""
+    chosen = np.sort(fixed_choice(len(split), num))
+    return Selection(kind, split, chosen, batch_size(len(chosen), most, mesh))
+
+
 def over_images(
-    partial: Partial,
-    what: str,
-    kind: Kind,
-    images: Split,
-    chosen: np.ndarray,
-    size: int,
-    calls: int,
-    measure: MeasureBatch,
+    partial: Partial, what: str, images: Selection, calls: int, measure: MeasureBatch
 ) -> list[np.ndarray]:
     """Measure batch after batch.
 
     Args:
       partial: where the parts are kept, claimed and locked; those that are there stand.
       what: the name of the measurement.
-      kind: of its examples.
-      images: a split of a data set.
-      chosen: int [N], those of its images that are measured.
-      size: of a batch.
+      images: that are measured.
       calls: steps of `measure` that it reports for each batch.
       measure: see `MeasureBatch`; the last batch may have fewer images.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the next step.
     """
+    chosen, size = images.chosen, images.size
     num_batches = -(-len(chosen) // size)
     first = partial.first_missing()
     with stop_on_interrupt(say, sigterm=False) as stop:
@@ -68,8 +84,8 @@ def over_images(
         try:
             for i in range(first, num_batches):
                 here = chosen[i * size : (i + 1) * size]
-                batch = kind.network_batch(jax.tree.map(jnp.asarray, images[here]))
-                batch = jax.tree.map(np.asarray, batch)
+                batch = jax.tree.map(jnp.asarray, images.split[here])
+                batch = jax.tree.map(np.asarray, images.kind.network_batch(batch))
                 partial.save(f"{i:06d}", measure(batch, here, progress(i)))
         except Stopped:
             bar.say(

@@ -17,7 +17,6 @@ import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.kinds import kind_of
-from diffusion_jax.data.sources import Split, fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import respaced
@@ -30,7 +29,7 @@ from diffusion_jax.evaluation.ode_likelihood import CALLS_PER_STEP, Flow
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.experiment.setup import load_data, make_plan
 from diffusion_jax.jobs import auto_timesteps
-from diffusion_jax.jobs.batches import batch_size, over_images
+from diffusion_jax.jobs.batches import Selection, over_images, select
 from diffusion_jax.jobs.likelihood_report import in_words, is_whole, write_bound, write_flow
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
@@ -78,9 +77,7 @@ class _Subject(NamedTuple):
     model: Model
     weights: Weights
     mesh: jax.sharding.Mesh
-    images: Split
-    chosen: np.ndarray
-    size: int
+    images: Selection
     about: dict[str, Any]
 
 
@@ -209,17 +206,14 @@ def _bound(
 
         def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
             terms = bound.terms(
-                subject.weights.params, batch, indices, subject.size, on_progress
+                subject.weights.params, batch, indices, subject.images.size, on_progress
             )
             return _packed(terms)
 
         rows = over_images(
             partial,
             "likelihood",
-            kind_of(config.data),
             subject.images,
-            subject.chosen,
-            subject.size,
             num_strata,
             measure,
         )
@@ -248,17 +242,16 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
     )
 
     def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
-        return flow.bits(subject.weights.params, batch, indices, subject.size, on_progress)
+        return flow.bits(
+            subject.weights.params, batch, indices, subject.images.size, on_progress
+        )
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
             over_images(
                 partial,
                 "ode",
-                kind,
                 subject.images,
-                subject.chosen,
-                subject.size,
                 CALLS_PER_STEP * request.ode_steps,
                 measure,
             )
@@ -310,19 +303,18 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
     say(f"weights: {weights.kind} of step {weights.step:,}")
     plan = load_data(plan)
     check_same_data(workdir, plan.config, plan.data)
-    images = plan.data.split(request.split)
-    if not len(images):
+    split = plan.data.split(request.split)
+    if not len(split):
         raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
-    most = request.max_examples or len(images)
-    chosen = np.sort(fixed_choice(len(images), most))
-    size = batch_size(len(chosen), config.data.batch_size, mesh)
+    most = request.max_examples or len(split)
+    images = select(kind_of(config.data), split, most, config.data.batch_size, mesh)
     about = {
         "run": str(workdir),
         **identity_of(weights),
         "config_sha256": to_sha256(config),
         "split": request.split,
-        "num_examples": len(chosen),
-        "batch_size": size,
+        "num_examples": len(images.chosen),
+        "batch_size": images.size,
         "variance": config.process.variance,
         "seed": request.seed,
         "devices": devices.describe_devices(),
@@ -333,8 +325,6 @@ def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subjec
         weights,
         mesh,
         images,
-        chosen,
-        size,
         about,
     )
 
