@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffusion_jax.data import sources
 from diffusion_jax.data.kinds import PICTURES
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.forward_process import q_sample
-from diffusion_jax.diffusion.parameterization import x0_from_prediction
 from diffusion_jax.diffusion.variational_bound import prior_term, variational_terms
 from diffusion_jax.evaluation.ode_likelihood import Flow
 from diffusion_jax.evaluation.optimal_timesteps import Statistics
@@ -67,8 +67,7 @@ def test_the_figure_is_that_of_the_terms_drawn_otherwise(run, whole):
     """All 200 images, t by t, in a plain loop with noise of its own."""
     found = figures(whole[0])
     config = run_folder.read_config(run)
-    schedule = build.make_schedule(config.process)
-    apply_fn = build.make_network(config)[1]
+    model = build.make_model(config)
     params = load_from_run(run, config, "ema").params
     images = sources.open_data_set(config.data).held_out
     x0 = PICTURES.to_network(jnp.asarray(images))
@@ -77,13 +76,12 @@ def test_the_figure_is_that_of_the_terms_drawn_otherwise(run, whole):
     def term(t):
         times = jnp.full(len(x0), t)
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(7), t), x0.shape)
-        x_t = q_sample(schedule, x0, times, noise)
-        eps = apply_fn(params, x_t, times, None, train=False, key=None)
-        predicted = jnp.clip(x0_from_prediction(schedule, "eps", x_t, times, eps), -1, 1)
-        return variational_terms(schedule, "fixed_small", x0, x_t, times, predicted)
+        x_t = q_sample(model.process, x0, times, noise)
+        prediction = model.predict(params, x_t, times)
+        return variational_terms(prediction, x0, jnp.clip(prediction.x0, -1, 1))
 
     terms = [np.asarray(term(t)) for t in range(config.process.num_timesteps)]
-    bits = np.sum(terms, axis=0) + np.asarray(prior_term(schedule, x0))
+    bits = np.sum(terms, axis=0) + np.asarray(prior_term(model.process, x0))
     error = found["standard_error"] + bits.std() / np.sqrt(len(bits))
     assert abs(bits.mean() - found["bits_per_dim"]) < 4 * error
 
@@ -146,13 +144,11 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
     found = figures(tmp_path / "ode")
     assert f"bits/dim {found['bits_per_dim']:.4f}" in result.stdout
     config = run_folder.read_config(run)
-    schedule = build.make_schedule(config.process)
-    apply_fn = build.make_network(config)[1]
-    flow = Flow(config, apply_fn, schedule, devices.make_mesh(), 7)
+    flow = Flow(build.make_model(config), devices.make_mesh(), 7, dequantize=True)
     images = sources.open_data_set(config.data).held_out
     chosen = np.sort(sources.fixed_choice(len(images), NUM))
     x0 = np.asarray(PICTURES.to_network(jnp.asarray(images[chosen])))
-    bits = flow.bits(load_from_run(run, config, "ema").params, x0, chosen, NUM)
+    bits = flow.bits(load_from_run(run, config, "ema").params, Batch(x0), chosen, NUM)
     assert found["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-4)
     assert found["standard_error"] == pytest.approx(bits.std(ddof=1) / NUM**0.5, rel=1e-3)
 

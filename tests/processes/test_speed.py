@@ -110,13 +110,13 @@ def test_group_norm_is_as_fast_as_that_of_flax():
 def test_a_chain_costs_what_its_forward_passes_cost():
     """50 steps of the digits network."""
     config = load_config(str(ROOT / "configs" / "digits.py"))
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
     params = jax.jit(init_fn)(jax.random.key(0))
-    sampler = make_sampler(config, apply_fn, devices.make_mesh())
-    table = ddim_table(schedule, trailing_timesteps(schedule.num_timesteps, 50))
+    sampler = make_sampler(config, model, devices.make_mesh())
+    table = ddim_table(model, trailing_timesteps(config.process.num_timesteps, 50))
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64)
-    forward = compiled(apply_fn, params, x, t, options=cpu.compiler_options())
+    forward = compiled(model.apply_fn, params, x, t, options=cpu.compiler_options())
     chain = ratio(
         lambda: sampler(params, table, jax.random.key(0), np.arange(64)),
         lambda: [forward() for _ in range(50)],

@@ -28,12 +28,12 @@ def count(name, **_):
 jax.monitoring.register_event_listener(count)
 config = Config(data=DataConfig(image_size=(), channels=2), model=MLPConfig(),
                 sampling=SamplingConfig(sampler="unipc", steps=40))
-schedule = build.make_schedule(config.process)
-init_fn, apply_fn = build.make_network(config)
+init_fn, _ = build.make_network(config)
+model = build.make_model(config)
 sampler = build_sampler.make_sampler(
-    config, apply_fn, devices.make_mesh(), on_progress=lambda done: None
+    config, model, devices.make_mesh(), on_progress=lambda done: None
 )
-table = build_sampler.make_table(schedule, config.process, config.sampling)
+table = build_sampler.make_table(model, config.sampling)
 params = jax.jit(init_fn)(jax.random.key(0))
 seen.update(cache_hits=0, compile_requests_use_cache=0)
 x, _ = sampler(params, table, jax.random.key(0), np.arange(8))

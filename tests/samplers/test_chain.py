@@ -340,7 +340,7 @@ def conditions(n):
     return {"known": known, "mask": np.float32([[1, 0]]) * (row % 3 < 2)}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*methods.METHODS, "heun churn=20 +langevin"])
 def test_a_hook_that_uses_x_t_level_and_cond_equals_the_loop_in_float64(name):
     table, cond = make(name, UNEVEN), conditions(5)
     found = run(table, 5, start=3, shape=(2,), hook=PROJECTION, cond=cond)[0]
@@ -358,7 +358,9 @@ def test_a_hook_that_uses_x_t_level_and_cond_equals_the_loop_in_float64(name):
     np.testing.assert_allclose(np.asarray(found)[known], cond["known"][known], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", ["ddpm", "dpmpp_3m eta=0.5", "unipc +langevin", "heun churn=20 +langevin"]
+)
 def test_the_hook_sees_x0_x_t_level_and_cond_of_each_row(name):
     """In the order of the rows: the prediction before it is changed, the state that the
     network was asked at, and the level of that state."""
@@ -409,7 +411,7 @@ def test_without_conditions_network_and_hook_are_told_none():
     run(make("ddim", UNEVEN), 2, model=model, hook=hook)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", methods.METHODS)
 def test_every_sample_has_its_own_condition(name):
     """The network says that x_0 is the label: then that is what comes out."""
     labels = np.random.default_rng(0).permutation(16).astype(np.int32)

@@ -19,6 +19,8 @@ from diffusion_jax.config import (
 from diffusion_jax.data import sources
 from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.diffusion import losses, oracle, timestep_sampling
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.experiment import build
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.training import train
@@ -31,16 +33,16 @@ T, BATCH, STEPS = 50, 256, 1500
 DATA = oracle.mixture([1, 2], [[-0.6], [0.5]], [[0.02], [0.05]])
 
 
-def irreducible_loss(schedule):
+def irreducible_loss(process):
     """E over t and x_t of Var[eps | x_t], by integration over x_t in float64."""
     total = 0.0
     with jax.enable_x64(True):
         grid = jnp.linspace(-7, 7, 8001, dtype=jnp.float64)[:, None]
         for t in range(T):
-            signal, sigma = oracle.noise_level(schedule, jnp.array([t]), jnp.float64)
-            density = np.exp(oracle.log_density(DATA, grid, signal, sigma))
-            _, variance = oracle.x0_mean_variance(DATA, grid, signal, sigma)
-            ratio = float(signal[0] / sigma[0]) ** 2
+            level = noise_level_at(process, jnp.array([t]), jnp.float64)
+            density = np.exp(oracle.log_density(DATA, grid, level))
+            _, variance = oracle.x0_mean_variance(DATA, grid, level)
+            ratio = float(level.alpha_squared[0] / level.sigma_squared[0])
             total += ratio * (density * np.asarray(variance)[:, 0]).sum() / density.sum()
     return total / T
 
@@ -56,17 +58,15 @@ def test_a_small_network_approaches_the_oracle_from_above(capsys):
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine"),
         ema=EMAConfig(decay=0.99, warmup=True),
     )
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
     tx = make_optimizer(config.optimizer, STEPS)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
     steps = jax.jit(make_train_steps(step))
     n = 200_000
     x0 = oracle.sample(DATA, jax.random.key(1), n)
-    best_fn = build.make_loss(
-        config, oracle.oracle_apply_fn(DATA, schedule, "eps"), schedule
-    )
+    best_fn = build.make_loss(config, oracle.optimal_model(DATA, model.process))
 
     @functools.partial(jax.jit, static_argnums=0)
     def on_same_draws(loss_fn, params):
@@ -74,11 +74,11 @@ def test_a_small_network_approaches_the_oracle_from_above(capsys):
         key = jax.random.key(2)
         draw = timestep_sampling.stratified_timesteps
         return losses.monte_carlo_loss(
-            per_example, schedule, key, x0, draw_timesteps=draw, train=False
+            per_example, model.process, key, Batch(x0), draw_timesteps=draw, train=False
         )[1][1]
 
     best = np.asarray(on_same_draws(best_fn, None), np.float64)
-    floor = irreducible_loss(schedule)
+    floor = irreducible_loss(model.process)
     assert abs(best.mean() - floor) < 5 * best.std() / np.sqrt(n)
 
     state, gaps = init_state(init_fn, tx, config), []
@@ -105,14 +105,11 @@ def test_importance_sampling_quietens_the_gradient_of_the_bound(tmp_path, capsys
     config = load_config(str(ROOT / "configs/digits.py"))
     config.training.num_steps, config.training.sample_every = 1000, 0
     state = train.train(config, tmp_path / "run")
-    schedule = build.make_schedule(config.process)
-    total = schedule.num_timesteps
-    apply_fn = build.make_network(config)[1]
+    model = build.make_model(config)
+    total = config.process.num_timesteps
     digits = sources.open_data_set(config.data).train[:]
     images = PICTURES.to_network(jnp.asarray(digits[:total]))
-    bound = functools.partial(
-        losses.variational_loss, apply_fn, schedule=schedule, variance_type="fixed_small"
-    )
+    bound = functools.partial(losses.variational_loss, model)
 
     @jax.jit
     def of_every_t(key):
@@ -123,7 +120,7 @@ def test_importance_sampling_quietens_the_gradient_of_the_bound(tmp_path, capsys
             x0 = images[jax.random.randint(jax.random.fold_in(key, t), (1,), 0, total)]
 
             def loss(params):
-                return bound(params, x0=x0, t=t[None], noise=noise)[0]
+                return bound(params, Batch(x0), Draw(t[None], noise))[0]
 
             value, gradient = jax.value_and_grad(loss)(state.params)
             return value, optax.tree.norm(gradient) ** 2

@@ -22,7 +22,7 @@ from diffusion_jax.runs.weights import load_from_run, save_to_file
 from diffusion_jax.runtime import devices, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.interrupts import Stop
-from diffusion_jax.training import train, trainer
+from diffusion_jax.training import saving, train, trainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.train_state import init_state
 from helpers import assert_same_bits, assert_same_run, files_of, lines_of, points_config
@@ -54,7 +54,8 @@ def stopped_at(workdir, data, at, by_system=False):
     """Goes on with a run, and stops it as a signal does after step `at`."""
     stop = Stop()
     with Checkpoints(workdir, writing=True) as checkpoints:
-        it = trainer.Trainer(make_plan(config_of(), data), workdir, checkpoints, stop)
+        plan = make_plan(config_of(), data)
+        it = train.prepared_trainer(plan, workdir, checkpoints, stop)
         add = trainer.Reports.add
 
         def watched(self, first, count, dispatch):
@@ -110,22 +111,23 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
     workdir, stop = tmp_path / "run", Stop()
     workdir.mkdir()
     with Checkpoints(workdir, writing=True) as checkpoints:
-        it = trainer.Trainer(make_plan(config_of(), points), workdir, checkpoints, stop)
-        held_out, previews = it.milestones.held_out, it.milestones.previews
+        plan = make_plan(config_of(), points)
+        it = train.prepared_trainer(plan, workdir, checkpoints, stop)
+        held_out, previews = it.periodic.held_out, it.periodic.previews
         program = held_out._loss if what == "evaluate" else previews._sampler
 
         def interrupted(*arguments):
-            stop.wanted |= it.log is not None and it_is_at[0] == at
+            stop.wanted |= it_is_at[0] == at
             return program(*arguments)
 
         it_is_at = [0]
-        do = it.milestones.do
+        run_due = it.periodic.run_due
 
         def noted(state, step, *others):
             it_is_at[0] = step
-            return do(state, step, *others)
+            return run_due(state, step, *others)
 
-        it.milestones.do = noted
+        it.periodic.run_due = noted
         if what == "evaluate":
             held_out._loss = interrupted
         else:
@@ -203,27 +205,29 @@ def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):
     (workdir / "config.json").unlink()
     for overwrite in (False, True):
         with pytest.raises(BadRequest, match="no config.json"):
-            train.train(config_of(), workdir, points, overwrite=overwrite)
+            train.train(config_of(), workdir, points, train.Request(overwrite=overwrite))
     assert (files_of(workdir), lines_of(workdir)) == before
 
 
 def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_path, capsys):
     """A run stopped before its first checkpoint goes on without being told again."""
     config = points_config(num_steps=8, eval_every=0)
-    expected = train.train(config, tmp_path / "a", points, init_from=whole[0])
+    expected = train.train(
+        config, tmp_path / "a", points, train.Request(init_from=whole[0])
+    )
     workdir = tmp_path / "b"
     with pytest.raises(KeyboardInterrupt):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer.Trainer, "_dispatch", _interrupt)
-            train.train(config, workdir, points, init_from=whole[0])
+            train.train(config, workdir, points, train.Request(init_from=whole[0]))
     capsys.readouterr()
     state = train.train(config, workdir, points)
     assert "resuming" in capsys.readouterr().out
     assert_same_bits(state, expected)
     with pytest.raises(BadRequest, match="no effect: the run in .* is finished"):
-        train.train(config, workdir, points, init_from=whole[0])
+        train.train(config, workdir, points, train.Request(init_from=whole[0]))
     config.training.num_steps = 9
-    train.train(config, workdir, points, init_from=whole[0])
+    train.train(config, workdir, points, train.Request(init_from=whole[0]))
     assert "--init_from is not used" in capsys.readouterr().out
 
 
@@ -258,7 +262,9 @@ def test_what_comes_from_files_is_not_trained_in_their_memory(whole, points, tmp
         with pytest.raises(KeyboardInterrupt):
             train.train(config_of(num_steps=40), workdir, points)
         with pytest.raises(KeyboardInterrupt):
-            train.train(points_config(), tmp_path / "new", points, init_from=whole[0])
+            train.train(
+                points_config(), tmp_path / "new", points, train.Request(init_from=whole[0])
+            )
     read = [found for found in seen if found is not None]
     assert len(states) == 2 and len(read) == 2
     for found, used in zip(read, states, strict=True):
@@ -416,13 +422,13 @@ def test_the_learning_rate_changes_only_if_one_says_so(tmp_path, points):
     config.training.num_steps = 10
     with pytest.raises(BadRequest, match="or --change_learning_rate to go on"):
         train.train(config, tmp_path, points)
-    train.train(config, tmp_path, points, change_learning_rate=True)
+    train.train(config, tmp_path, points, train.Request(change_learning_rate=True))
     rates = [x["learning_rate"] for x in lines_of(tmp_path) if "learning_rate" in x]
     assert rates == pytest.approx([0.003 * 4 / 5, 1e-2])
     assert run_folder.read_config(tmp_path).optimizer.learning_rate == 1e-2
     config.model.width = 32
     with pytest.raises(BadRequest) as error:
-        train.train(config, tmp_path, points, change_learning_rate=True)
+        train.train(config, tmp_path, points, train.Request(change_learning_rate=True))
     assert "change_learning_rate" not in str(error.value)
 
 
@@ -450,7 +456,7 @@ def test_the_first_save_of_each_start_is_read_back(points, tmp_path, monkeypatch
     train.train(config_of(num_steps=10, checkpoint_every=4), workdir, points)
     train.train(config_of(num_steps=20, checkpoint_every=4), workdir, points)
     assert read == [4, 12]
-    monkeypatch.setattr(trainer, "_READING_SHARE", 1e9)
+    monkeypatch.setattr(saving, "_READING_SHARE", 1e9)
     train.train(config_of(num_steps=30, checkpoint_every=4), workdir, points)
     assert read == [4, 12, 24, 28, 30]
 
@@ -515,7 +521,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path
         found.params[names[1]].reshape(-1)[0] = number
         weight_files.write(bad, found, config)
         with pytest.raises(BadRequest) as error:
-            train.train(config_of(), tmp_path / "run", points, init_from=bad)
+            train.train(config_of(), tmp_path / "run", points, train.Request(init_from=bad))
         assert f"not all numbers are finite in {names[1]} (of" in str(error.value)
         assert not (tmp_path / "run").exists()
     workdir = tmp_path / "spoilt"

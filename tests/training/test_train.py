@@ -38,7 +38,6 @@ from diffusion_jax.experiment.setup import make_plan
 from diffusion_jax.jobs import sample
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints
-from diffusion_jax.runs.record import new_record
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training import previews, train
@@ -46,7 +45,6 @@ from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.train_state import TrainState, init_state
 from diffusion_jax.training.train_step import make_train_step, make_train_steps
-from diffusion_jax.training.trainer import Trainer
 from helpers import assert_same_bits, points_config
 
 
@@ -111,11 +109,11 @@ def unet_steps():
         dropout=0.1,
         num_groups=4,
     )
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
     tx = make_optimizer(config.optimizer, 100)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
     batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
     initial = jax.jit(lambda: init_state(init_fn, tx, config))()
@@ -190,11 +188,11 @@ def test_one_batch_can_be_overfitted(points):
     config = points_config()
     config.model = MLPConfig(width=64, num_blocks=2)
     config.optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=10)
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
     tx = make_optimizer(config.optimizer, 1000)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
     _, (metrics, _) = jax.jit(make_train_steps(step))(
         init_state(init_fn, tx, config), Batch(batches), 1000
@@ -204,7 +202,6 @@ def test_one_batch_can_be_overfitted(points):
 
 def test_held_out_loss_is_fixed_and_covers_all_timesteps():
     config = points_config()
-    schedule = build.make_schedule(config.process)
     seen = []
 
     def spy(params, x_t, t, cond, *, train, key):
@@ -212,14 +209,19 @@ def test_held_out_loss_is_fixed_and_covers_all_timesteps():
         seen.append(t)
         return jnp.zeros_like(x_t)
 
-    loss_fn = build.make_loss(config, spy, schedule)
-    held_out_loss = make_held_out_loss(loss_fn, schedule)
+    loss_fn = build.make_loss(config, model_of(config, spy))
+    held_out_loss = make_held_out_loss(loss_fn, 20)
     x0, indices = jnp.zeros((40, 2)), jnp.arange(40)
     a = held_out_loss(None, Batch(x0), indices)
     b = held_out_loss(None, Batch(x0[::-1]), indices[::-1])
     np.testing.assert_array_equal(a, b[::-1])
     counts = np.bincount(seen[0], minlength=20)
     assert len(counts) == 20 and set(counts) <= {1, 2, 3}
+
+
+def model_of(config, apply_fn):
+    """The model of a config with another network."""
+    return dataclasses.replace(build.without_network(config.process), apply_fn=apply_fn)
 
 
 # The loop
@@ -313,11 +315,11 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     """The batch is split, and the state of each device is still that of one device."""
     config = points_config()
     config.loss.timesteps = "loss_second_moment"
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
     tx = make_optimizer(config.optimizer, 100)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, batch: batch)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
     batches = Batch(jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2))
     found = {}
     for n in (1, 4):
@@ -442,13 +444,16 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(finished):
     losses = {
         line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line
     }
-    with Checkpoints(workdir, losses=losses, writing=False) as checkpoints:
+    with Checkpoints(workdir, writing=False) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.score(step, loss)
         assert checkpoints.best_step == min(losses, key=losses.get)
 
 
 def trainer(tmp_path, config, data, wanted=False):
     checkpoints = Checkpoints(tmp_path, writing=True)
-    return Trainer(make_plan(config, data), tmp_path, checkpoints, Stop(wanted))
+    plan = make_plan(config, data)
+    return train.prepared_trainer(plan, tmp_path, checkpoints, Stop(wanted))
 
 
 def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
@@ -457,7 +462,7 @@ def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
     config = points_config(num_held_out=10)
 
     def examples():
-        return trainer(tmp_path, config, data).milestones.held_out.examples().x[:, 0]
+        return trainer(tmp_path, config, data).periodic.held_out.examples().x[:, 0]
 
     chosen = examples().tolist()
     assert len(set(chosen)) == 10 and chosen != list(range(10))
@@ -478,32 +483,21 @@ def test_the_last_step_does_what_is_wanted_of_it(
     config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
     it = trainer(tmp_path, config, points, stopping)
     called = []
-    held_out = it.milestones.held_out
+    held_out = it.periodic.held_out
     monkeypatch.setattr(
         held_out, "loss", lambda *args: called.append("evaluate") or (1.0, {})
     )
-    monkeypatch.setattr(it.milestones.previews, "draw", lambda *args: called.append("draw"))
-    monkeypatch.setattr(it.checkpoints, "save", lambda *args: called.append("save"))
+    monkeypatch.setattr(it.periodic.previews, "draw", lambda *args: called.append("draw"))
+    monkeypatch.setattr(it.saver, "save", lambda *args: called.append("save"))
 
-    class Quiet:
-        """Reports that are not looked at."""
-
-        skipped_in_a_row = 0
-
-        def __getattr__(self, name):
-            return lambda *args: None
-
-    state = init_state(it.plan.init_fn, it.tx, it.config)
-    it.record = new_record(it.plan.config, it.plan.data, tmp_path, None, 1)
-    it._wall_time, it._began, it._saved = 0.0, 0.0, None
-    it.log = it.bar = it.reports = Quiet()
-    it._visit(state, 8 if stopping else config.training.num_steps)
+    state = init_state(it.plan.init_fn, optax.sgd(0.1), config)
+    it.finish_step(state, 8 if stopping else config.training.num_steps)
     assert set(called) == done
 
 
 def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
     """And with the raw weights beside them, until the samples of both are the same."""
-    it = trainer(tmp_path, points_config(num_samples=4), points).milestones.previews
+    it = trainer(tmp_path, points_config(num_samples=4), points).periodic.previews
     drawn = {}
     for name in ("draw", "draw_side_by_side"):
         monkeypatch.setattr(
@@ -532,7 +526,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, points):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(BadRequest, match="not the folder of a run"):
-            train.train(points_config(), tmp_path, points, overwrite=overwrite)
+            request = train.Request(overwrite=overwrite)
+            train.train(points_config(), tmp_path, points, request)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -541,7 +536,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
     train.train(config, tmp_path / "run", points)
     (tmp_path / "run/notes.txt").write_text("mine")
     config.seed = 1
-    state = train.train(config, tmp_path / "run", points, overwrite=True)
+    state = train.train(config, tmp_path / "run", points, train.Request(overwrite=True))
     assert int(state.step) == 2 and run_folder.read_config(tmp_path / "run").seed == 1
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
@@ -568,7 +563,7 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
     data = sources.arrays(images[:32], images[32:])
     state = train.train(config, tmp_path / "run", data)
     assert int(state.step) == 3 and (tmp_path / "run/samples/step_000003.png").exists()
-    sample.generate(tmp_path / "run", config, num=5, out=tmp_path / "out")
+    sample.generate(tmp_path / "run", config, sample.Request(num=5), out=tmp_path / "out")
     with np.load(tmp_path / "out.npz") as file:
         assert file["arr_0"].shape == (5, 8, 4, 3)
     with pytest.raises(BadRequest, match=r"\(8, 8, 3\)"):
@@ -641,9 +636,9 @@ def constant(params, x_t, t, cond, *, train, key):
 
 def simple_step(apply_fn=constant, to_network=lambda key, batch: batch, **sections):
     config = Config(**sections)
-    schedule, tx = build.make_schedule(config.process), optax.sgd(0.1)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, to_network)
+    model, tx = model_of(config, apply_fn), optax.sgd(0.1)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, to_network)
     return step, init_state(lambda key: {"w": jnp.float32(0.0)}, tx, config)
 
 
@@ -703,8 +698,8 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
         return constant(params, x_t, t, cond, train=train, key=key)
 
     config = Config(**sections)
-    schedule = build.make_schedule(config.process)
-    held_out = make_held_out_loss(build.make_loss(config, evaluated, schedule), schedule)
+    loss_fn = build.make_loss(config, model_of(config, evaluated))
+    held_out = make_held_out_loss(loss_fn, config.process.num_timesteps)
     found = held_out(state.params, batch, jnp.arange(8))
     np.testing.assert_allclose(found, expected)
 
@@ -712,8 +707,8 @@ def test_the_step_has_the_loss_and_the_gradient_of_the_config(norm, expected, gr
 def test_held_out_noise_belongs_to_the_example():
     """A silent eps network: the loss is the mean square of example i's own noise."""
     config = Config()
-    schedule = build.make_schedule(config.process)
-    held_out = make_held_out_loss(build.make_loss(config, constant, schedule), schedule)
+    loss_fn = build.make_loss(config, model_of(config, constant))
+    held_out = make_held_out_loss(loss_fn, config.process.num_timesteps)
     params, x0 = {"w": jnp.float32(0)}, jnp.zeros((4, 64))
     all_four = np.asarray(held_out(params, Batch(x0), jnp.arange(4)))
     assert len(set(all_four.tolist())) == 4
@@ -742,10 +737,8 @@ def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
     """Over each of the 2,000 examples once, though 63 batches of 32 are run."""
     workdir, state = finished
     config = points_config()
-    apply_fn = build.make_network(config)[1]
-    schedule = build.make_schedule(config.process)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    loss = make_held_out_loss(loss_fn, schedule)
+    loss_fn = build.make_loss(config, build.make_model(config))
+    loss = make_held_out_loss(loss_fn, config.process.num_timesteps)
     batch = Batch(points.held_out)
     expected = float(loss(state.emas["0.9"], batch, jnp.arange(2000)).mean())
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
