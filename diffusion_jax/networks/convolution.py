@@ -35,7 +35,7 @@ Pair = tuple[int, int]
 
 
 class _Form(NamedTuple):
-    """A convolution but for its batch and channels, which the arrays tell."""
+    """Shapes and strides of a convolution, except batch and channels."""
 
     strides: Pair
     pads: tuple[Pair, Pair]  # Low and high, of H and of W.
@@ -185,7 +185,8 @@ def _primitive(
       function: of two arrays and `form`.
       shape: of its result, by the shapes of the arrays and `form`.
       of_images: the first array and the result are images, one by one: further examples
-        are put into their batch by `jax.vmap`.
+        are put into their batch by `jax.vmap`. In every other case the primitive becomes
+        its function under `jax.vmap`, which JAX differentiates by its stock rules.
     """
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(function, static_argnames="form"))
