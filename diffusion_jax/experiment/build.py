@@ -82,12 +82,21 @@ def make_loss(config: Config, model: Model) -> LossFn:
 
 
 def make_network(
-    config: Config,
+    config: Config, *, platform: str | None = None
 ) -> tuple[Callable[[jax.Array], Any], Callable[..., jax.Array]]:
-    """Return (init_fn, apply_fn) of a config's network; see `networks.as_functions`."""
+    """Return (init_fn, apply_fn) of a config's network; see `networks.as_functions`.
+
+    Args:
+      config: says the kind of network, its size, and its channels.
+      platform: platform to compile for ("cpu", "cuda", "tpu", ...) if it is another than
+        that of JAX's default backend; see `networks.UNet`.
+    """
     kind = networks.UNet if isinstance(config.model, UNetConfig) else networks.MLP
     channels = config.data.channels * (2 if config.process.variance == "learned" else 1)
-    module = kind(out_channels=channels, **dataclasses.asdict(config.model))
+    options = dataclasses.asdict(config.model)
+    if platform and kind is networks.UNet:
+        options["platform"] = platform
+    module = kind(out_channels=channels, **options)
     return networks.as_functions(module, config.data.shape)
 
 

@@ -1,12 +1,13 @@
 """The blocks of the DDPM U-Net (Ho et al. 2020, appendix B, and their code)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.networks.convolution import conv_general_dilated
+from diffusion_jax.networks import convolution
 
 
 def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
@@ -17,16 +18,22 @@ def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
 
 
 def conv3x3(
-    features: int, *, name: str, dtype: Any, stride: int = 1, scale: float = 1.0
+    features: int,
+    *,
+    name: str,
+    dtype: Any,
+    platform: str,
+    stride: int = 1,
+    scale: float = 1.0,
 ) -> nn.Conv:
-    """3x3 convolution, SAME padding, with its own gradients."""
+    """3x3 convolution, SAME padding, for programs of a platform."""
     return nn.Conv(
         features,
         (3, 3),
         strides=(stride, stride),
         kernel_init=ddpm_init(scale),
         dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
+        conv_general_dilated=convolution.for_platform(platform),
         name=name,
     )
 
@@ -68,16 +75,18 @@ class GroupNorm(nn.Module):
         return (x * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
-def downsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
+def downsample(x: jax.Array, *, name: str, dtype: Any, platform: str) -> jax.Array:
     """[B, H, W, C] -> [B, H/2, W/2, C] by a 3x3 convolution of stride 2."""
-    return conv3x3(x.shape[-1], name=name, dtype=dtype, stride=2)(x)
+    conv = conv3x3(x.shape[-1], name=name, dtype=dtype, platform=platform, stride=2)
+    return conv(x)
 
 
-def upsample(x: jax.Array, *, name: str, dtype: Any) -> jax.Array:
+def upsample(x: jax.Array, *, name: str, dtype: Any, platform: str) -> jax.Array:
     """[B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a 3x3 convolution."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    return conv3x3(c, name=name, dtype=dtype)(x.reshape(b, 2 * h, 2 * w, c))
+    conv = conv3x3(c, name=name, dtype=dtype, platform=platform)
+    return conv(x.reshape(b, 2 * h, 2 * w, c))
 
 
 class ResBlock(nn.Module):
@@ -92,12 +101,16 @@ class ResBlock(nn.Module):
     num_groups: int
     scale_shift_norm: bool
     dtype: Any
+    platform: str
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, *, train: bool) -> jax.Array:
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
-        h = conv3x3(self.features, name="conv1", dtype=self.dtype)(h)
+        conv = functools.partial(
+            conv3x3, self.features, dtype=self.dtype, platform=self.platform
+        )
+        h = conv(name="conv1")(h)
         norm2 = GroupNorm(self.num_groups, self.dtype, name="norm2")
         num_outputs = self.features * (2 if self.scale_shift_norm else 1)
         time = dense(num_outputs, name="temb", dtype=self.dtype)(nn.swish(temb))
@@ -108,7 +121,7 @@ class ResBlock(nn.Module):
             h = norm2(h + time[:, None, None, :])
         h = nn.swish(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.features, name="conv2", dtype=self.dtype, scale=0.0)(h)
+        h = conv(name="conv2", scale=0.0)(h)
         if x.shape[-1] != self.features:
             x = dense(self.features, name="shortcut", dtype=self.dtype)(x)
         return x + h

@@ -1,5 +1,6 @@
 """The DDPM U-Net (Ho et al. 2020, appendix B), block for block as in the authors' code."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,9 @@ class UNet(nn.Module):
       scale_shift_norm: the time scales and shifts a GroupNorm's output in each residual
         block, as in IDDPM, instead of being added before it, as in DDPM.
       dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
+      platform: platform that the programs with this network are for, JAX's default
+        backend if not given: "cpu" takes the convolutions of convolution.py, any other
+        the stock ones of JAX.
     """
 
     out_channels: int = 3
@@ -43,6 +47,7 @@ class UNet(nn.Module):
     num_groups: int = 32
     scale_shift_norm: bool = False
     dtype: Any = "float32"
+    platform: str = dataclasses.field(default_factory=jax.default_backend)
 
     @nn.compact
     def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool) -> jax.Array:
@@ -58,6 +63,7 @@ class UNet(nn.Module):
                 self.num_groups,
                 self.scale_shift_norm,
                 dtype,
+                self.platform,
                 name=name,
             )(h, temb, train=train)
 
@@ -66,12 +72,13 @@ class UNet(nn.Module):
                 h
             )
 
+        on = {"dtype": dtype, "platform": self.platform}  # For each 3x3 convolution.
         width = 4 * self.base_channels
         temb = timestep_embedding(t, self.base_channels)
         temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
         temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
 
-        h = blocks.conv3x3(self.base_channels, name="conv_in", dtype=dtype)(x_t)
+        h = blocks.conv3x3(self.base_channels, name="conv_in", **on)(x_t)
         skips = [h]
         for level in range(num_levels):
             for i in range(self.num_res_blocks):
@@ -80,7 +87,7 @@ class UNet(nn.Module):
                     h = attention(h, f"down{level}_attn{i}")
                 skips.append(h)
             if level != num_levels - 1:
-                h = blocks.downsample(h, name=f"down{level}_conv", dtype=dtype)
+                h = blocks.downsample(h, name=f"down{level}_conv", **on)
                 skips.append(h)
 
         h = res_block(h, num_levels - 1, "mid_res0")
@@ -94,8 +101,8 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attn_resolutions:
                     h = attention(h, f"up{level}_attn{i}")
             if level != 0:
-                h = blocks.upsample(h, name=f"up{level}_conv", dtype=dtype)
+                h = blocks.upsample(h, name=f"up{level}_conv", **on)
 
         h = nn.swish(blocks.GroupNorm(self.num_groups, dtype, name="norm_out")(h))
-        h = blocks.conv3x3(self.out_channels, name="conv_out", dtype=dtype, scale=0.0)(h)
+        h = blocks.conv3x3(self.out_channels, name="conv_out", scale=0.0, **on)(h)
         return h.astype(jnp.float32)

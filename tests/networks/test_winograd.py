@@ -1,5 +1,7 @@
 """3x3 convolutions as matrix products, beside SciPy's, and as adjoints of each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import lax
 from scipy.signal import correlate2d
 
 from diffusion_jax.networks import winograd
-from diffusion_jax.networks.convolution import conv_general_dilated
+from diffusion_jax.networks.convolution import for_platform
 
 RNG = np.random.default_rng(0)
 SIZES = [(4, 6), (2, 2), (8, 8)]
@@ -78,17 +80,21 @@ def test_it_rounds_hardly_more_than_the_convolution():
 
 
 def test_wide_convolutions_and_their_gradients_are_of_this_form_on_a_cpu():
-    def loss(x, kernel):
-        return jnp.sum(conv_general_dilated(x, kernel, (1, 1), "SAME") ** 2)
+    def program(channels, platform="cpu"):
+        convolution = functools.partial(
+            for_platform(platform), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
-    def program(channels, **options):
+        def loss(x, kernel):
+            return jnp.sum(convolution(x, kernel, (1, 1), "SAME") ** 2)
+
         x, kernel = jnp.ones((2, 8, 8, channels)), jnp.ones((3, 3, channels, 64))
         traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
-        return traced.lower(**options).as_text()
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
     assert "stablehlo.convolution" not in program(64)
     assert "stablehlo.convolution" in program(32)
-    assert "stablehlo.convolution" in program(64, lowering_platforms=("cuda",))
+    assert "stablehlo.convolution" in program(64, "cuda")
 
 
 @pytest.mark.parametrize(
