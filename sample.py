@@ -9,13 +9,13 @@ say otherwise. Writes P.npz, P.png and P.json; P is --out, or lies in the run's 
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
+import dataclasses
 import pathlib
 import warnings
 
 from absl import flags
 
-from diffusion_jax.config import Config
-from diffusion_jax.diffusion.parameterization import VARIANCES
+from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
 from diffusion_jax.jobs import command_line, sample
@@ -27,9 +27,7 @@ from diffusion_jax.runs.weights import check_kind
 from diffusion_jax.runtime import compilation_cache, devices
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.samplers.methods import METHODS
-from diffusion_jax.samplers.thresholding import THRESHOLDS
-from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
+from diffusion_jax.samplers.timesteps import AUTO
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
 _NUM = flags.DEFINE_integer("num", 64, "How many samples.")
@@ -50,27 +48,10 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
-def _one_of(choices) -> str:
-    return f"One of {', '.join(choices)}."
-
-
 # Each stands for the field of this name in config.sampling.
-_SAMPLING = {
-    "sampler": flags.DEFINE_string("sampler", None, _one_of(METHODS)),
-    "steps": flags.DEFINE_integer("steps", None, "Timesteps of a chain, 1 .. T."),
-    "spacing": flags.DEFINE_string("spacing", None, _one_of((*SPACINGS, AUTO))),
-    "timesteps": flags.DEFINE_list("timesteps", None, "A falling list, as 999,500,20.5."),
-    "eta": flags.DEFINE_float("eta", None, "0 (deterministic) .. 1 (as noisy as ddpm)."),
-    "churn": flags.DEFINE_float("churn", None, "euler, heun: S_churn of EDM."),
-    "variance": flags.DEFINE_string("variance", None, f"ddpm: {_one_of(VARIANCES)}"),
-    "langevin_steps": flags.DEFINE_integer(
-        "langevin_steps", None, "Corrector steps after each step of a sampler."
-    ),
-    "langevin_step_size": flags.DEFINE_float("langevin_step_size", None, "0 .. 1."),
-    "threshold": flags.DEFINE_string("threshold", None, _one_of(THRESHOLDS)),
-    "dynamic_percentile": flags.DEFINE_float("dynamic_percentile", None, "0 .. 1."),
-    "batch_size": flags.DEFINE_integer("batch_size", None, "Samples at a time."),
-}
+_SAMPLING = command_line.define_field_flags(
+    SamplingConfig(), [field.name for field in dataclasses.fields(SamplingConfig)]
+)
 
 
 def main() -> None:

@@ -4,40 +4,78 @@
 (`--config.optimizer.learning_rate=1e-4`). Overrides are plain attribute assignments, so
 the dataclasses are not frozen, and `experiment.validation.check` is called once after
 them. They have slots, so that assigning to a field that does not exist is an error.
+
+Each field is described once, here; `python -m diffusion_jax.config` prints all of them as
+the table of docs/config.md.
 """
 
 import dataclasses
 import json
-import reprlib
-import typing
 from collections.abc import Iterator
 from typing import Any
 
+from diffusion_jax.diffusion.loss_weighting import WEIGHTINGS
+from diffusion_jax.diffusion.losses import NORMS
+from diffusion_jax.diffusion.parameterization import PREDICTION_TYPES, VARIANCES
+from diffusion_jax.diffusion.schedules import SCHEDULES
+from diffusion_jax.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.fields import check_types, described, in_words, leaves_of
 from diffusion_jax.runtime.hashing import sha256
-from diffusion_jax.runtime.text import reason
+from diffusion_jax.runtime.text import reason, say
+from diffusion_jax.samplers.methods import METHODS
+from diffusion_jax.samplers.thresholding import THRESHOLDS
+from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
+
+_STEPS = (0, 2**31 - 1)  # Of an interval in train steps.
 
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:
-    """Which examples, and how many at a time. docs/data.md explains each source."""
+    """Examples, and how many at a time. docs/data.md explains each source."""
 
-    # digits, swiss_roll, two_moons, eight_gaussians, folder (or a zip), npz, tfds:NAME
-    source: str = "digits"
-    path: str = ""  # Of the folder, .zip or .npz; for tfds: its data_dir, if not its own.
-    image_size: tuple[int, ...] = (8,)  # (size,) or (height, width); () for points.
-    channels: int = 1  # Image channels, or coordinates of a point; 0: as the data has.
-    resize: str = "crop"  # To another shape: crop its middle, or squash.
-    unreadable: str = "refuse"  # Images that cannot be read: refuse, skip.
-    split: str = "train"  # tfds: what to train on, such as train or train[:90%].
-    # tfds: a split; folder, npz: another path. "": the set's own, else a fraction.
-    held_out: str = ""
-    held_out_fraction: float = 0.02  # Of the examples, always the same ones.
-    batch_size: int = 64  # Of one step, over all devices.
-    random_flip: bool = False  # Mirror each training image with probability 1/2.
-    memory_gib: float = 2.0  # Images that need more are read again for each batch,
-    num_workers: int = 2  # by so many processes; 0: by threads of this one.
+    source: str = described(
+        "digits",
+        "digits, swiss_roll, two_moons, eight_gaussians, folder (or zip), npz, tfds:NAME.",
+    )
+    path: str = described(
+        "", "Of the folder, .zip or .npz; for tfds: its data_dir, if not its own."
+    )
+    image_size: tuple[int, ...] = described(
+        (8,), "(size,) or (height, width); () for points."
+    )
+    channels: int = described(
+        1,
+        "Image channels, or coordinates of a point; 0: as the data has.",
+        range=(0, 4096),
+    )
+    resize: str = described(
+        "crop", "To another shape: crop its middle, or squash.", choices=("crop", "squash")
+    )
+    unreadable: str = described(
+        "refuse", "Images that cannot be read.", choices=("refuse", "skip")
+    )
+    split: str = described("train", "tfds: what to train on, such as train or train[:90%].")
+    held_out: str = described(
+        "",
+        "tfds: a split; folder, npz: another path; if empty the set's own, or a fraction.",
+    )
+    held_out_fraction: float = described(
+        0.02, "Of the examples, always the same ones.", range=(0.0001, 0.5)
+    )
+    batch_size: int = described(
+        64, "Examples of one train step, over all devices.", range=(1, 2**20)
+    )
+    random_flip: bool = described(False, "Mirror each training image with probability 1/2.")
+    memory_gib: float = described(
+        2.0, "Images that need more are read again for each batch.", range=(0, 2**20)
+    )
+    num_workers: int = described(
+        2,
+        "Processes that read them; 0: threads of this one.",
+        range=(0, 256),
+    )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,144 +84,273 @@ class DataConfig:
         return (*size, self.channels)
 
 
+_DTYPES = ("float32", "bfloat16")
+
+
 @dataclasses.dataclass(slots=True)
 class UNetConfig:
     """The fields of `diffusion_jax.networks.UNet`, which explains them."""
 
-    base_channels: int = 128
-    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attn_resolutions: tuple[int, ...] = (16,)
-    num_heads: int = 1
-    dropout: float = 0.1
-    num_groups: int = 32
-    scale_shift_norm: bool = False
-    dtype: str = "float32"
+    base_channels: int = described(128, "Width of the first level.", range=(4, 2**14))
+    channel_mults: tuple[int, ...] = described(
+        (1, 2, 2, 2), "Width of each level over that of the first."
+    )
+    num_res_blocks: int = described(2, "Residual blocks of each level.", range=(1, 100))
+    attn_resolutions: tuple[int, ...] = described(
+        (16,), "Heights of the levels with attention."
+    )
+    num_heads: int = described(1, "Heads of the attention.", range=(1, 2**14))
+    dropout: float = described(0.1, "Rate of the dropout.", range=(0, 0.99))
+    num_groups: int = described(32, "Groups of the normalisation.", range=(1, 2**14))
+    scale_shift_norm: bool = described(
+        False, "Let the time scale and shift the normalised features."
+    )
+    dtype: str = described("float32", "Type that is computed in.", choices=_DTYPES)
 
 
 @dataclasses.dataclass(slots=True)
 class MLPConfig:
     """The fields of `diffusion_jax.networks.MLP`, which explains them."""
 
-    width: int = 128
-    num_blocks: int = 3
-    dtype: str = "float32"
+    width: int = described(128, "Width of the layers.", range=(4, 2**16))
+    num_blocks: int = described(3, "Residual blocks.", range=(0, 1000))
+    dtype: str = described("float32", "Type that is computed in.", choices=_DTYPES)
+
+
+_WITH_ENDS = ("process.schedule", ("linear", "quadratic", "sigmoid"))
 
 
 @dataclasses.dataclass(slots=True)
 class ProcessConfig:
-    """The noise process, and what the network says of its reverse."""
+    """The noise process, and what the network predicts of its reverse."""
 
-    # linear, cosine, quadratic, constant, sigmoid, jsd, or custom: the betas given here
-    schedule: str = "linear"
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4  # Of linear, quadratic and sigmoid.
-    beta_end: float = 0.02  # Of those, and all along of constant.
-    betas: tuple[float, ...] = ()  # Of custom: one for each timestep.
-    log_snr_shift: float = 0.0  # Added to log SNR; 2 ln(64 / size) for larger pictures.
-    zero_terminal_snr: bool = False  # Rescaled to end in pure noise; not with eps.
-    prediction: str = "eps"  # eps, x0, v
-    # Of the reverse step: fixed_small, fixed_large, learned (the network has twice the
-    # channels, and the loss is of kind hybrid or variational).
-    variance: str = "fixed_small"
+    schedule: str = described(
+        "linear", "Form of the betas.", choices=(*SCHEDULES, "custom")
+    )
+    num_timesteps: int = described(1000, "T.", range=(2, 10**6))
+    beta_start: float = described(
+        1e-4, "The first beta, above 0 and below 1.", only_with=_WITH_ENDS
+    )
+    beta_end: float = described(
+        0.02,
+        "The last beta, above 0 and below 1; of constant every one.",
+        only_with=("process.schedule", ("linear", "quadratic", "sigmoid", "constant")),
+    )
+    betas: tuple[float, ...] = described((), "Of custom: one for each timestep.")
+    log_snr_shift: float = described(
+        0.0, "Added to log SNR; 2 ln(64 / size) for larger pictures.", range=(-10, 10)
+    )
+    zero_terminal_snr: bool = described(
+        False, "Rescale the betas to end in pure noise; not with eps."
+    )
+    prediction: str = described(
+        "eps", "What the network predicts.", choices=PREDICTION_TYPES
+    )
+    variance: str = described(
+        "fixed_small",
+        "Of the reverse step; learned: the network has twice the channels, and the loss "
+        "is of kind hybrid or variational.",
+        choices=VARIANCES,
+    )
+
+
+_OF_WEIGHTING = "loss.weighting"
 
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """What is made small: the equations are in `diffusion_jax.diffusion`."""
+    """The training loss: the equations are in `diffusion_jax.diffusion`."""
 
-    kind: str = "prediction"  # prediction, hybrid, variational
-    norm: str = "l2"  # l2, l1, huber
-    huber_delta: float = 1.0  # Where huber turns from squares to absolute values.
-    # simple, snr, truncated_snr, min_snr, p2, sigmoid, variational, score_matching
-    weighting: str = "simple"
-    min_snr_gamma: float = 5.0
-    p2_gamma: float = 1.0
-    p2_k: float = 1.0
-    sigmoid_bias: float = 0.0
-    variational_scale: float = 0.001  # Of the bound's part in the hybrid loss.
-    timesteps: str = "uniform"  # uniform, stratified, loss_second_moment
+    kind: str = described(
+        "prediction", "The loss.", choices=("prediction", "hybrid", "variational")
+    )
+    norm: str = described("l2", "Of the prediction's error.", choices=NORMS)
+    huber_delta: float = described(
+        1.0,
+        "Where huber turns from squares to absolute values.",
+        range=(1e-6, 1e6),
+        only_with=("loss.norm", ("huber",)),
+    )
+    weighting: str = described("simple", "Loss weight of each t.", choices=WEIGHTINGS)
+    min_snr_gamma: float = described(
+        5.0, "gamma.", range=(1e-6, 1e12), only_with=(_OF_WEIGHTING, ("min_snr",))
+    )
+    p2_gamma: float = described(
+        1.0, "gamma.", range=(0, 100), only_with=(_OF_WEIGHTING, ("p2",))
+    )
+    p2_k: float = described(
+        1.0, "k.", range=(1e-6, 1e12), only_with=(_OF_WEIGHTING, ("p2",))
+    )
+    sigmoid_bias: float = described(
+        0.0, "The bias.", range=(-30, 30), only_with=(_OF_WEIGHTING, ("sigmoid",))
+    )
+    variational_scale: float = described(
+        0.001,
+        "Of the bound's part in the hybrid loss.",
+        range=(0, 1e6),
+        only_with=("loss.kind", ("hybrid",)),
+    )
+    timesteps: str = described(
+        "uniform", "How the t of a batch are drawn.", choices=TIMESTEP_SAMPLERS
+    )
 
 
 @dataclasses.dataclass(slots=True)
 class OptimizerConfig:
     """The optimiser and its learning rate over time."""
 
-    name: str = "adam"  # adam, adamw
-    learning_rate: float = 2e-4
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # adamw only.
-    warmup_steps: int = 5000  # Linear from 0.
-    decay: str = "constant"  # After the warm-up: constant, cosine, inverse_sqrt
-    grad_clip: float = 1.0  # Global norm; 0 is off.
+    name: str = described("adam", "The optimiser.", choices=("adam", "adamw"))
+    learning_rate: float = described(2e-4, "Its peak, above 0.", range=(0, 1))
+    b1: float = described(0.9, "Decay of the first moment.", range=(0, 0.9999999))
+    b2: float = described(0.999, "Decay of the second moment.", range=(0, 0.9999999))
+    eps: float = described(1e-8, "Beside the root of the second moment.", range=(0, 1))
+    weight_decay: float = described(
+        0.0,
+        "Decoupled weight decay.",
+        range=(0, 1),
+        only_with=("optimizer.name", ("adamw",)),
+    )
+    warmup_steps: int = described(5000, "Linear from 0.", range=_STEPS)
+    decay: str = described(
+        "constant", "After the warm-up.", choices=("constant", "cosine", "inverse_sqrt")
+    )
+    grad_clip: float = described(
+        1.0, "Largest global norm of the gradient; 0 is off.", range=(0, 10**9)
+    )
 
 
 @dataclasses.dataclass(slots=True)
 class EMAConfig:
-    """The moving averages of the weights. docs/training.md explains them."""
+    """The moving averages of the parameters. docs/training.md explains them."""
 
-    decay: float = 0.9999  # The rate of the one that samples are drawn with.
-    warmup: bool = False  # min(rate, (1 + step) / (10 + step)), for short runs.
-    more_decays: tuple[float, ...] = ()  # Other rates to keep as well.
-    # Power-function averages (EDM2), by their length as a share of the training so far,
-    stds: tuple[float, ...] = (0.05, 0.1)
-    snapshots: int = 50  # and how often a run saves them, to rebuild others; 0: never.
+    decay: float = described(
+        0.9999, "Rate of the average that samples are drawn with, at least 0 and below 1."
+    )
+    warmup: bool = described(False, "min(rate, (1 + step) / (10 + step)), for short runs.")
+    more_decays: tuple[float, ...] = described((), "Other rates to keep as well.")
+    stds: tuple[float, ...] = described(
+        (0.05, 0.1),
+        "Power-function averages (EDM2), by length as a share of the training so far.",
+    )
+    snapshots: int = described(
+        50, "Times that a run saves those, to rebuild others; 0: never.", range=(0, 10**4)
+    )
 
 
 @dataclasses.dataclass(slots=True)
 class TrainingConfig:
-    """How long to train, and when to do what. Intervals are in steps; 0 is never."""
+    """How long to train, and when to do what. Intervals are in train steps; 0 is never."""
 
-    num_steps: int = 800_000
-    # Train steps in one call of the compiled program; 0: as many as take a second.
-    steps_per_dispatch: int = 0
-    log_every: int = 100
-    eval_every: int = 1000  # Held-out loss.
-    # The bound on the likelihood of as many images, and of each image so many timesteps.
-    likelihood_every: int = 0
-    likelihood_timesteps: int = 50
-    checkpoint_every: int = 5000
-    sample_every: int = 5000
-    # Examples of the held-out loss, each at one t: good to three digits for a prediction
-    # loss; for loss.kind=variational, to which few t give most, only to compare runs.
-    num_held_out: int = 2048
-    num_samples: int = 64  # In each sample grid.
-    sample_steps: int = 50  # DDIM steps of the sample grids while training.
-    keep_checkpoints: int = 2  # The newest ones; the best stays too,
-    best_by: str = "held_out_loss"  # by this, or by bits_per_dim.
-    # Updates that are not finite are skipped; after so many in a row training stops.
-    max_skipped_in_a_row: int = 10
+    num_steps: int = described(800_000, "Train steps.", range=(1, 2**31 - 1))
+    steps_per_dispatch: int = described(
+        0,
+        "Train steps of one call of the compiled program; 0: as many as take a second.",
+        range=(0, 10**4),
+    )
+    log_every: int = described(100, "Interval of log lines.", range=(1, 2**31 - 1))
+    eval_every: int = described(1000, "Interval of the held-out loss.", range=_STEPS)
+    likelihood_every: int = described(
+        0, "Interval of the bound on the likelihood of held-out images.", range=_STEPS
+    )
+    likelihood_timesteps: int = described(
+        50,
+        "Timesteps of each image in that bound.",
+        range=(1, 2**31 - 1),
+        only_with=("training.likelihood_every", ("",)),
+    )
+    checkpoint_every: int = described(5000, "Interval of checkpoints.", range=_STEPS)
+    sample_every: int = described(5000, "Interval of sample grids.", range=_STEPS)
+    num_held_out: int = described(
+        2048,
+        "Examples of the held-out loss, each at one t: good to three digits for a "
+        "prediction loss; for loss.kind variational, to which few t give most, only to "
+        "compare runs.",
+        range=(1, 2**31 - 1),
+    )
+    num_samples: int = described(64, "Samples in each grid.", range=(1, 2**16))
+    sample_steps: int = described(
+        50, "DDIM steps of the grids while training.", range=(1, 2**31 - 1)
+    )
+    keep_checkpoints: int = described(
+        2, "The newest ones that are kept; the best one stays too.", range=(1, 10**6)
+    )
+    best_by: str = described(
+        "held_out_loss",
+        "What the best checkpoint has the lowest of.",
+        choices=("held_out_loss", "bits_per_dim"),
+    )
+    max_skipped_in_a_row: int = described(
+        10,
+        "Updates that are not finite are skipped; after this many in a row training stops.",
+        range=(1, 2**31 - 1),
+    )
+
+
+_SAMPLER = "sampling.sampler"
+_WITH_ETA, _WITH_CHURN = ("ddim", "dpmpp_2m", "dpmpp_3m"), ("euler", "heun")
 
 
 @dataclasses.dataclass(slots=True)
 class SamplingConfig:
-    """What `sample.py` does unless its flags say otherwise."""
+    """What `sample.py` does unless its flags differ: a flag has the name of its field."""
 
-    # ddpm, ddim, dpmpp_2m, dpmpp_3m, unipc, euler, heun, langevin
-    sampler: str = "ddpm"
-    steps: int = 1000  # S, the number of timesteps, 1 .. process.num_timesteps.
-    # trailing, linspace, uniform, log_snr, karras, ddim_quadratic, auto (the best for the
-    # checkpoint); "" is karras for euler and heun, and trailing for the others.
-    spacing: str = ""
-    timesteps: tuple[float, ...] = ()  # A list of one's own, instead of steps and spacing.
-    eta: float = 0.0  # ddim, dpmpp_2m, dpmpp_3m: 0 (deterministic) .. 1 (as noisy as ddpm).
-    churn: float = 0.0  # euler, heun: EDM's S_churn; 0 is deterministic.
-    variance: str = ""  # ddpm: another one than the process says.
-    langevin_steps: int = 0  # After each step of a sampler; of langevin, at each timestep.
-    langevin_step_size: float = 0.05  # Over the variance of the noise at that timestep.
-    threshold: str = "static"  # Of images' predicted x_0: static, dynamic, none.
-    dynamic_percentile: float = 0.995  # Of absolute values, which dynamic leaves in range.
-    batch_size: int = 64
+    sampler: str = described("ddpm", "The sampler.", choices=METHODS)
+    steps: int = described(
+        1000, "S, the number of timesteps, 1 .. T.", range=(1, 2**31 - 1)
+    )
+    spacing: str = described(
+        "",
+        "Of the timesteps; auto: the best for the checkpoint; if empty karras for euler "
+        "and heun, and trailing for the others.",
+        choices=("", *SPACINGS, AUTO),
+    )
+    timesteps: tuple[float, ...] = described(
+        (), "A falling list, as 999,500,20.5, instead of steps and spacing."
+    )
+    eta: float = described(
+        0.0,
+        "0 (deterministic) .. 1 (as noisy as ddpm).",
+        range=(0, 1),
+        only_with=(_SAMPLER, _WITH_ETA),
+    )
+    churn: float = described(
+        0.0,
+        "S_churn of EDM; 0 is deterministic.",
+        range=(0, 10**6),
+        only_with=(_SAMPLER, _WITH_CHURN),
+    )
+    variance: str = described(
+        "",
+        "Another one than that of the process.",
+        choices=("", *VARIANCES),
+        only_with=(_SAMPLER, ("ddpm",)),
+    )
+    langevin_steps: int = described(
+        0,
+        "Corrector steps after each step of a sampler; of langevin, at each timestep.",
+        range=(0, 10**4),
+    )
+    langevin_step_size: float = described(
+        0.05, "Over the variance of the noise at that timestep.", range=(1e-6, 1)
+    )
+    threshold: str = described(
+        "static", "Of the predicted x_0 of images.", choices=THRESHOLDS
+    )
+    dynamic_percentile: float = described(
+        0.995,
+        "Of absolute values, which dynamic leaves in range.",
+        range=(0, 1),
+        only_with=("sampling.threshold", ("dynamic",)),
+    )
+    batch_size: int = described(64, "Samples at a time.", range=(1, 2**20))
 
 
 @dataclasses.dataclass(slots=True)
 class Config:
     """One experiment."""
 
-    name: str = "experiment"  # The run's folder is runs/NAME.
-    seed: int = 0
+    name: str = described("experiment", "The run's folder is runs/NAME.")
+    seed: int = described(0, "Decides every random draw.", range=(0, 2**31 - 1))
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: UNetConfig | MLPConfig = dataclasses.field(default_factory=UNetConfig)
     process: ProcessConfig = dataclasses.field(default_factory=ProcessConfig)
@@ -194,30 +361,26 @@ class Config:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
 
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a config as ("section.field", value)."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
+def fields_of(config: Any) -> Iterator[tuple[str, Any]]:
+    """Return every leaf of a config as ("section.field", value)."""
+    for leaf in leaves_of(config):
+        yield leaf.path, leaf.value
 
 
 def to_json(config: Config) -> str:
-    """The config as JSON; `from_json` reads it back."""
+    """Return the config as JSON; `from_json` reads it back."""
     tree = dataclasses.asdict(config)
     tree["model"] = {"kind": type(config.model).__name__, **tree["model"]}
     return json.dumps(tree, indent=2) + "\n"
 
 
 def to_sha256(config: Config) -> str:
-    """By which two configs can be told apart."""
+    """Return the hash by which two configs can be told apart."""
     return sha256([to_json(config)])
 
 
 def from_json(text: str) -> Config:
-    """A Config from `to_json`.
+    """Return the Config of `to_json`.
 
     Raises:
       BadRequest: if the text is not such a config.
@@ -251,36 +414,40 @@ def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
     return kind(**values)
 
 
-def check_types(config: Any, prefix: str = "") -> None:
-    """A config file can assign anything; so can a tuple on the command line.
-
-    Raises:
-      BadRequest: naming a field whose value is not of its type.
-    """
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value, path = getattr(config, name), prefix + name
-        if dataclasses.is_dataclass(kind) or name == "model":
-            if type(value) not in (typing.get_args(kind) or (kind,)):
-                raise BadRequest(f"{path} ({_text(value)}) must be a section of the config")
-            check_types(value, f"{path}.")
-        elif kind == tuple[float, ...]:
-            if not isinstance(value, tuple) or any(
-                type(v) not in (int, float) or not abs(v) < 1e300 for v in value
-            ):
-                raise BadRequest(
-                    f"{path} ({_text(value)}) must be a tuple of Python numbers; of "
-                    "an array that is tuple(array.tolist())"
-                )
-        elif kind == tuple[int, ...]:
-            if not isinstance(value, tuple) or any(type(v) is not int for v in value):
-                raise BadRequest(f"{path} ({_text(value)}) must hold whole numbers")
-        elif kind is float:
-            if type(value) not in (int, float) or not abs(value) < 1e300:
-                raise BadRequest(f"{path} ({_text(value)}) must be a finite Python number")
-        elif type(value) is not kind:
-            raise BadRequest(f"{path} ({_text(value)}) must be of type {kind.__name__}")
+def help_text(config: Config) -> str:
+    """Return a line for each field of a config: its flag, value and help."""
+    return "\n".join(
+        f"  --config.{leaf.path}={_shown(leaf.value)}\n      {in_words(leaf)}"
+        for leaf in leaves_of(config)
+    )
 
 
-def _text(value: object) -> str:
-    """A value for a message, cut short where it is long."""
-    return reprlib.repr(value)
+def page() -> str:
+    """Return docs/config.md: a table of every field."""
+    lines = [
+        "# Every field of a config",
+        "",
+        "Made by `python -m diffusion_jax.config > docs/config.md`. A field is set in a",
+        "config file, or on the command line as `--config.SECTION.FIELD=VALUE`.",
+        "",
+        "| field | default | |",
+        "| --- | --- | --- |",
+    ]
+    for model in (UNetConfig(), MLPConfig()):
+        kind = type(model).__name__
+        for leaf in leaves_of(Config(model=model)):
+            is_model = leaf.path.startswith("model.")
+            if is_model or kind == "UNetConfig":
+                name = f"`{leaf.path}`" + (f" ({kind})" if is_model else "")
+                said = in_words(leaf).replace("|", "\\|")
+                lines.append(f"| {name} | `{_shown(leaf.default)}` | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, tuple) or value == "" else str(value)
+
+
+if __name__ == "__main__":
+    for line in page().splitlines():
+        say(line)

@@ -30,7 +30,7 @@ def _no_network(*arguments: Any, **options: Any) -> jax.Array:
     raise TypeError("this model has no network; give Model(..., apply_fn=)")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # So that it can be a static argument.
 class Model:
     """A network, the noise process that it denoises, and what it predicts.
 

@@ -76,6 +76,8 @@ def make_stages(model: Model, num_steps: int) -> Stages:
         of_x, of_prediction = -sin / cos, 1 / cos
     elif model.prediction == "x0":
         of_x, of_prediction = cos / sin, -1 / sin
+    elif model.prediction == "score":
+        of_x = of_prediction = -sin / cos
     else:
         of_x, of_prediction = np.zeros_like(phi), np.ones_like(phi)
     return Stages(t, of_x, of_prediction, np.diff(nodes))

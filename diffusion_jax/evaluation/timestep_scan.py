@@ -83,7 +83,7 @@ class TimestepScan:
             width = jnp.asarray(np.diff(self._edges))[j]
             value, others = self._measure(params, batch, self._draw(batch.x, indices, j))
             here = jnp.where(j < self.num_strata, live, 0)  # The last segment is filled up.
-            added = jnp.where(here > 0, width * value, 0)
+            added = jnp.where(here > 0, width.astype(value.dtype) * value, 0)
             sums = jax.tree.map(functools.partial(_total, here), others)
             return totals + added, (added.sum(), sums)
 

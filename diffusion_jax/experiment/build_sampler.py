@@ -22,6 +22,7 @@ from diffusion_jax.experiment import validation
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.fields import leaves_of
 from diffusion_jax.samplers import chain, methods
 from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.thresholding import Hook, dynamic_threshold, static_threshold
@@ -33,12 +34,8 @@ _MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
 _SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
 _SEGMENT_ROWS = 10  # but each of at least this many rows.
 
-# Fields of a SamplingConfig that some methods have, and what those call them.
-_OPTIONS = {
-    "eta": ("eta", ("ddim", "dpmpp_2m", "dpmpp_3m")),
-    "churn": ("churn", ("euler", "heun")),
-    "variance": ("variance", ("ddpm",)),
-}
+_OF_SOME = ("eta", "churn", "variance")  # Fields that only some samplers have.
+
 
 Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]
 
@@ -76,7 +73,8 @@ def change(config: Config, given: dict[str, Any]) -> None:
         setattr(sampling, field, value)
     try:
         validation.check(config)
-        for field, (_, names) in _OPTIONS.items():
+        for field in _OF_SOME:
+            names = samplers_of(field)
             if field in given and sampling.sampler not in names:
                 raise BadRequest(
                     f"sampling.{field} ({given[field]}) is not for sampler "
@@ -97,6 +95,12 @@ def change(config: Config, given: dict[str, Any]) -> None:
         raise BadRequest(str(error).replace("sampling.", "--")) from error
 
 
+def samplers_of(field: str) -> tuple[str, ...]:
+    """Return the samplers that a field of SamplingConfig is for."""
+    about = {leaf.path: leaf.about for leaf in leaves_of(SamplingConfig())}[field]
+    return about.only_with[1] if about.only_with else tuple(methods.METHODS)
+
+
 def short_name(sampling: SamplingConfig) -> str:
     """For the names of files: the sampler, S, and what is not as usual."""
     parts = [sampling.sampler, str(len(sampling.timesteps) or sampling.steps)]
@@ -104,9 +108,9 @@ def short_name(sampling: SamplingConfig) -> str:
         parts.append("list")
     elif sampling.spacing:
         parts.append(sampling.spacing)
-    for field, (_, names) in _OPTIONS.items():
+    for field in _OF_SOME:
         value = getattr(sampling, field)
-        if value and sampling.sampler in names:
+        if value and sampling.sampler in samplers_of(field):
             parts.append(value if isinstance(value, str) else f"{field}{value:g}")
     if sampling.langevin_steps:
         size = f"x{sampling.langevin_step_size:g}"
@@ -150,9 +154,9 @@ def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
     _warn_of_odd_choices(model, sampling, timesteps)
     name, langevin_steps = sampling.sampler, sampling.langevin_steps
     options: dict[str, Any] = {}
-    for field, (argument, names) in _OPTIONS.items():
-        if name in names:
-            options[argument] = getattr(sampling, field)
+    for field in _OF_SOME:
+        if name in samplers_of(field):
+            options[field] = getattr(sampling, field)
     if name == "ddpm" and not sampling.variance:
         options["variance"] = model.variance
     if name == "langevin":

@@ -1,21 +1,13 @@
-"""What a user wrote, checked: one line that names the field, its value and the remedy."""
+"""Rules between the fields of a config; a refusal names field, value and remedy."""
 
 import re
-import reprlib
 from typing import Any
 
-from diffusion_jax.config import check_types
 from diffusion_jax.data.kinds import kind_of
-from diffusion_jax.diffusion.loss_weighting import WEIGHTINGS
-from diffusion_jax.diffusion.losses import NORMS
-from diffusion_jax.diffusion.parameterization import PREDICTION_TYPES, VARIANCES
-from diffusion_jax.diffusion.schedules import SCHEDULES
-from diffusion_jax.diffusion.timestep_sampling import MAX_STRATA, TIMESTEP_SAMPLERS
-from diffusion_jax.runtime.checks import check_choice
+from diffusion_jax.diffusion.timestep_sampling import MAX_STRATA
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.samplers.methods import METHODS
-from diffusion_jax.samplers.thresholding import THRESHOLDS
-from diffusion_jax.samplers.timesteps import AUTO, SPACINGS, check_timesteps
+from diffusion_jax.runtime.fields import check_types, check_values, text
+from diffusion_jax.samplers.timesteps import AUTO, check_timesteps
 
 MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
 # What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
@@ -34,24 +26,38 @@ def check(config: Any) -> None:
         raise BadRequest(
             f"name ({config.name!r}) names the run's folder: letters, digits, _ . -"
         )
-    for path, (low, high) in _RANGES.items():
-        value = _get(config, path)
-        if value is not None and not low <= value <= high:
-            raise BadRequest(f"{path} ({value}) must be in {low} .. {high}")
+    check_values(config)
     for name in ("beta_start", "beta_end"):
         beta = getattr(config.process, name)
         if not 0 < beta < 1:
             raise BadRequest(
                 f"process.{name} ({beta}) must be between 0 and 1, both excluded"
             )
-    for path, choices in _CHOICES.items():
-        value = _get(config, path)
-        if value is not None:
-            check_choice(path, value, choices)
     _check_loss(config)
     if config.optimizer.learning_rate == 0:
         raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
     _check_averages(config.ema)
+    _check_training(config)
+    size = config.data.image_size
+    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
+        raise BadRequest(
+            f"data.image_size {text(size)} must be (size,) or (height, width), each in "
+            f"1 .. {_MAX_SIZE}, or () for points"
+        )
+    _check_sampling(config)
+    if config.data.random_flip and not kind_of(config.data).can_flip:
+        raise BadRequest("data.random_flip (True) is for images, not for points")
+    if hasattr(config.model, "channel_mults"):
+        _check_unet(config)
+    elif not isinstance(config.model, kind_of(config.data).network):
+        raise BadRequest(
+            f"data.image_size {config.data.image_size} is that of an image, but the "
+            "config's model is an MLP, for points: it needs a UNetConfig"
+        )
+    _check_network_size(config)
+
+
+def _check_training(config: Any) -> None:
     training = config.training
     if training.likelihood_every and not kind_of(config.data).has_levels:
         raise BadRequest(
@@ -62,12 +68,9 @@ def check(config: Any) -> None:
         raise BadRequest(
             "training.best_by ('bits_per_dim') needs training.likelihood_every above 0"
         )
-    size = config.data.image_size
-    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
-        raise BadRequest(
-            f"data.image_size {_text(size)} must be (size,) or (height, width), each in "
-            f"1 .. {_MAX_SIZE}, or () for points"
-        )
+
+
+def _check_sampling(config: Any) -> None:
     if config.sampling.steps > config.process.num_timesteps and not (
         config.sampling.timesteps
     ):
@@ -99,16 +102,6 @@ def check(config: Any) -> None:
             "sampling.spacing ('ddim_quadratic') repeats timesteps, which sampler "
             f"{config.sampling.sampler} cannot; take ddpm or ddim, or another spacing"
         )
-    if config.data.random_flip and not kind_of(config.data).can_flip:
-        raise BadRequest("data.random_flip (True) is for images, not for points")
-    if hasattr(config.model, "channel_mults"):
-        _check_unet(config)
-    elif not isinstance(config.model, kind_of(config.data).network):
-        raise BadRequest(
-            f"data.image_size {config.data.image_size} is that of an image, but the "
-            "config's model is an MLP, for points: it needs a UNetConfig"
-        )
-    _check_network_size(config)
 
 
 def _check_averages(ema: Any) -> None:
@@ -194,7 +187,7 @@ def _check_unet(config: Any) -> None:
     mults = model.channel_mults
     if not 1 <= len(mults) <= _MAX_LEVELS or not 1 <= min(mults) <= max(mults) <= 2**14:
         raise BadRequest(
-            f"model.channel_mults {_text(mults)} must hold one width, in 1 .. {2**14}, for "
+            f"model.channel_mults {text(mults)} must hold one width, in 1 .. {2**14}, for "
             f"each of at most {_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
@@ -208,7 +201,7 @@ def _check_unet(config: Any) -> None:
     for resolution in model.attn_resolutions:
         if resolution not in heights:
             raise BadRequest(
-                f"model.attn_resolutions {_text(model.attn_resolutions)} must be among the "
+                f"model.attn_resolutions {text(model.attn_resolutions)} must be among the "
                 f"heights of the levels, {heights}; () is attention in the middle only"
             )
     for mult in model.channel_mults:
@@ -251,87 +244,3 @@ def _check_network_size(config: Any) -> None:
             f"data.image_size {config.data.image_size} gives feature maps of "
             f"{4 * largest / 2**30:,.0f} GiB for one image, which no machine holds"
         )
-
-
-def _text(value: object) -> str:
-    """A value for a message, cut short where it is long."""
-    return reprlib.repr(value)
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**31 - 1),
-    "data.channels": (0, 4096),
-    "data.held_out_fraction": (0.0001, 0.5),
-    "data.memory_gib": (0, 2**20),
-    "data.num_workers": (0, 256),
-    "data.batch_size": (1, 2**20),
-    "model.base_channels": (4, 2**14),
-    "model.num_res_blocks": (1, 100),
-    "model.num_heads": (1, 2**14),
-    "model.num_groups": (1, 2**14),
-    "model.dropout": (0, 0.99),
-    "model.width": (4, 2**16),
-    "model.num_blocks": (0, 1000),
-    "process.num_timesteps": (2, 10**6),
-    "process.log_snr_shift": (-10, 10),
-    "loss.huber_delta": (1e-6, 1e6),
-    "loss.min_snr_gamma": (1e-6, 1e12),
-    "loss.p2_gamma": (0, 100),
-    "loss.p2_k": (1e-6, 1e12),
-    "loss.sigmoid_bias": (-30, 30),
-    "loss.variational_scale": (0, 1e6),
-    "optimizer.learning_rate": (0, 1),
-    "optimizer.b1": (0, 0.9999999),
-    "optimizer.b2": (0, 0.9999999),
-    "optimizer.eps": (0, 1),
-    "optimizer.weight_decay": (0, 1),
-    "optimizer.warmup_steps": (0, 2**31 - 1),
-    "optimizer.grad_clip": (0, 10**9),
-    "training.num_steps": (1, 2**31 - 1),
-    "ema.snapshots": (0, 10**4),
-    "training.steps_per_dispatch": (0, 10**4),
-    "training.log_every": (1, 2**31 - 1),
-    "training.eval_every": (0, 2**31 - 1),
-    "training.likelihood_every": (0, 2**31 - 1),
-    "training.likelihood_timesteps": (1, 2**31 - 1),
-    "training.checkpoint_every": (0, 2**31 - 1),
-    "training.sample_every": (0, 2**31 - 1),
-    "training.num_held_out": (1, 2**31 - 1),
-    "training.num_samples": (1, 2**16),
-    "training.sample_steps": (1, 2**31 - 1),
-    "training.keep_checkpoints": (1, 10**6),
-    "training.max_skipped_in_a_row": (1, 2**31 - 1),
-    "sampling.steps": (1, 2**31 - 1),
-    "sampling.eta": (0, 1),
-    "sampling.churn": (0, 10**6),
-    "sampling.langevin_steps": (0, 10**4),
-    "sampling.langevin_step_size": (1e-6, 1),
-    "sampling.dynamic_percentile": (0, 1),
-    "sampling.batch_size": (1, 2**20),
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "data.resize": ("crop", "squash"),
-    "data.unreadable": ("refuse", "skip"),
-    "model.dtype": ("float32", "bfloat16"),
-    "process.schedule": (*SCHEDULES, "custom"),
-    "process.prediction": PREDICTION_TYPES,
-    "process.variance": VARIANCES,
-    "loss.kind": ("prediction", "hybrid", "variational"),
-    "loss.norm": NORMS,
-    "loss.weighting": tuple(WEIGHTINGS),
-    "loss.timesteps": TIMESTEP_SAMPLERS,
-    "training.best_by": ("held_out_loss", "bits_per_dim"),
-    "optimizer.name": ("adam", "adamw"),
-    "optimizer.decay": ("constant", "cosine", "inverse_sqrt"),
-    "sampling.sampler": tuple(METHODS),
-    "sampling.spacing": ("", *SPACINGS, AUTO),
-    "sampling.variance": ("", *VARIANCES),
-    "sampling.threshold": THRESHOLDS,
-}
-
-
-def _get(config: Any, path: str) -> Any:
-    """The value at "section.field"; None where this model has no such field."""
-    for part in path.split("."):
-        config = getattr(config, part, None)
-    return config

@@ -20,13 +20,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion_jax.config import Config, check_types, fields_of
+from diffusion_jax.config import Config, fields_of, help_text
 from diffusion_jax.runtime import cpu, environment, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
 from diffusion_jax.runtime.files import is_disk_failure
 from diffusion_jax.runtime.interrupts import leave
 from diffusion_jax.runtime.text import going_on, reason, shown
 
+_HELP = ("help", "helpfull", "helpshort", "h")
 _NEAR = 0.75  # Of a name that is suggested, how like it is to what was written.
 
 
@@ -55,12 +57,9 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         environment.check()
         main(*arguments)
 
-    if any(arg.lstrip("-") in ("help", "helpfull", "helpshort", "h") for arg in sys.argv):
-        with going_on():
-            print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-            sys.stdout.flush()
-        sys.exit(0)
     try:
+        if any(arg.lstrip("-") in _HELP for arg in sys.argv):
+            _show_help(takes_config)
         app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)
     except BadRequest as error:
         _fail(str(error), 2)
@@ -76,6 +75,24 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         _fail(f"{where}{error.strerror or error}", 1 if is_disk_failure(error) else 2)
     except KeyboardInterrupt:
         leave()
+
+
+def _show_help(takes_config: bool) -> None:
+    """Print what a command does, and its flags; with --config also the config's fields."""
+    said = [str(sys.modules["__main__"].__doc__), flags.FLAGS.main_module_help()]
+    if takes_config:
+        fields = "  --config FILE --help lists every field of the config in that file."
+        rest = [arg for arg in _underscored(sys.argv[1:]) if arg.lstrip("-") not in _HELP]
+        if any(arg.startswith(("--config=", "-config=")) for arg in rest) or (
+            {"--config", "-config"} & set(rest)
+        ):
+            path, _ = _take_config_path(rest)
+            fields = f"\nThe config of {path}:\n{help_text(load_config(path))}"
+        said.append(fields)
+    with going_on():
+        print(*said, sep="\n")
+        sys.stdout.flush()
+    sys.exit(0)
 
 
 def load_config(path: str) -> Config:
@@ -199,7 +216,7 @@ def _not_a_field(field: str, known: list[str], path: str) -> str:
     last = {name.rpartition(".")[2] for name in known}
     near = difflib.get_close_matches(field.rpartition(".")[2][:99], last, n=1, cutoff=_NEAR)
     if not near:
-        return f"{said}; diffusion_jax/config.py lists them"
+        return f"{said}; --config {path} --help lists them"
     named = [name for name in known if name.rpartition(".")[2] == near[0]]
     nearest = max(
         named, key=lambda n: difflib.SequenceMatcher(None, n, field[-99:]).ratio()
@@ -285,3 +302,30 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             raise BadRequest(f"--{name} is empty")
     _hear_orbax()
     return rest
+
+
+def define_field_flags(section: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Define a flag for each of these fields of a section, without a default.
+
+    Args:
+      section: with its default values.
+      names: of the fields.
+
+    Returns:
+      The flags by the names of their fields; the value of one that is not given is None.
+    """
+    kinds: dict[Any, Callable[..., Any]] = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    leaves = {leaf.path: leaf for leaf in leaves_of(section)}
+    return {
+        name: kinds.get(leaves[name].kind, flags.DEFINE_list)(
+            name,
+            None,
+            in_words(leaves[name]).replace("sampling.", "--"),
+            module_name=sys.argv[0],  # The command's own, in its --help.
+        )
+        for name in names
+    }

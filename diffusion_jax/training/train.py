@@ -18,6 +18,7 @@ from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import load_for
 from diffusion_jax.runtime import devices, files, locks
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.fields import without_effect
 from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training.failures import check_an_update_was_made, explained
@@ -108,6 +109,8 @@ def prepare(
         check_examples(plan.config, plan.data, workdir, read_record(workdir))
     if not goes_on:
         _warn_of_odd_lengths(plan)
+        for said in without_effect(plan.config):
+            warnings.warn(said, stacklevel=2)
     return Start(plan, changed, initial)
 
 

@@ -62,11 +62,7 @@ def bits_by_density(flow, data, schedule, x0):
     [
         ("linear", "eps"),
         ("linear", "v"),
-        pytest.param(
-            "linear",
-            "score",
-            marks=pytest.mark.xfail(strict=True, reason="make_stages takes score for v"),
-        ),
+        ("linear", "score"),
         ("cosine", "x0"),
         ("zero_terminal_snr", "v"),
         ("zero_terminal_snr", "x0"),
