@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-maths test-slow lint format bench bench-gpu bench-parity bench-promises pictures constraints clean
+.PHONY: demo test test-maths test-slow lint format bench bench-gpu bench-parity bench-promises pictures docs-config constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -60,6 +60,11 @@ bench-promises: $(VENV)/dev
 # The README's pictures of the samplers, after training digits and swiss_roll.
 pictures: $(VENV)/core
 	$(BIN)/python benchmarks/pictures.py
+
+# The table of all fields of a config.
+docs-config: $(VENV)/core
+	$(BIN)/python -m diffusion_jax.config > docs/config.new
+	mv docs/config.new docs/config.md
 
 # The exact versions of constraints.txt, for all supported Pythons and systems at once.
 constraints: $(VENV)/dev

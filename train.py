@@ -4,7 +4,7 @@
     python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
 
 The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field of the
-config can be given as --config.SECTION.FIELD=VALUE; diffusion_jax/config.py lists them.
+config can be given as --config.SECTION.FIELD=VALUE; --config FILE --help lists them.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip

@@ -5,12 +5,13 @@
 the dataclasses are not frozen, and `experiment.validation.check` is called once after
 them. They have slots, so that assigning to a field that does not exist is an error.
 
-Each field is described once, here; `python -m diffusion_jax.config` prints all of them as
-the table of docs/config.md.
+Each field is described once, here: its checks, its flags, `--help` and docs/config.md
+(`make docs-config`) are made from that.
 """
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,14 @@ from diffusion_jax.diffusion.schedules import SCHEDULES
 from diffusion_jax.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.fields import check_types, described, in_words, leaves_of
+from diffusion_jax.runtime.fields import (
+    NOT_SET,
+    SET,
+    check_types,
+    described,
+    in_words,
+    leaves_of,
+)
 from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import reason, say
 from diffusion_jax.samplers.methods import METHODS
@@ -29,6 +37,9 @@ from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
 _STEPS = (0, 2**31 - 1)  # Of an interval in train steps.
+_SIZES = (1, 2**14)  # Of images and of levels: a machine holds no larger ones.
+_DTYPES = ("float32", "bfloat16")
+MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,7 +54,7 @@ class DataConfig:
         "", "Of the folder, .zip or .npz; for tfds: its data_dir, if not its own."
     )
     image_size: tuple[int, ...] = described(
-        (8,), "(size,) or (height, width); () for points."
+        (8,), "(size,) or (height, width); () for points.", range=_SIZES
     )
     channels: int = described(
         1,
@@ -62,7 +73,10 @@ class DataConfig:
         "tfds: a split; folder, npz: another path; if empty the set's own, or a fraction.",
     )
     held_out_fraction: float = described(
-        0.02, "Of the examples, always the same ones.", range=(0.0001, 0.5)
+        0.02,
+        "Of the examples, always the same ones.",
+        range=(0.0001, 0.5),
+        only_with={"data.held_out": NOT_SET},
     )
     batch_size: int = described(
         64, "Examples of one train step, over all devices.", range=(1, 2**20)
@@ -84,20 +98,17 @@ class DataConfig:
         return (*size, self.channels)
 
 
-_DTYPES = ("float32", "bfloat16")
-
-
 @dataclasses.dataclass(slots=True)
 class UNetConfig:
     """The fields of `diffusion_jax.networks.UNet`, which explains them."""
 
     base_channels: int = described(128, "Width of the first level.", range=(4, 2**14))
     channel_mults: tuple[int, ...] = described(
-        (1, 2, 2, 2), "Width of each level over that of the first."
+        (1, 2, 2, 2), "Width of each level over that of the first.", range=_SIZES
     )
     num_res_blocks: int = described(2, "Residual blocks of each level.", range=(1, 100))
     attn_resolutions: tuple[int, ...] = described(
-        (16,), "Heights of the levels with attention."
+        (16,), "Heights of the levels with attention.", range=_SIZES
     )
     num_heads: int = described(1, "Heads of the attention.", range=(1, 2**14))
     dropout: float = described(0.1, "Rate of the dropout.", range=(0, 0.99))
@@ -117,9 +128,6 @@ class MLPConfig:
     dtype: str = described("float32", "Type that is computed in.", choices=_DTYPES)
 
 
-_WITH_ENDS = ("process.schedule", ("linear", "quadratic", "sigmoid"))
-
-
 @dataclasses.dataclass(slots=True)
 class ProcessConfig:
     """The noise process, and what the network predicts of its reverse."""
@@ -129,14 +137,22 @@ class ProcessConfig:
     )
     num_timesteps: int = described(1000, "T.", range=(2, 10**6))
     beta_start: float = described(
-        1e-4, "The first beta, above 0 and below 1.", only_with=_WITH_ENDS
+        1e-4,
+        "The first beta.",
+        range=(0, 1),
+        excluded=(0, 1),
+        only_with={"process.schedule": ("linear", "quadratic", "sigmoid")},
     )
     beta_end: float = described(
         0.02,
-        "The last beta, above 0 and below 1; of constant every one.",
-        only_with=("process.schedule", ("linear", "quadratic", "sigmoid", "constant")),
+        "The last beta; of constant every one.",
+        range=(0, 1),
+        excluded=(0, 1),
+        only_with={"process.schedule": ("linear", "quadratic", "sigmoid", "constant")},
     )
-    betas: tuple[float, ...] = described((), "Of custom: one for each timestep.")
+    betas: tuple[float, ...] = described(
+        (), "One for each timestep.", only_with={"process.schedule": ("custom",)}
+    )
     log_snr_shift: float = described(
         0.0, "Added to log SNR; 2 ln(64 / size) for larger pictures.", range=(-10, 10)
     )
@@ -154,7 +170,7 @@ class ProcessConfig:
     )
 
 
-_OF_WEIGHTING = "loss.weighting"
+_OF_PREDICTION = {"loss.kind": ("prediction", "hybrid")}
 
 
 @dataclasses.dataclass(slots=True)
@@ -164,31 +180,47 @@ class LossConfig:
     kind: str = described(
         "prediction", "The loss.", choices=("prediction", "hybrid", "variational")
     )
-    norm: str = described("l2", "Of the prediction's error.", choices=NORMS)
+    norm: str = described(
+        "l2", "Of the prediction's error.", choices=NORMS, only_with=_OF_PREDICTION
+    )
     huber_delta: float = described(
         1.0,
         "Where huber turns from squares to absolute values.",
-        range=(1e-6, 1e6),
-        only_with=("loss.norm", ("huber",)),
+        range=(1e-6, 10**6),
+        only_with={"loss.norm": ("huber",)},
     )
-    weighting: str = described("simple", "Loss weight of each t.", choices=WEIGHTINGS)
+    weighting: str = described(
+        "simple", "Loss weight of each t.", choices=WEIGHTINGS, only_with=_OF_PREDICTION
+    )
     min_snr_gamma: float = described(
-        5.0, "gamma.", range=(1e-6, 1e12), only_with=(_OF_WEIGHTING, ("min_snr",))
+        5.0,
+        "gamma of min(SNR, gamma).",
+        range=(1e-6, 10**12),
+        only_with={"loss.weighting": ("min_snr",)},
     )
     p2_gamma: float = described(
-        1.0, "gamma.", range=(0, 100), only_with=(_OF_WEIGHTING, ("p2",))
+        1.0,
+        "gamma of SNR / (k + SNR)^gamma.",
+        range=(0, 100),
+        only_with={"loss.weighting": ("p2",)},
     )
     p2_k: float = described(
-        1.0, "k.", range=(1e-6, 1e12), only_with=(_OF_WEIGHTING, ("p2",))
+        1.0,
+        "k of SNR / (k + SNR)^gamma.",
+        range=(1e-6, 10**12),
+        only_with={"loss.weighting": ("p2",)},
     )
     sigmoid_bias: float = described(
-        0.0, "The bias.", range=(-30, 30), only_with=(_OF_WEIGHTING, ("sigmoid",))
+        0.0,
+        "bias of sigmoid(bias - log SNR).",
+        range=(-30, 30),
+        only_with={"loss.weighting": ("sigmoid",)},
     )
     variational_scale: float = described(
         0.001,
         "Of the bound's part in the hybrid loss.",
-        range=(0, 1e6),
-        only_with=("loss.kind", ("hybrid",)),
+        range=(0, 10**6),
+        only_with={"loss.kind": ("hybrid",)},
     )
     timesteps: str = described(
         "uniform", "How the t of a batch are drawn.", choices=TIMESTEP_SAMPLERS
@@ -200,7 +232,9 @@ class OptimizerConfig:
     """The optimiser and its learning rate over time."""
 
     name: str = described("adam", "The optimiser.", choices=("adam", "adamw"))
-    learning_rate: float = described(2e-4, "Its peak, above 0.", range=(0, 1))
+    learning_rate: float = described(
+        2e-4, "Peak of the learning rate.", range=(0, 1), excluded=(0,)
+    )
     b1: float = described(0.9, "Decay of the first moment.", range=(0, 0.9999999))
     b2: float = described(0.999, "Decay of the second moment.", range=(0, 0.9999999))
     eps: float = described(1e-8, "Beside the root of the second moment.", range=(0, 1))
@@ -208,9 +242,11 @@ class OptimizerConfig:
         0.0,
         "Decoupled weight decay.",
         range=(0, 1),
-        only_with=("optimizer.name", ("adamw",)),
+        only_with={"optimizer.name": ("adamw",)},
     )
-    warmup_steps: int = described(5000, "Linear from 0.", range=_STEPS)
+    warmup_steps: int = described(
+        5000, "Train steps of the warm-up, linear from 0.", range=_STEPS
+    )
     decay: str = described(
         "constant", "After the warm-up.", choices=("constant", "cosine", "inverse_sqrt")
     )
@@ -224,16 +260,25 @@ class EMAConfig:
     """The moving averages of the parameters. docs/training.md explains them."""
 
     decay: float = described(
-        0.9999, "Rate of the average that samples are drawn with, at least 0 and below 1."
+        0.9999,
+        "Rate of the average that samples are drawn with.",
+        range=(0, 1),
+        excluded=(1,),
     )
     warmup: bool = described(False, "min(rate, (1 + step) / (10 + step)), for short runs.")
-    more_decays: tuple[float, ...] = described((), "Other rates to keep as well.")
+    more_decays: tuple[float, ...] = described(
+        (), "Other rates to keep as well.", range=(0, 1), excluded=(1,)
+    )
     stds: tuple[float, ...] = described(
         (0.05, 0.1),
         "Power-function averages (EDM2), by length as a share of the training so far.",
+        range=(MIN_STD, MAX_STD),
     )
     snapshots: int = described(
-        50, "Times that a run saves those, to rebuild others; 0: never.", range=(0, 10**4)
+        50,
+        "Times that a run saves those, to rebuild others; 0: never.",
+        range=(0, 10**4),
+        only_with={"ema.stds": SET},
     )
 
 
@@ -256,7 +301,7 @@ class TrainingConfig:
         50,
         "Timesteps of each image in that bound.",
         range=(1, 2**31 - 1),
-        only_with=("training.likelihood_every", ("",)),
+        only_with={"training.likelihood_every": SET},
     )
     checkpoint_every: int = described(5000, "Interval of checkpoints.", range=_STEPS)
     sample_every: int = described(5000, "Interval of sample grids.", range=_STEPS)
@@ -286,8 +331,7 @@ class TrainingConfig:
     )
 
 
-_SAMPLER = "sampling.sampler"
-_WITH_ETA, _WITH_CHURN = ("ddim", "dpmpp_2m", "dpmpp_3m"), ("euler", "heun")
+_NO_LIST = {"sampling.timesteps": NOT_SET}
 
 
 @dataclasses.dataclass(slots=True)
@@ -296,13 +340,17 @@ class SamplingConfig:
 
     sampler: str = described("ddpm", "The sampler.", choices=METHODS)
     steps: int = described(
-        1000, "S, the number of timesteps, 1 .. T.", range=(1, 2**31 - 1)
+        1000,
+        "S, the number of timesteps, 1 .. T.",
+        range=(1, 2**31 - 1),
+        only_with=_NO_LIST,
     )
     spacing: str = described(
         "",
         "Of the timesteps; auto: the best for the checkpoint; if empty karras for euler "
         "and heun, and trailing for the others.",
         choices=("", *SPACINGS, AUTO),
+        only_with=_NO_LIST,
     )
     timesteps: tuple[float, ...] = described(
         (), "A falling list, as 999,500,20.5, instead of steps and spacing."
@@ -311,19 +359,19 @@ class SamplingConfig:
         0.0,
         "0 (deterministic) .. 1 (as noisy as ddpm).",
         range=(0, 1),
-        only_with=(_SAMPLER, _WITH_ETA),
+        only_with={"sampling.sampler": ("ddim", "dpmpp_2m", "dpmpp_3m")},
     )
     churn: float = described(
         0.0,
         "S_churn of EDM; 0 is deterministic.",
         range=(0, 10**6),
-        only_with=(_SAMPLER, _WITH_CHURN),
+        only_with={"sampling.sampler": ("euler", "heun")},
     )
     variance: str = described(
         "",
         "Another one than that of the process.",
         choices=("", *VARIANCES),
-        only_with=(_SAMPLER, ("ddpm",)),
+        only_with={"sampling.sampler": ("ddpm",)},
     )
     langevin_steps: int = described(
         0,
@@ -331,16 +379,22 @@ class SamplingConfig:
         range=(0, 10**4),
     )
     langevin_step_size: float = described(
-        0.05, "Over the variance of the noise at that timestep.", range=(1e-6, 1)
+        0.05,
+        "Over the variance of the noise at that timestep.",
+        range=(1e-6, 1),
+        only_with={"sampling.sampler": ("langevin",), "sampling.langevin_steps": SET},
     )
     threshold: str = described(
-        "static", "Of the predicted x_0 of images.", choices=THRESHOLDS
+        "static",
+        "Of the predicted x_0 of images.",
+        choices=THRESHOLDS,
+        only_with={"data.image_size": SET},
     )
     dynamic_percentile: float = described(
         0.995,
         "Of absolute values, which dynamic leaves in range.",
         range=(0, 1),
-        only_with=("sampling.threshold", ("dynamic",)),
+        only_with={"sampling.threshold": ("dynamic",)},
     )
     batch_size: int = described(64, "Samples at a time.", range=(1, 2**20))
 
@@ -415,11 +469,15 @@ def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
 
 
 def help_text(config: Config) -> str:
-    """Return a line for each field of a config: its flag, value and help."""
-    return "\n".join(
-        f"  --config.{leaf.path}={_shown(leaf.value)}\n      {in_words(leaf)}"
-        for leaf in leaves_of(config)
-    )
+    """Return the flag, value, default and help of each field of a config."""
+    lines = []
+    for leaf in leaves_of(config):
+        default = f" (default {_shown(leaf.default)})" if leaf.value != leaf.default else ""
+        lines += [
+            f"  --config.{leaf.path}={_shown(leaf.value)}{default}",
+            textwrap.indent(textwrap.fill(in_words(leaf), 80), " " * 6),
+        ]
+    return "\n".join(lines)
 
 
 def page() -> str:
@@ -427,8 +485,8 @@ def page() -> str:
     lines = [
         "# Every field of a config",
         "",
-        "Made by `python -m diffusion_jax.config > docs/config.md`. A field is set in a",
-        "config file, or on the command line as `--config.SECTION.FIELD=VALUE`.",
+        "Made by `make docs-config`. A field is set in a config file, or on the command",
+        "line as `--config.SECTION.FIELD=VALUE`.",
         "",
         "| field | default | |",
         "| --- | --- | --- |",

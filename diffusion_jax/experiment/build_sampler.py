@@ -34,9 +34,12 @@ _MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
 _SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
 _SEGMENT_ROWS = 10  # but each of at least this many rows.
 
-_OF_SOME = ("eta", "churn", "variance")  # Fields that only some samplers have.
-
-
+# Fields of a SamplingConfig that only some samplers have, and those samplers.
+_SAMPLERS = {
+    leaf.path: leaf.about.only_with["sampling.sampler"]
+    for leaf in leaves_of(SamplingConfig())
+    if leaf.about.only_with and list(leaf.about.only_with) == ["sampling.sampler"]
+}
 Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]
 
 
@@ -73,8 +76,7 @@ def change(config: Config, given: dict[str, Any]) -> None:
         setattr(sampling, field, value)
     try:
         validation.check(config)
-        for field in _OF_SOME:
-            names = samplers_of(field)
+        for field, names in _SAMPLERS.items():
             if field in given and sampling.sampler not in names:
                 raise BadRequest(
                     f"sampling.{field} ({given[field]}) is not for sampler "
@@ -95,12 +97,6 @@ def change(config: Config, given: dict[str, Any]) -> None:
         raise BadRequest(str(error).replace("sampling.", "--")) from error
 
 
-def samplers_of(field: str) -> tuple[str, ...]:
-    """Return the samplers that a field of SamplingConfig is for."""
-    about = {leaf.path: leaf.about for leaf in leaves_of(SamplingConfig())}[field]
-    return about.only_with[1] if about.only_with else tuple(methods.METHODS)
-
-
 def short_name(sampling: SamplingConfig) -> str:
     """For the names of files: the sampler, S, and what is not as usual."""
     parts = [sampling.sampler, str(len(sampling.timesteps) or sampling.steps)]
@@ -108,9 +104,9 @@ def short_name(sampling: SamplingConfig) -> str:
         parts.append("list")
     elif sampling.spacing:
         parts.append(sampling.spacing)
-    for field in _OF_SOME:
+    for field, names in _SAMPLERS.items():
         value = getattr(sampling, field)
-        if value and sampling.sampler in samplers_of(field):
+        if value and sampling.sampler in names:
             parts.append(value if isinstance(value, str) else f"{field}{value:g}")
     if sampling.langevin_steps:
         size = f"x{sampling.langevin_step_size:g}"
@@ -154,8 +150,8 @@ def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
     _warn_of_odd_choices(model, sampling, timesteps)
     name, langevin_steps = sampling.sampler, sampling.langevin_steps
     options: dict[str, Any] = {}
-    for field in _OF_SOME:
-        if name in samplers_of(field):
+    for field, names in _SAMPLERS.items():
+        if name in names:
             options[field] = getattr(sampling, field)
     if name == "ddpm" and not sampling.variance:
         options["variance"] = model.variance

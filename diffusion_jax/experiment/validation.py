@@ -9,9 +9,8 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import check_types, check_values, text
 from diffusion_jax.samplers.timesteps import AUTO, check_timesteps
 
-MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
-# What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
-_MAX_SIZE, _MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 2**14, 15, 100, 10**7
+# What no machine holds: levels of a U-Net, averages, calls of a chain, networks.
+_MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 15, 100, 10**7
 _MAX_BLOCKS, _MAX_PARAMETERS, _MAX_ARRAY = 1000, 2**33, 2**38
 
 
@@ -27,22 +26,14 @@ def check(config: Any) -> None:
             f"name ({config.name!r}) names the run's folder: letters, digits, _ . -"
         )
     check_values(config)
-    for name in ("beta_start", "beta_end"):
-        beta = getattr(config.process, name)
-        if not 0 < beta < 1:
-            raise BadRequest(
-                f"process.{name} ({beta}) must be between 0 and 1, both excluded"
-            )
     _check_loss(config)
-    if config.optimizer.learning_rate == 0:
-        raise BadRequest("optimizer.learning_rate (0.0) must be above 0")
     _check_averages(config.ema)
     _check_training(config)
     size = config.data.image_size
-    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
+    if len(size) > 2:
         raise BadRequest(
-            f"data.image_size {text(size)} must be (size,) or (height, width), each in "
-            f"1 .. {_MAX_SIZE}, or () for points"
+            f"data.image_size {text(size)} must be (size,) or (height, width), or () for "
+            "points"
         )
     _check_sampling(config)
     if config.data.random_flip and not kind_of(config.data).can_flip:
@@ -111,15 +102,6 @@ def _check_averages(ema: Any) -> None:
             f"ema.more_decays and ema.stds ({count:,} of them) must be at most "
             f"{_MAX_AVERAGES}: each is a whole network"
         )
-    for path, rates in (("decay", (ema.decay,)), ("more_decays", ema.more_decays)):
-        for rate in rates:
-            if not 0 <= rate < 1:
-                raise BadRequest(
-                    f"ema.{path} ({rate}) must be at least 0 and below 1; DDPM uses 0.9999"
-                )
-    for std in ema.stds:
-        if not MIN_STD <= std <= MAX_STD:
-            raise BadRequest(f"ema.stds ({std}) must be in {MIN_STD} .. {MAX_STD}")
     names = [float(x) for x in (ema.decay, *ema.more_decays)], [float(x) for x in ema.stds]
     for path, values in zip(("decay and ema.more_decays", "stds"), names, strict=True):
         if len(set(values)) < len(values):
@@ -185,10 +167,10 @@ def _check_unet(config: Any) -> None:
             "U-Net: it needs an MLPConfig"
         )
     mults = model.channel_mults
-    if not 1 <= len(mults) <= _MAX_LEVELS or not 1 <= min(mults) <= max(mults) <= 2**14:
+    if not 1 <= len(mults) <= _MAX_LEVELS:
         raise BadRequest(
-            f"model.channel_mults {text(mults)} must hold one width, in 1 .. {2**14}, for "
-            f"each of at most {_MAX_LEVELS} levels"
+            f"model.channel_mults {text(mults)} must hold one width for each of at most "
+            f"{_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
     if any(n % factor for n in config.data.image_size):

@@ -315,6 +315,7 @@ def define_field_flags(section: Any, names: Sequence[str]) -> dict[str, Any]:
       The flags by the names of their fields; the value of one that is not given is None.
     """
     kinds: dict[Any, Callable[..., Any]] = {
+        bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,

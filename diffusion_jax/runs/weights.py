@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.config import Config
+from diffusion_jax.config import MAX_STD, MIN_STD, Config
 from diffusion_jax.experiment import build
-from diffusion_jax.experiment.validation import MAX_STD, MIN_STD
 from diffusion_jax.runs import ema_snapshots, weight_files
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, part_name

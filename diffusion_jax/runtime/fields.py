@@ -4,13 +4,17 @@ Checks, flags, `--help` and the table in the docs are made from these descriptio
 """
 
 import dataclasses
+import math
 import reprlib
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.runtime.checks import check_choice
 from diffusion_jax.runtime.errors import BadRequest
+
+# Conditions on another field: that it is, or is not, anything but 0, "" and ().
+SET, NOT_SET = "set", "not set"
 
 
 class Description(NamedTuple):
@@ -18,16 +22,19 @@ class Description(NamedTuple):
 
     Attributes:
       help: a phrase or a sentence.
-      range: the lowest and the highest value; None where there are no numbers to bound.
-      choices: the values that it can have; () where it is free.
-      only_with: another field, and its values with which this one has an effect; a single
-        "" among them stands for any value that is not empty.
+      range: the lowest and the highest value, of a tuple those of each element; None
+        where there are no numbers to bound.
+      excluded: the ends of the range that do not belong to it.
+      choices: the values that it can have, "" for none; () where it is free.
+      only_with: other fields, and for each its values, or SET, or NOT_SET; this field has
+        an effect with one of them or more. None where it always has.
     """
 
     help: str
     range: tuple[float, float] | None = None
+    excluded: tuple[float, ...] = ()
     choices: tuple[str, ...] = ()
-    only_with: tuple[str, tuple[Any, ...]] | None = None
+    only_with: Mapping[str, tuple[Any, ...] | str] | None = None
 
 
 def described(
@@ -35,11 +42,12 @@ def described(
     help: str,
     *,
     range: tuple[float, float] | None = None,
+    excluded: tuple[float, ...] = (),
     choices: Iterable[str] = (),
-    only_with: tuple[str, tuple[Any, ...]] | None = None,
+    only_with: Mapping[str, tuple[Any, ...] | str] | None = None,
 ) -> Any:
     """Return a dataclass field with this default and description."""
-    about = Description(help, range, tuple(choices), only_with)
+    about = Description(help, range, excluded, tuple(choices), only_with)
     return dataclasses.field(default=default, metadata={"description": about})
 
 
@@ -112,12 +120,25 @@ def check_values(config: Any) -> None:
     leaves = list(leaves_of(config))
     for leaf in leaves:
         if leaf.about.range is not None:
-            low, high = leaf.about.range
-            if not low <= leaf.value <= high:
-                raise BadRequest(f"{leaf.path} ({leaf.value}) must be in {low} .. {high}")
+            _check_range(leaf)
     for leaf in leaves:
         if leaf.about.choices:
             check_choice(leaf.path, leaf.value, leaf.about.choices)
+
+
+def _check_range(leaf: Leaf) -> None:
+    low, high = leaf.about.range or (-math.inf, math.inf)
+    values = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+    for value in values:
+        if not low <= value <= high or value in leaf.about.excluded:
+            said = f"{low} .. {high}{_excluded_in_words(leaf.about)}"
+            raise BadRequest(f"{leaf.path} ({value}) must be in {said}")
+
+
+def _excluded_in_words(about: Description) -> str:
+    if len(about.excluded) == 2:
+        return ", both excluded"
+    return "".join(f", {end} excluded" for end in about.excluded)
 
 
 def without_effect(config: Any) -> list[str]:
@@ -125,36 +146,45 @@ def without_effect(config: Any) -> list[str]:
     leaves = {leaf.path: leaf for leaf in leaves_of(config)}
     said = []
     for leaf in leaves.values():
-        if leaf.about.only_with is None or leaf.value == leaf.default:
+        only_with = leaf.about.only_with
+        if only_with is None or leaf.value == leaf.default:
             continue
-        other, values = leaf.about.only_with
-        if not _is_among(leaves[other].value, values):
+        values = {other: leaves[other].value for other in only_with}
+        if not any(_is_met(values[other], wanted) for other, wanted in only_with.items()):
+            found = ", ".join(
+                f"{other} is {text(value)}" for other, value in values.items()
+            )
             said.append(
-                f"{leaf.path} ({text(leaf.value)}) has no effect: it is for {other} "
-                f"{_in_words(values)}, and that is {text(leaves[other].value)}"
+                f"{leaf.path} ({text(leaf.value)}) has no effect: it is for "
+                f"{_only_with_in_words(only_with)}, and {found}"
             )
     return said
 
 
-def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
-    return bool(value) if values == ("",) else value in values
+def _is_met(value: Any, wanted: tuple[Any, ...] | str) -> bool:
+    if isinstance(wanted, str):
+        return bool(value) == (wanted == SET)
+    return value in wanted
 
 
-def _in_words(values: tuple[Any, ...]) -> str:
-    return "that is set" if values == ("",) else ", ".join(map(str, values))
+def _only_with_in_words(only_with: Mapping[str, tuple[Any, ...] | str]) -> str:
+    return " or ".join(
+        f"{other} {wanted if isinstance(wanted, str) else ', '.join(map(str, wanted))}"
+        for other, wanted in only_with.items()
+    )
 
 
 def in_words(leaf: Leaf) -> str:
     """Return the help of a field with its range, choices, and what it is for."""
     about, said = leaf.about, leaf.about.help
     if about.choices:
-        said += f" One of {', '.join(c or repr(c) for c in about.choices)}."
+        said += f" One of {', '.join(filter(None, about.choices))}."
     if about.range is not None:
         low, high = about.range
-        said += f" In {low:,} .. {high:,}."
+        each = "Each in" if isinstance(leaf.default, tuple) else "In"
+        said += f" {each} {low:,} .. {high:,}{_excluded_in_words(about)}."
     if about.only_with is not None:
-        other, values = about.only_with
-        said += f" Only with {other} {_in_words(values)}."
+        said += f" Only with {_only_with_in_words(about.only_with)}."
     return said
 
 
