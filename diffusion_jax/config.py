@@ -37,7 +37,7 @@ from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
 _STEPS = (0, 2**31 - 1)  # Of an interval in train steps.
-_SIZES = (1, 2**14)  # Of images and of levels: a machine holds no larger ones.
+_SIZES = (1, 2**14)  # Of the levels of a U-Net: no machine holds larger ones.
 _DTYPES = ("float32", "bfloat16")
 MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
 
@@ -54,7 +54,7 @@ class DataConfig:
         "", "Of the folder, .zip or .npz; for tfds: its data_dir, if not its own."
     )
     image_size: tuple[int, ...] = described(
-        (8,), "(size,) or (height, width); () for points.", range=_SIZES
+        (8,), "(size,) or (height, width); () for points."
     )
     channels: int = described(
         1,

@@ -9,8 +9,8 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import check_types, check_values, text
 from diffusion_jax.samplers.timesteps import AUTO, check_timesteps
 
-# What no machine holds: levels of a U-Net, averages, calls of a chain, networks.
-_MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 15, 100, 10**7
+# What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
+_MAX_SIZE, _MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 2**14, 15, 100, 10**7
 _MAX_BLOCKS, _MAX_PARAMETERS, _MAX_ARRAY = 1000, 2**33, 2**38
 
 
@@ -30,10 +30,10 @@ def check(config: Any) -> None:
     _check_averages(config.ema)
     _check_training(config)
     size = config.data.image_size
-    if len(size) > 2:
+    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
         raise BadRequest(
-            f"data.image_size {text(size)} must be (size,) or (height, width), or () for "
-            "points"
+            f"data.image_size {text(size)} must be (size,) or (height, width), each in "
+            f"1 .. {_MAX_SIZE}, or () for points"
         )
     _check_sampling(config)
     if config.data.random_flip and not kind_of(config.data).can_flip:

@@ -251,7 +251,7 @@ BAD = [
     ),
     (("train.py", *TINY, "--workdir=/dev/null/x"), "/dev/null"),
     (("train.py", *TINY, "--config.training=3"), "config.training is a section; set a"),
-    (("train.py", *TINY, "--config.training.microbatch=3"), "such field; diffusion_jax/"),
+    (("train.py", *TINY, "--config.training.microbatch=3"), "digits.py --help lists them"),
     (("train.py", *TINY, "--config.num_steps=3"), "did you mean config.training.num_steps"),
     (("train.py", "--config=configs"), "that is a folder; there are"),
     (("train.py", *TINY, "--flagfile"), "--flagfile: with no argument"),
