@@ -22,6 +22,8 @@ from record import ROOT, Figure, record
 from scipy.integrate import solve_ivp
 
 from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import noise_level
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule, times_at_log_snr
 from diffusion_jax.samplers import chain, methods
 
@@ -29,13 +31,14 @@ SCHEDULE = make_schedule(linear_betas(1000))
 DATA = oracle.mixture([0.3, 0.7], [[-0.6], [0.5]], [[0.05], [0.02]])
 FIRST, LAST = 999, 20
 COUNTS = (10, 20, 40, 80, 160, 320)
-KEY, INDICES = jax.random.key(0), jnp.arange(64)
+SAMPLES = chain.Samples(jax.random.key(0), jnp.arange(64))
 
 
-def published_3m_table(schedule, timesteps, **options):
+def published_3m_table(model, timesteps, **options):
     """D1 and D2 as in multistep_dpm_solver_third_update of the code of DPM-Solver."""
-    table = methods.dpmpp_3m_table(schedule, timesteps, **options)
-    share = np.exp(np.interp(timesteps, np.arange(1000), np.log(schedule.alphas_cumprod)))
+    table = methods.dpmpp_3m_table(model, timesteps, **options)
+    log_share = np.log(model.process.alphas_cumprod)
+    share = np.exp(np.interp(timesteps, np.arange(1000), log_share))
     lam = np.log(share / (1 - share)) / 2
     x0, prev, prev2 = (np.array(w) for w in table.to_x[2:5])
     for i in range(2, len(lam) - 1):
@@ -67,12 +70,12 @@ METHODS = {
 def solution() -> np.ndarray:
     """Where the probability flow has the 64 starts at index LAST."""
     share = SCHEDULE.alphas_cumprod[[FIRST, LAST]]
-    start = np.asarray(chain.start_chain(one_row(), KEY, INDICES, shape=(1,)).x)[:, 0]
+    start = np.asarray(chain.start_chain(one_row(), SAMPLES, (1,), ()).x)[:, 0]
 
     def slope(u, scaled):  # d (x / sigma) / d lambda = e^lambda E[x_0 | x]
         signal, sigma = 1 / np.sqrt(1 + np.exp(-2 * u)), 1 / np.sqrt(1 + np.exp(2 * u))
         x = jnp.asarray(scaled * sigma)[:, None]
-        mean, _ = oracle.x0_mean_variance(DATA, x, signal, sigma)
+        mean, _ = oracle.x0_mean_variance(DATA, x, noise_level(signal, sigma))
         return np.exp(u) * np.asarray(mean)[:, 0]
 
     span = np.log(share / (1 - share)) / 2
@@ -82,23 +85,23 @@ def solution() -> np.ndarray:
 
 
 def one_row():
-    return methods.ddim_table(SCHEDULE, [FIRST])
+    return methods.ddim_table(Model(SCHEDULE), [FIRST])
 
 
 def errors(make, exact: np.ndarray) -> list[float]:
     """Root mean square errors at index LAST, for each number of steps."""
-    network = oracle.oracle_apply_fn(DATA, SCHEDULE, "eps")
+    model = oracle.optimal_model(DATA, SCHEDULE)
     ends = SCHEDULE.log_snr[[FIRST, LAST]]
     found = []
     for count in COUNTS:
         times = times_at_log_snr(SCHEDULE, np.linspace(*ends, count + 1))
         times[[0, -1]] = FIRST, LAST
-        table = make(SCHEDULE, times)
+        table = make(model, times)
         # Without the last step, which goes on to x_0.
         table = table.take(slice(table.num_rows - 1))
         x, _ = jax.jit(
             lambda table: chain.sample_chain(
-                network, None, table, KEY, INDICES, shape=(1,), x0_hook=None
+                model, None, table, SAMPLES, (1,), None, chain.ChainOptions(hook=None)
             )
         )(table)
         found.append(float(np.sqrt(np.mean((np.asarray(x)[:, 0] - exact) ** 2))))

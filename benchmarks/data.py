@@ -23,7 +23,7 @@ from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.interrupts import Stop
-from diffusion_jax.training.trainer import Trainer
+from diffusion_jax.training.train import prepared_trainer
 
 RNG = np.random.default_rng(0)
 
@@ -77,7 +77,7 @@ def share(config: Config, data: sources.DataSet | None = None) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         with Checkpoints(folder, writing=True) as checkpoints:
-            trainer = Trainer(make_plan(config, data), folder, checkpoints, Stop())
+            trainer = prepared_trainer(make_plan(config, data), folder, checkpoints, Stop())
             load, program = trainer._load, trainer.train_steps
             loading, began, spent = 0.0, 0.0, 0.0
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 
-from diffusion_jax.config import Config, ProcessConfig
 from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.sources import open_data_set
 from diffusion_jax.diffusion import oracle, schedules
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.evaluation.bound import Bound, standard_error
 from diffusion_jax.experiment import build
 from diffusion_jax.jobs import likelihood
@@ -33,23 +33,22 @@ SPACINGS = ("auto", "linspace", "trailing", "ddim_quadratic")
 def cost() -> Iterator[Figure]:
     """Fifty timesteps of 50 images a turn: the bound, and the network alone."""
     config, mesh = run_folder.read_config(RUN), devices.make_mesh()
-    schedule = build.make_schedule(config.process)
-    apply_fn = build.make_network(config)[1]
+    model = build.make_model(config)
     params = load_from_run(RUN, config, "ema").params
     images = open_data_set(config.data).held_out
     x0 = np.asarray(PICTURES.to_network(jnp.asarray(images[np.arange(50)])))
-    bound = Bound(config, apply_fn, schedule, mesh, 50)
+    bound = Bound(model, mesh, 50)
 
     @jax.jit
     def bare(params, x):
         def call(x, t):
             times = jnp.full(len(x), t)
-            return apply_fn(params, x, times, None, train=False, key=None), None
+            return model.predict(params, x, times).output, None
 
         return jax.lax.scan(call, x, jnp.arange(50))[0]
 
     def one() -> None:
-        bound.terms(params, x0, np.arange(50), 50)
+        bound.terms(params, Batch(x0), np.arange(50), 50)
 
     def other() -> None:
         jax.block_until_ready(bare(params, x0))
@@ -81,11 +80,10 @@ def oracle_in_3d() -> Iterator[Figure]:
     kept = shares > 1e-4
     data = oracle.discrete(128 + offsets[kept], shares[kept])
     schedule = schedules.make_schedule(schedules.linear_betas(1000))
-    network = oracle.oracle_apply_fn(data, schedule, "eps", learned=True)
-    config = Config(process=ProcessConfig(variance="learned"))
-    bound = Bound(config, network, schedule, devices.make_mesh(), 1000)
+    model = oracle.optimal_model(data, schedule, "eps", "learned")
+    bound = Bound(model, devices.make_mesh(), 1000)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 8000))
-    found = bound.terms(None, x0, np.arange(8000), 8000)
+    found = bound.terms(None, Batch(x0), np.arange(8000), 8000)
     own = np.asarray(oracle.negative_log_likelihood(data, x0)) / (3 * np.log(2))
     gap = found.bits - own
     yield "likelihood: oracle in 3-D, bound over entropy, bits/dim", gap.mean(), ""

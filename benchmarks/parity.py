@@ -25,7 +25,8 @@ from diffusion_jax.samplers import chain, methods
 
 SCHEDULE = make_schedule(linear_betas(1000))
 DATA = oracle.mixture([0.3, 0.7], [[-0.6, 0.2], [0.5, -0.4]], 0.04)
-NETWORK = oracle.oracle_apply_fn(DATA, SCHEDULE, "eps")
+MODEL = oracle.optimal_model(DATA, SCHEDULE)
+NETWORK = MODEL.apply_fn
 KEY, INDICES, SHAPE = jax.random.key(0), jnp.arange(64), (2,)
 COMMON = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 TEN = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]  # "trailing", 10 of 1,000.
@@ -38,14 +39,22 @@ NINE = [999, 888, 777, 666, 555, 444, 333, 222, 111]
 def noise(position: int, dtype: type) -> torch.Tensor:
     """The draws of our chain: position 0 is the start, row r draws at r + 1."""
     with jax.enable_x64(dtype is np.float64):
-        return torch.tensor(np.asarray(chain._draw(KEY, INDICES, position, SHAPE)))
+        return torch.tensor(
+            np.asarray(chain._draw(chain.Samples(KEY, INDICES), position, SHAPE))
+        )
 
 
 def ours(table, dtype: type) -> np.ndarray:
     with jax.enable_x64(dtype is np.float64):
         return np.asarray(
             chain.sample_chain(
-                NETWORK, None, table, KEY, INDICES, shape=SHAPE, x0_hook=None
+                MODEL,
+                None,
+                table,
+                chain.Samples(KEY, INDICES),
+                SHAPE,
+                None,
+                chain.ChainOptions(hook=None),
             )[0]
         )
 
@@ -105,7 +114,7 @@ def cases():
     dpm = functools.partial(diffusers.DPMSolverMultistepScheduler, **COMMON, **linspace)
     yield (
         "DDPM, 1,000 steps",
-        methods.ddpm_table(SCHEDULE, EVERY),
+        methods.ddpm_table(MODEL, EVERY),
         diffusers.DDPMScheduler(**free),
         EVERY,
         ddpm,
@@ -113,7 +122,7 @@ def cases():
     )
     yield (
         "DDPM fixed large, 1,000 steps",
-        methods.ddpm_table(SCHEDULE, EVERY, variance_type="fixed_large"),
+        methods.ddpm_table(MODEL, EVERY, variance="fixed_large"),
         diffusers.DDPMScheduler(**free, variance_type="fixed_large"),
         EVERY,
         ddpm,
@@ -121,7 +130,7 @@ def cases():
     )
     yield (
         "DDPM, 10 steps",
-        methods.ddpm_table(SCHEDULE, TEN),
+        methods.ddpm_table(MODEL, TEN),
         diffusers.DDPMScheduler(**free, **trailing),
         TEN,
         ddpm,
@@ -131,7 +140,7 @@ def cases():
         for chosen in (TEN, EVERY):
             yield (
                 f"DDIM, eta {eta:g}, {len(chosen):,} steps",
-                methods.ddim_table(SCHEDULE, chosen, eta=eta),
+                methods.ddim_table(MODEL, chosen, eta=eta),
                 diffusers.DDIMScheduler(**free, **trailing),
                 chosen,
                 functools.partial(ddim, eta=eta),
@@ -139,7 +148,7 @@ def cases():
             )
     yield (
         "DPM-Solver++ 2M, 9 steps",
-        methods.dpmpp_2m_table(SCHEDULE, NINE),
+        methods.dpmpp_2m_table(MODEL, NINE),
         dpm(final_sigmas_type="zero"),
         NINE,
         plain,
@@ -147,7 +156,7 @@ def cases():
     )
     yield (
         "DPM-Solver++ 2M SDE, 9 steps",
-        methods.dpmpp_2m_table(SCHEDULE, NINE, eta=1.0),
+        methods.dpmpp_2m_table(MODEL, NINE, eta=1.0),
         dpm(final_sigmas_type="zero", algorithm_type="sde-dpmsolver++"),
         NINE,
         sde,
@@ -155,7 +164,7 @@ def cases():
     )
     yield (
         "UniPC, 9 steps",
-        methods.unipc_table(SCHEDULE, NINE),
+        methods.unipc_table(MODEL, NINE),
         diffusers.UniPCMultistepScheduler(**COMMON, **linspace, final_sigmas_type="zero"),
         NINE,
         plain,
@@ -163,7 +172,7 @@ def cases():
     )
     yield (
         "Heun, 10 steps",
-        methods.heun_table(SCHEDULE, [*NINE, 0]),
+        methods.heun_table(MODEL, [*NINE, 0]),
         diffusers.HeunDiscreteScheduler(**COMMON, **linspace),
         [*NINE, 0],
         plain,

@@ -15,7 +15,7 @@ from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.weights import load_from_run
 from diffusion_jax.runtime import devices
-from diffusion_jax.samplers.chain import start_chain
+from diffusion_jax.samplers.chain import Samples, start_chain
 
 IMAGES = ROOT / "docs" / "images"
 SHOWN = 8
@@ -44,15 +44,12 @@ class Run:
         self.mesh = devices.make_mesh()
         whole = devices.replicated(self.mesh)
         self.params, _, _ = load_from_run(folder, self.config, "ema", whole)
-        self.schedule = build.make_schedule(self.config.process)
-        self.apply_fn = build.make_network(self.config)[1]
-        self.sampler = build_sampler.make_sampler(self.config, self.apply_fn, self.mesh)
+        self.model = build.make_model(self.config)
+        self.sampler = build_sampler.make_sampler(self.config, self.model, self.mesh)
 
     def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
         """(samples of seed 0, network calls of each)."""
-        table = build_sampler.make_table(
-            self.schedule, self.config.process, SamplingConfig(**fields)
-        )
+        table = build_sampler.make_table(self.model, SamplingConfig(**fields))
         found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count))
         return np.asarray(found), table.num_rows
 
@@ -88,10 +85,9 @@ def langevin() -> None:
     }
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     row = figure.subplots(1, 1 + len(shown))
-    steps = build_sampler.make_table(
-        run.schedule, run.config.process, SamplingConfig(sampler="ddim", steps=1)
-    )
-    noise = start_chain(steps, jax.random.key(0), np.arange(2000), shape=(2,)).x
+    one = SamplingConfig(sampler="ddim", steps=1)
+    steps = build_sampler.make_table(run.model, one)
+    noise = start_chain(steps, Samples(jax.random.key(0), np.arange(2000)), (2,), ()).x
     panels = [("noise", np.asarray(noise))]
     for name, fields in shown.items():
         points, calls = run.draw(2000, steps=100, **fields)

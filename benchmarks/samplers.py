@@ -23,23 +23,23 @@ from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.samplers import methods
-from diffusion_jax.samplers.chain import sample_chain
+from diffusion_jax.samplers.chain import Samples, sample_chain
 from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 KEY = jax.random.key(0)
 
 
 def prepared(name: str) -> tuple[Config, Callable, dict, Callable]:
-    """(config, apply_fn, parameters at the start, count -> DDPM table) of a config."""
+    """(config, model, parameters at the start, count -> DDPM table) of a config."""
     config = load_config(str(ROOT / "configs" / f"{name}.py"))
     config.data.channels = config.data.channels or 3
-    schedule = build.make_schedule(config.process)
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
 
     def table(count: int):
-        return methods.ddpm_table(schedule, trailing_timesteps(1000, count))
+        return methods.ddpm_table(model, trailing_timesteps(1000, count))
 
-    return config, apply_fn, jax.jit(init_fn)(jax.random.key(0)), table
+    return config, model, jax.jit(init_fn)(jax.random.key(0)), table
 
 
 def ratio(one: Callable, other: Callable, rounds: int) -> float:
@@ -58,9 +58,9 @@ def ratio(one: Callable, other: Callable, rounds: int) -> float:
 
 def over_forwards(name: str, batch: int, count: int, rounds: int) -> float:
     """The compiled chain over as many calls of the compiled network."""
-    config, apply_fn, params, table = prepared(name)
-    sampler = build_sampler.make_sampler(config, apply_fn, devices.make_mesh())
-    forward = jax.jit(apply_fn, compiler_options=cpu.compiler_options())
+    config, model, params, table = prepared(name)
+    sampler = build_sampler.make_sampler(config, model, devices.make_mesh())
+    forward = jax.jit(model.apply_fn, compiler_options=cpu.compiler_options())
     rows, indices = table(count), np.arange(batch)
     x, t = jnp.zeros((batch, *config.data.shape)), jnp.zeros(batch)
     return ratio(
@@ -86,10 +86,10 @@ def overhead() -> Iterator[Figure]:
 
 def progress() -> Iterator[Figure]:
     """1,000 steps of the digits network, with and without a report every 1 %."""
-    config, apply_fn, params, table = prepared("digits")
+    config, model, params, table = prepared("digits")
     mesh, rows, indices = devices.make_mesh(), table(300), np.arange(64)
-    silent = build_sampler.make_sampler(config, apply_fn, mesh)
-    told = build_sampler.make_sampler(config, apply_fn, mesh, on_progress=lambda _: None)
+    silent = build_sampler.make_sampler(config, model, mesh)
+    told = build_sampler.make_sampler(config, model, mesh, on_progress=lambda _: None)
     yield (
         "progress on over off, digits, batch 64, 300 steps",
         ratio(
@@ -103,12 +103,12 @@ def progress() -> Iterator[Figure]:
 
 def memory() -> Iterator[Figure]:
     """Temporary memory of the compiled chain, digits network, batch 64."""
-    config, apply_fn, params, table = prepared("digits")
+    config, model, params, table = prepared("digits")
 
     def temporaries(count: int) -> int:
         lowered = jax.jit(
             lambda params, rows, indices: sample_chain(
-                apply_fn, params, rows, KEY, indices, shape=config.data.shape
+                model, params, rows, Samples(KEY, indices), config.data.shape
             )
         ).lower(params, table(count), jnp.arange(64))
         return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -126,11 +126,11 @@ sys.path.insert(0, {benchmarks!r})
 from samplers import prepared
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.runtime import compilation_cache, devices
-config, apply_fn, params, table = prepared("digits")
+config, model, params, table = prepared("digits")
 compilation_cache.use({folder!r})
 progress = (lambda _: None) if {progress} else None
 sampler = build_sampler.make_sampler(
-    config, apply_fn, devices.make_mesh(), on_progress=progress
+    config, model, devices.make_mesh(), on_progress=progress
 )
 rows, indices = table(1000), np.arange(64)
 if hasattr(sampler, "lower"):

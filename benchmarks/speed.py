@@ -18,6 +18,7 @@ import numpy as np
 from record import ROOT, Figure, record
 
 from diffusion_jax.diffusion import losses
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build_sampler import make_sampler
 from diffusion_jax.jobs.command_line import load_config
@@ -49,8 +50,8 @@ def loss() -> Iterator[Figure]:
     machine's drift.
     """
     config = load_config(CONFIG)
-    schedule = build.make_schedule(config.process)
     init_fn, apply_fn = build.make_network(config)
+    model = build.make_model(config)
     params = jax.jit(init_fn)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (64, *config.data.shape))
     arguments = (params, x, jnp.arange(64), jax.random.key(0))
@@ -59,7 +60,7 @@ def loss() -> Iterator[Figure]:
         return apply_fn(params, x, t, train=True).sum()
 
     def whole(params, x, t, key):
-        return losses.simple_loss(apply_fn, params, schedule, key, x)
+        return losses.simple_loss(model, params, key, Batch(x))
 
     seconds = {}
     programs = {f: jax.jit(jax.value_and_grad(f)) for f in (bare, whole)}
@@ -82,11 +83,11 @@ def loss() -> Iterator[Figure]:
 def sampling() -> Iterator[Figure]:
     """64 digits by DDIM in 50 steps; samplers.py compares chains with bare forwards."""
     config = load_config(CONFIG)
-    schedule = build.make_schedule(config.process)
     init_fn, apply_fn = build.make_network(config)
+    model = build.make_model(config)
     params = jax.jit(init_fn)(jax.random.key(0))
-    sampler = make_sampler(config, apply_fn, devices.make_mesh())
-    table = ddim_table(schedule, trailing_timesteps(schedule.num_timesteps, 50))
+    sampler = make_sampler(config, model, devices.make_mesh())
+    table = ddim_table(model, trailing_timesteps(config.process.num_timesteps, 50))
     (seconds,) = in_turns(
         [lambda: sampler(params, table, jax.random.key(0), np.arange(64))], rounds=9
     )

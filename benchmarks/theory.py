@@ -12,11 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from record import ROOT
 
-from diffusion_jax.config import Config, DataConfig, ProcessConfig
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.sources import open_data_set
 from diffusion_jax.diffusion import oracle
+from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.forward_process import q_sample
+from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import (
     constant_betas,
     cosine_betas,
@@ -26,7 +28,7 @@ from diffusion_jax.diffusion.schedules import (
 from diffusion_jax.evaluation.bound import Bound
 from diffusion_jax.runtime import devices
 from diffusion_jax.samplers import methods
-from diffusion_jax.samplers.chain import sample_chain
+from diffusion_jax.samplers.chain import ChainOptions, Samples, sample_chain
 from diffusion_jax.samplers.timesteps import trailing_timesteps
 
 IMAGES = ROOT / "docs" / "images"
@@ -87,8 +89,8 @@ def density(schedule, x: np.ndarray, times: np.ndarray) -> np.ndarray:
     """q(x_t) on a grid; [x, t]."""
     columns = []
     for t in times:
-        level = oracle.noise_level(schedule, jnp.array(int(t)), jnp.float32)
-        log_p = oracle.log_density(DATA, jnp.asarray(x[:, None], jnp.float32), *level)
+        level = noise_level_at(schedule, jnp.array(int(t)), jnp.float32)
+        log_p = oracle.log_density(DATA, jnp.asarray(x[:, None], jnp.float32), level)
         columns.append(np.exp(np.asarray(log_p)))
     return np.stack(columns, axis=1)
 
@@ -100,7 +102,7 @@ def predictions() -> None:
     names = {"x0": r"$\hat x_0$", "eps": r"$\hat\epsilon$", "v": r"$\hat v$"}
     for i, (kind, title) in enumerate(names.items()):
         axes = figure.add_subplot(1, 3, i + 1)
-        network = oracle.oracle_apply_fn(DATA, LINEAR, kind)
+        network = oracle.optimal_model(DATA, LINEAR, kind).apply_fn
         for t in (50, 150, 300, 600, 999):
             times = jnp.full(len(x), t)
             found = network(None, jnp.asarray(x), times, None, train=False, key=None)
@@ -118,10 +120,9 @@ def bound() -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     terms, total = (figure.add_subplot(1, 2, i) for i in (1, 2))
     for variance in ("fixed_small", "fixed_large", "learned"):
-        network = oracle.oracle_apply_fn(DATA, LINEAR, "eps", learned=variance == "learned")
-        config = Config(process=ProcessConfig(num_timesteps=T, variance=variance))
-        evaluated = Bound(config, network, LINEAR, devices.make_mesh(), T)
-        found = evaluated.terms(None, x0, np.arange(len(x0)), len(x0))
+        model = oracle.optimal_model(DATA, LINEAR, "eps", variance)
+        evaluated = Bound(model, devices.make_mesh(), T)
+        found = evaluated.terms(None, Batch(x0), np.arange(len(x0)), len(x0))
         label = "exact" if variance == "learned" else variance
         terms.plot(np.arange(1, T), found.terms[1:], label=label)
         spent = found.prior + np.cumsum(found.terms[::-1])
@@ -138,18 +139,17 @@ def bound() -> None:
 
 def sampling() -> None:
     """Chains of the best network over the density of x_t: DDPM, between, and DDIM."""
-    network = oracle.oracle_apply_fn(DATA, LINEAR, "eps")
+    model = oracle.optimal_model(DATA, LINEAR)
     steps = trailing_timesteps(T, 100)
     frames = tuple(range(101))
     x = np.linspace(-3, 3, 300)
     shown = density(LINEAR, x, np.linspace(999, 0, 200))
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for i, eta in enumerate((1.0, 0.5, 0.0)):
-        table = methods.ddim_table(LINEAR, steps, eta=eta)
-        key, chains = jax.random.key(3), np.arange(12)
-        _, states = sample_chain(
-            network, None, table, key, chains, shape=(1,), frames=frames
-        )
+        table = methods.ddim_table(model, steps, eta=eta)
+        samples = Samples(jax.random.key(3), jnp.arange(12))
+        options = ChainOptions(frames=frames)
+        _, states = sample_chain(model, None, table, samples, (1,), None, options)
         axes = figure.add_subplot(1, 3, i + 1)
         axes.imshow(
             np.sqrt(shown),
@@ -185,7 +185,7 @@ def wrong() -> None:
     t = jnp.full(len(x), 300)
     said = {
         kind: np.asarray(
-            oracle.oracle_apply_fn(DATA, LINEAR, kind)(
+            oracle.optimal_model(DATA, LINEAR, kind).apply_fn(
                 None, jnp.asarray(x), t, None, train=False, key=None
             )
         )

@@ -25,7 +25,7 @@ from diffusion_jax.experiment.setup import make_plan
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runtime.interrupts import Stop
-from diffusion_jax.training.trainer import Trainer
+from diffusion_jax.training.train import prepared_trainer
 
 CONFIG = str(ROOT / "configs" / "digits.py")
 DISPATCH = 25  # Steps: about a second.
@@ -53,7 +53,7 @@ def loop(interval: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         with Checkpoints(folder, writing=True) as checkpoints:
-            trainer = Trainer(make_plan(config), folder, checkpoints, Stop())
+            trainer = prepared_trainer(make_plan(config), folder, checkpoints, Stop())
             program, load = trainer.train_steps, trainer._load
 
             def timed_load(*arguments):

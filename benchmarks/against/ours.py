@@ -16,7 +16,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.diffusion import losses, timestep_sampling
-from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.variational_bound import bound_term
 from diffusion_jax.evaluation.bound import Bound
 from diffusion_jax.experiment import build
@@ -66,15 +66,14 @@ def forward(config: Any, folder: pathlib.Path) -> Any:
 
 def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     """Dispatches of `steps` train steps; first a few whose draws both sides share."""
-    schedule = build.make_schedule(config.process)
-    _, apply_fn = build.make_network(config)
+    model = build.make_model(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
-    loss_fn = build.make_loss(config, apply_fn, schedule)
-    step = make_train_step(config, loss_fn, schedule, tx, lambda key, x: x)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, x: x)
     plain_model = dataclasses.replace(config.model, dropout=0.0)
     plain = dataclasses.replace(config, model=plain_model)
-    plain_loss = build.make_loss(plain, build.make_network(plain)[1], schedule)
-    plain_step = make_train_step(plain, plain_loss, schedule, tx, lambda key, x: x)
+    plain_loss = build.make_loss(plain, build.make_model(plain))
+    plain_step = make_train_step(plain, plain_loss, model.process, tx, lambda key, x: x)
     params = weights(config)
     state = jax.jit(lambda params: init_state(lambda key: params, tx, config))(params)
     rng = np.random.default_rng(1)
@@ -82,18 +81,18 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
     x0 = np.float32(rng.uniform(-1, 1, shape))
     draws: dict[str, list] = {"t": [], "noise": []}
 
-    def spy(x0: Any, t: Any, noise: Any, **_: Any) -> Any:
-        draws["t"].append(np.asarray(t))
-        draws["noise"].append(np.asarray(noise))
-        return jnp.zeros(len(x0))
+    def spy(batch: Any, draw: Any, **_: Any) -> Any:
+        draws["t"].append(np.asarray(draw.t))
+        draws["noise"].append(np.asarray(draw.noise))
+        return jnp.zeros(len(batch.x))
 
     for n in range(CHECKED):
         k_loss, _ = jax.random.split(jax.random.fold_in(state.key, n))
         losses.monte_carlo_loss(
             spy,
-            schedule,
+            model.process,
             k_loss,
-            jnp.asarray(x0[n % steps]),
+            Batch(jnp.asarray(x0[n % steps])),
             draw_timesteps=timestep_sampling.uniform_timesteps,
         )
     asked = cpu.compiler_options()
@@ -111,7 +110,7 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
         x0=x0,
         t=np.stack(draws["t"]),
         noise=np.stack(draws["noise"]),
-        alphas_cumprod=schedule.alphas_cumprod,
+        alphas_cumprod=model.process.alphas_cumprod,
     )
     found, checked = [], state
     for n in range(CHECKED):
@@ -128,19 +127,18 @@ def train(config: Any, folder: pathlib.Path, steps: int) -> Any:
 
 
 def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
-    schedule = build.make_schedule(config.process)
-    _, apply_fn = build.make_network(config)
+    model = build.make_model(config)
     sampling = dataclasses.replace(
         config.sampling, sampler=sampler, steps=steps, spacing="trailing"
     )
     config = dataclasses.replace(config, sampling=sampling)
-    table = make_table(schedule, config.process, sampling)
+    table = make_table(model, sampling)
     params = jax.device_put(weights(config))
     save(folder / "weights.npz", params)
     indices = np.arange(config.data.batch_size, dtype=np.int32)
-    np.savez(folder / "inputs.npz", alphas_cumprod=schedule.alphas_cumprod)
+    np.savez(folder / "inputs.npz", alphas_cumprod=model.process.alphas_cumprod)
     key = jax.random.key(0)
-    sampler_fn: Any = make_sampler(config, apply_fn, devices.make_mesh())
+    sampler_fn: Any = make_sampler(config, model, devices.make_mesh())
     program = sampler_fn.lower(params, table, key, indices).compile()
 
     def run() -> Any:
@@ -148,7 +146,9 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
         return PICTURES.from_network(samples)
 
     shape = config.data.shape
-    np.save(folder / "start.npy", np.asarray(chain._draw(key, indices, 0, shape)))
+    np.save(
+        folder / "start.npy", np.asarray(chain._draw(chain.Samples(key, indices), 0, shape))
+    )
     if sampler == "ddim":  # The noise of the others is each side's own.
         np.save(folder / "ours.npy", run())
     return run, {}
@@ -156,25 +156,20 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
 
 def bound(config: Any, folder: pathlib.Path, steps: int) -> Any:
     """The variational bound of a batch, one t of each of `steps` strata."""
-    schedule = build.make_schedule(config.process)
-    _, apply_fn = build.make_network(config)
+    model = build.make_model(config)
     params = jax.device_put(weights(config))
     batch, rng = config.data.batch_size, np.random.default_rng(1)
     shape = (batch, *config.data.shape)
     x0 = np.float32(rng.integers(0, 256, shape) / 127.5 - 1)
-    t = np.int32(np.arange(batch) * schedule.num_timesteps // batch)
+    t = np.int32(np.arange(batch) * model.process.num_timesteps // batch)
     noise = np.float32(rng.standard_normal(shape))
-    kinds = {
-        "prediction_type": config.process.prediction,
-        "variance_type": config.process.variance,
-    }
-    once = jax.jit(lambda *a: bound_term(apply_fn, params, schedule, *a, **kinds).bits)
+    once = jax.jit(lambda x0, *draw: bound_term(model, params, Batch(x0), Draw(*draw)).bits)
     save(folder / "weights.npz", params)
-    alphas = schedule.alphas_cumprod
+    alphas = model.process.alphas_cumprod
     np.savez(folder / "inputs.npz", x0=x0, t=t, noise=noise, alphas_cumprod=alphas)
     np.save(folder / "ours.npy", np.asarray(once(x0, t, noise)))
-    evaluation = Bound(config, apply_fn, schedule, devices.make_mesh(), steps)
-    return lambda: evaluation.terms(params, x0, np.arange(batch), batch), {}
+    evaluation = Bound(model, devices.make_mesh(), steps)
+    return lambda: evaluation.terms(params, Batch(x0), np.arange(batch), batch), {}
 
 
 IMAGES = 2000  # Of 32x32.

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import loss_weighting, losses, parameterization, schedules
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 T = 1000
@@ -15,11 +17,19 @@ SNR = np.array([np.prod(1 - SCHEDULE.betas[: t + 1]) for t in range(T)])
 SNR = SNR / (1 - SNR)
 
 
-def weights(name, prediction_type, **options):
-    return loss_weighting.loss_weights(SCHEDULE, prediction_type, name, **options)
+def weights(name, prediction, *, variance="fixed_small", **options):
+    model = Model(SCHEDULE, prediction, variance)
+    parameters = loss_weighting.Parameters(**options)
+    return loss_weighting.loss_weights(model, name, parameters)
 
 
-@pytest.mark.parametrize("name", loss_weighting.WEIGHTINGS[1:])
+def target(kind, x0, t, noise):
+    return Model(SCHEDULE, kind).target(x0, t, noise)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in loss_weighting.WEIGHTINGS if name != "simple"]
+)
 def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
     """A wrong guess of x_0, told as eps, x0 and v: the three weighted errors agree."""
     x0 = jax.random.uniform(jax.random.key(0), (6, 5), minval=-1.0, maxval=1.0)
@@ -30,7 +40,7 @@ def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
 
     def guess(kind):
         def apply_fn(params, x_t, t, cond, *, train, key):
-            v = 0.7 * parameterization.prediction_target(SCHEDULE, "v", x0, t, noise)
+            v = 0.7 * target("v", x0, t, noise)
             if kind == "v":
                 return v
             return getattr(parameterization, f"{kind}_from_v")(SCHEDULE, x_t, t, v)
@@ -39,19 +49,17 @@ def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
 
     found = [
         losses.prediction_loss(
-            guess(kind),
+            Model(SCHEDULE, kind, apply_fn=guess(kind)),
             None,
-            SCHEDULE,
-            x0,
-            t,
-            noise,
-            prediction_type=kind,
-            weights=weights(name, kind),
+            Batch(x0),
+            Draw(t, noise),
+            distance=losses.Distance(weights=weights(name, kind)),
         )
-        for kind in ("eps", "x0", "v")
+        for kind in ("eps", "x0", "v", "score")
     ]
     np.testing.assert_allclose(found[0], found[2], rtol=1e-3)
     np.testing.assert_allclose(found[1], found[2], rtol=1e-3)
+    np.testing.assert_allclose(found[3], found[2], rtol=1e-3)
 
 
 def test_simple_is_1_for_all():
@@ -103,10 +111,10 @@ def test_the_variational_weight_of_large_variances_is_that_of_ddpm():
     """beta^2 / (2 sigma^2 alpha (1 - alpha-bar)) on eps (DDPM eq. 12), sigma^2 = beta."""
     share = np.array([np.prod(1 - SCHEDULE.betas[: t + 1]) for t in range(T)])
     expected = SCHEDULE.betas / (2 * (1 - SCHEDULE.betas) * (1 - share)) * T / np.log(2)
-    found = weights("variational", "eps", variance_type="fixed_large")
+    found = weights("variational", "eps", variance="fixed_large")
     np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-8)
     np.testing.assert_allclose(
-        found[0], weights("variational", "eps", variance_type="fixed_small")[0]
+        found[0], weights("variational", "eps", variance="fixed_small")[0]
     )
 
 
@@ -145,10 +153,12 @@ def test_at_zero_terminal_snr_v_and_x0_have_weights_and_eps_has_none():
     schedule = make_schedule(schedules.jsd_betas(10))
     for name in loss_weighting.WEIGHTINGS:
         for kind in ("x0", "v"):
-            assert np.isfinite(loss_weighting.loss_weights(schedule, kind, name)).all()
+            assert np.isfinite(
+                loss_weighting.loss_weights(Model(schedule, kind), name)
+            ).all()
         if name != "simple":
             with pytest.raises(ValueError, match="predict v or x0"):
-                loss_weighting.loss_weights(schedule, "eps", name)
+                loss_weighting.loss_weights(Model(schedule), name)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +169,8 @@ def test_at_zero_terminal_snr_v_and_x0_have_weights_and_eps_has_none():
         ("min_snr", {"min_snr_gamma": float("nan")}, r"min_snr_gamma \(nan\)"),
         ("p2", {"p2_gamma": -1.0}, r"p2_gamma \(-1.0\)"),
         ("p2", {"p2_k": 0.0}, r"p2_k \(0.0\)"),
-        ("variational", {"variance_type": "learned"}, "learned"),
-        ("variational", {"variance_type": "huge"}, "'huge'"),
+        ("variational", {"variance": "learned"}, "learned"),
+        ("variational", {"variance": "huge"}, "'huge'"),
     ],
 )
 def test_bad_parameters_are_refused(name, options, said):
@@ -180,16 +190,15 @@ def test_the_weighted_loss_is_the_bound_of_fixed_small_variances(kind):
     )
 
     def apply_fn(params, x_t, t, cond, *, train, key):
-        return 0.8 * parameterization.prediction_target(SCHEDULE, kind, x0, t, noise)
+        return 0.8 * target(kind, x0, t, noise)
 
     for variance in ("fixed_small", "fixed_large"):
-        args = (apply_fn, None, SCHEDULE, x0, t, noise)
-        weighted = losses.prediction_loss(
-            *args,
-            prediction_type=kind,
-            weights=weights("variational", kind, variance_type=variance),
-        )
-        bound = losses.variational_loss(*args, prediction_type=kind, variance_type=variance)
+        model = Model(SCHEDULE, kind, variance, apply_fn)
+        args = (model, None, Batch(x0), Draw(t, noise))
+        table = weights("variational", kind, variance=variance)
+        distance = losses.Distance(weights=table)
+        weighted = losses.prediction_loss(*args, distance=distance)
+        bound = losses.variational_loss(*args)
         if variance == "fixed_large":  # KL of two variances alone, the same for all x_0.
             ratio = SCHEDULE.posterior_variance / SCHEDULE.betas
             alone = 0.5 * (ratio[1:] - 1 - np.log(ratio[1:])) * T / np.log(2)

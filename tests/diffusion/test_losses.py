@@ -19,10 +19,23 @@ from diffusion_jax.diffusion import (
     timestep_sampling,
     variational_bound,
 )
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(100, 1e-3, 0.14))
 PIXELS = oracle.discrete([[0, 30], [255, 128], [127, 127]], [0.5, 0.2, 0.3])
+
+
+def simple(apply_fn, key, x0, *, prediction="eps", cond=None, **options):
+    """`simple_loss` of a network without parameters."""
+    model = Model(SCHEDULE, prediction, apply_fn=apply_fn)
+    batch = Batch(x0, {} if cond is None else cond)
+    return losses.simple_loss(model, None, key, batch, **options)
+
+
+def target(kind, x0, t, noise):
+    return Model(SCHEDULE, kind).target(x0, t, noise)
 
 
 def silent(params, x_t, t, cond, *, train, key):
@@ -37,22 +50,14 @@ def test_a_perfect_predictor_has_no_loss():
         def apply_fn(params, x_t, t, cond, *, train, key):
             x0 = jnp.full_like(x_t, c)
             eps = parameterization.eps_from_x0(SCHEDULE, x_t, t, x0)
-            return parameterization.prediction_target(SCHEDULE, kind, x0, t, eps)
+            return target(kind, x0, t, eps)
 
         return apply_fn
 
     x0 = jnp.full((256, 2, 2, 1), c)
     for kind in parameterization.PREDICTION_TYPES:
         for norm in losses.NORMS:
-            loss = losses.simple_loss(
-                oracle(kind),
-                None,
-                SCHEDULE,
-                jax.random.key(0),
-                x0,
-                prediction_type=kind,
-                norm=norm,
-            )
+            loss = simple(oracle(kind), jax.random.key(0), x0, prediction=kind, norm=norm)
             assert float(loss) < 1e-5
 
 
@@ -60,7 +65,7 @@ def test_a_perfect_predictor_has_no_loss():
 @pytest.mark.parametrize(("norm", "expected"), [("l2", 1.0), ("l1", np.sqrt(2 / np.pi))])
 def test_a_silent_predictor_of_eps_has_the_moments_of_the_normal(norm, expected):
     x0 = jnp.zeros((4096, 8))
-    loss = losses.simple_loss(silent, None, SCHEDULE, jax.random.key(1), x0, norm=norm)
+    loss = simple(silent, jax.random.key(1), x0, norm=norm)
     assert float(loss) == pytest.approx(expected, abs=0.02)
 
 
@@ -75,7 +80,7 @@ def test_the_optimal_predictor_of_gaussian_data_has_the_known_loss():
         return jnp.sqrt(1 - share) / (share * s**2 + 1 - share) * x_t
 
     x0 = s * jax.random.normal(jax.random.key(2), (n, 1))
-    loss = losses.simple_loss(optimal, None, SCHEDULE, jax.random.key(3), x0)
+    loss = simple(optimal, jax.random.key(3), x0)
     share = SCHEDULE.alphas_cumprod
     expected = (share * s**2 / (share * s**2 + 1 - share)).mean()
     assert float(loss) == pytest.approx(expected, rel=0.02)  # Five standard errors.
@@ -90,7 +95,7 @@ def test_t_is_uniform_over_all_timesteps():
         seen.append(t)
         return jnp.zeros_like(x_t)
 
-    losses.simple_loss(spy, None, SCHEDULE, jax.random.key(4), jnp.zeros((50_000, 1)))
+    simple(spy, jax.random.key(4), jnp.zeros((50_000, 1)))
     counts = np.bincount(np.asarray(seen[0]), minlength=100)
     assert len(counts) == 100 and counts.min() > 0
     # Chi-square with 99 degrees of freedom: mean 99, standard deviation 14.
@@ -99,9 +104,7 @@ def test_t_is_uniform_over_all_timesteps():
 
 def test_unknown_norm_is_refused():
     with pytest.raises(ValueError, match="'l3'"):
-        losses.simple_loss(
-            silent, None, SCHEDULE, jax.random.key(0), jnp.zeros((4, 1)), norm="l3"
-        )
+        simple(silent, jax.random.key(0), jnp.zeros((4, 1)), norm="l3")
 
 
 def test_no_key_is_used_twice(monkeypatch):
@@ -122,7 +125,7 @@ def test_no_key_is_used_twice(monkeypatch):
         return x_t
 
     parent = jax.random.key(5)
-    losses.simple_loss(spy, None, SCHEDULE, parent, jnp.zeros((4, 1)))
+    simple(spy, parent, jnp.zeros((4, 1)))
     words = {tuple(jax.random.key_data(key).tolist()) for key in (parent, *used)}
     assert len(used) == 3 and len(words) == 4
 
@@ -132,28 +135,19 @@ def test_the_condition_reaches_the_network():
         return cond
 
     cond = jnp.full((4, 1), 3.0)
-    loss = losses.simple_loss(
-        echo,
-        None,
-        SCHEDULE,
-        jax.random.key(0),
-        jnp.full((4, 1), 3.0),
-        prediction_type="x0",
-        cond=cond,
-    )
+    loss = simple(echo, jax.random.key(0), cond, prediction="x0", cond=cond)
     assert float(loss) == 0
 
 
 def test_the_loss_of_an_image_is_the_mean_over_its_own_pixels():
     x0 = jnp.stack([jnp.full((2, 3, 1), v) for v in (0.0, 1.0, 2.0)])
-    loss = losses.prediction_loss(
-        lambda p, x, t, c, *, train, key: jnp.zeros_like(x),
-        None,
-        SCHEDULE,
+    loss = ask(
+        losses.prediction_loss,
+        silent,
         x0,
         jnp.zeros(3, jnp.int32),
         jnp.zeros_like(x0),
-        prediction_type="x0",
+        prediction="x0",
     )
     np.testing.assert_allclose(loss, [0, 1, 4])
 
@@ -162,15 +156,7 @@ def test_the_simple_loss_of_one_number_that_is_known():
     """x_0 = 0.5 everywhere, predicted as 0: 1/4, whatever t and the noise."""
     x0 = jnp.full((8, 3), 0.5)
     for norm, expected in (("l2", 0.25), ("l1", 0.5)):
-        loss = losses.simple_loss(
-            silent,
-            None,
-            SCHEDULE,
-            jax.random.key(0),
-            x0,
-            prediction_type="x0",
-            norm=norm,
-        )
+        loss = simple(silent, jax.random.key(0), x0, prediction="x0", norm=norm)
         assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
@@ -181,16 +167,34 @@ def test_the_three_norms_by_hand():
         ("l1", [3, 0.5, 0, 0.25, 2]),
         ("huber", [2.5, 0.125, 0, 0.03125, 1.5]),
     ):
-        np.testing.assert_allclose(losses.distance(error, norm), expected)
+        np.testing.assert_allclose(losses.Distance(norm).elementwise(error), expected)
     # delta (|e| - delta / 2) outside, e^2 / 2 inside, of one value and slope at delta.
-    found = losses.distance(error, "huber", 0.5)
+    found = losses.Distance("huber", 0.5).elementwise(error)
     np.testing.assert_allclose(found, [1.375, 0.125, 0, 0.03125, 0.875])
-    slope = jax.vmap(jax.grad(lambda e: losses.distance(e, "huber", 0.5)))
+    slope = jax.vmap(jax.grad(lambda e: losses.Distance("huber", 0.5).elementwise(e)))
     np.testing.assert_allclose(slope(jnp.array([0.49, 0.51, -2.0])), [0.49, 0.5, -0.5])
 
 
-def ask(loss, apply_fn, x0, t, noise, **options):
-    return loss(apply_fn, None, SCHEDULE, x0, t, noise, **options)
+DISTANCE = ("norm", "huber_delta", "weights")
+LEARNED = (losses.variational_loss, losses.hybrid_loss)
+
+
+def ask(loss, apply_fn, x0, t, noise, *, params=None, process=SCHEDULE, **options):
+    """A loss of a network, at given t and noise; options of all values that it takes."""
+    function = getattr(loss, "func", loss)
+    options = {**getattr(loss, "keywords", {}), **options}
+    prediction = "score" if function is losses.score_matching_loss else "eps"
+    model = Model(
+        process,
+        options.pop("prediction", prediction),
+        options.pop("variance", "learned" if function in LEARNED else "fixed_small"),
+        apply_fn,
+    )
+    about = {name: options.pop(name) for name in DISTANCE if name in options}
+    if about:
+        options["distance"] = losses.Distance(**about)
+    batch = Batch(x0, options.pop("cond", {}))
+    return function(model, params, batch, Draw(t, noise), **options)
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +232,11 @@ def test_the_network_is_told_all_that_the_loss_is_told(loss, pixels):
         return wrong(params, x_t, t, cond, train=train, key=key)[:, : 4 if of_two else 2]
 
     x0, t, noise = pixels
-    loss(spy, "params", SCHEDULE, x0, t, noise, cond="cond", train=True, key="key")
+    ask(loss, spy, x0, t, noise, params="params", cond="cond", key="key")
     np.testing.assert_array_equal(told.pop("t"), t)
     assert told == {"params": "params", "cond": "cond", "train": True, "key": "key"}
+    ask(loss, spy, x0, t, noise, params="params", cond="cond")
+    assert told["train"] is False and told["key"] is None
 
 
 def test_huber_turns_where_it_is_told_to():
@@ -247,7 +253,7 @@ def test_huber_turns_where_it_is_told_to():
             x0,
             t,
             x0,
-            prediction_type="x0",
+            prediction="x0",
             norm="huber",
             huber_delta=0.5,
             **options,
@@ -273,7 +279,7 @@ def test_score_matching_is_the_weighted_eps_loss(pixels):
     weights = 1 - SCHEDULE.alphas_cumprod
     found = ask(losses.score_matching_loss, score_net, *pixels, weights=weights)
     np.testing.assert_allclose(found, eps, rtol=1e-5)
-    weights = loss_weighting.loss_weights(SCHEDULE, "eps", "score_matching")
+    weights = loss_weighting.loss_weights(Model(SCHEDULE), "score_matching")
     eps = ask(losses.prediction_loss, half, *pixels, weights=weights)
     found = ask(losses.score_matching_loss, score_net, *pixels)
     np.testing.assert_allclose(found, eps, rtol=1e-5)
@@ -284,7 +290,7 @@ def test_score_matching_is_least_at_the_score_of_the_marginal():
     """Vincent 2011: its minimiser is grad log q(x_t), not that of the conditional."""
     x0 = oracle.sample(PIXELS, jax.random.key(2), 20_000)
     noise, t = jax.random.normal(jax.random.key(3), x0.shape), jnp.full(20_000, 60)
-    best = oracle.oracle_apply_fn(PIXELS, SCHEDULE, "score")
+    best = oracle.optimal_model(PIXELS, SCHEDULE, "score").apply_fn
 
     def loss(change):
         def apply_fn(params, x_t, t, cond, **options):
@@ -304,20 +310,18 @@ def test_the_variational_loss_is_t_times_the_term(pixels):
             ("fixed_large", half),
             ("learned", wrong),
         ):
-            output = network(None, x_t, t, None, train=False, key=None)
-            x0_hat = parameterization.x0_from_prediction(
-                SCHEDULE, kind, x_t, t, output[:, :2]
+            model = Model(SCHEDULE, kind, variance, network)
+            prediction = model.predict(None, x_t, t)
+            x0_hat = parameterization.converted(
+                SCHEDULE, kind, "x0", x_t, t, prediction.output
             )
-            between = output[:, 2:] if variance == "learned" else None
-            terms = variational_bound.variational_terms(
-                SCHEDULE, variance, x0, x_t, t, x0_hat, between
-            )
+            terms = variational_bound.variational_terms(prediction, x0, x0_hat)
             found = ask(
                 losses.variational_loss,
                 network,
                 *pixels,
-                prediction_type=kind,
-                variance_type=variance,
+                prediction=kind,
+                variance=variance,
             )
             np.testing.assert_allclose(found, 100 * terms, rtol=1e-6)
 
@@ -346,7 +350,7 @@ def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone(pixels, kind):
     def gradient(loss, given=output, **options):
         def total(output):
             return ask(
-                loss, lambda *_, **__: output, *pixels, prediction_type=kind, **options
+                loss, lambda *_, **__: output, *pixels, prediction=kind, **options
             ).sum()
 
         return np.asarray(jax.grad(total)(given))
@@ -364,8 +368,8 @@ def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone(pixels, kind):
 @pytest.mark.parametrize(
     "loss",
     [
-        functools.partial(losses.prediction_loss, prediction_type="eps"),
-        functools.partial(losses.prediction_loss, prediction_type="v", norm="huber"),
+        functools.partial(losses.prediction_loss, prediction="eps"),
+        functools.partial(losses.prediction_loss, prediction="v", norm="huber"),
         functools.partial(losses.score_matching_loss),
     ],
 )
@@ -381,7 +385,8 @@ def test_gradients_are_those_of_finite_differences(loss):
 
 def test_gradients_of_the_bound_are_those_of_finite_differences():
     """In float64, through mean and variance, at t = 0 (the bins) and beyond."""
-    with jax.enable_x64(True):
+    # Tables are read in float32, whatever the images are.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         x0 = jnp.asarray(PIXELS.means)
         t, noise = jnp.array([0, 7, 80]), jax.random.normal(jax.random.key(1), x0.shape)
         output = jnp.concatenate([noise + 0.05, 0.3 * noise], axis=1)
@@ -427,17 +432,18 @@ def test_an_estimate_over_random_t_is_the_full_mean(loss, network, name):
     }[name]
     n = 64
 
-    def loss_fn(_, t, __, **options):
+    def loss_fn(_, draw, **options):
+        t = draw.t
         same = [jnp.repeat(a, t.shape[0], axis=0) for a in (x0, noise)]
         return ask(loss, network, same[0], t, same[1])
 
     def estimate(key):
         return losses.monte_carlo_loss(
-            loss_fn, SCHEDULE, key, jnp.zeros((n, 2)), draw_timesteps=draw
+            loss_fn, SCHEDULE, key, Batch(jnp.zeros((n, 2))), draw_timesteps=draw
         )[0]
 
     found = np.asarray(jax.vmap(estimate)(jax.random.split(jax.random.key(4), 400)))
-    every = loss_fn(x0, jnp.arange(100), noise)
+    every = loss_fn(x0, Draw(jnp.arange(100), noise))
     expected = np.asarray(every, np.float64).mean()
     assert abs(found.mean() - expected) < 5 * found.std() / 20 + 1e-5 * expected
 
@@ -460,18 +466,10 @@ def test_the_whole_bound_of_the_oracle_is_near_the_entropy():
 
     @functools.partial(jax.jit, static_argnums=2)
     def bound(key, t, variance):
-        network = oracle.oracle_apply_fn(data, schedule, "v", learned=variance == "learned")
+        model = oracle.optimal_model(data, schedule, "v", variance)
         noise = jax.random.normal(jax.random.fold_in(key, t), x0.shape)
-        return losses.variational_loss(
-            network,
-            None,
-            schedule,
-            x0,
-            jnp.full(n, t),
-            noise,
-            prediction_type="v",
-            variance_type=variance,
-        ).mean()
+        draw = Draw(jnp.full(n, t), noise)
+        return losses.variational_loss(model, None, Batch(x0), draw).mean()
 
     found = {
         variance: prior
@@ -485,14 +483,14 @@ def test_the_whole_bound_of_the_oracle_is_near_the_entropy():
 def test_what_is_recorded_are_the_losses_without_importance_weights(pixels):
     x0 = pixels[0]
 
-    def loss_fn(x0, t, noise, *, train, key):
-        return 1.0 + t
+    def loss_fn(batch, draw, *, key):
+        return 1.0 + draw.t.astype(jnp.float32)
 
     def draw(key, num, total):
         return jnp.arange(num), jnp.full(num, 3.0)
 
     mean, (t, found) = losses.monte_carlo_loss(
-        loss_fn, SCHEDULE, jax.random.key(0), x0, draw_timesteps=draw
+        loss_fn, SCHEDULE, jax.random.key(0), Batch(x0), draw_timesteps=draw
     )
     np.testing.assert_array_equal(found, np.arange(1, 101))
     np.testing.assert_array_equal(t, np.arange(100))
@@ -503,21 +501,23 @@ def test_a_network_of_the_wrong_width_is_refused(pixels):
     for loss in (losses.hybrid_loss, losses.variational_loss):
         with pytest.raises(ValueError, match="must have 4 channels"):
             ask(loss, half, *pixels)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="must have 2 channels"):
         ask(losses.prediction_loss, wrong, *pixels)
+    with pytest.raises(ValueError, match="of a learned variance, not fixed_small"):
+        ask(losses.hybrid_loss, half, *pixels, variance="fixed_small")
 
 
 def test_zero_terminal_snr_trains_v_at_every_timestep():
     schedule = make_schedule(schedules.jsd_betas(10))
     x0 = jnp.full((10, 2), 0.5)
-    loss = losses.prediction_loss(
-        lambda p, x, t, c, *, train, key: jnp.zeros_like(x),
-        None,
-        schedule,
+    loss = ask(
+        losses.prediction_loss,
+        silent,
         x0,
         jnp.arange(10),
         jnp.zeros_like(x0),
-        prediction_type="v",
+        prediction="v",
+        process=schedule,
     )
     # v of x_0 without noise is -sqrt(1 - alphas_cumprod) x_0.
     np.testing.assert_allclose(loss, 0.25 * np.arange(1, 11) / 10, rtol=1e-6)

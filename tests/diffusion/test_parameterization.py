@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import forward_process, parameterization, schedules
+from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
+from diffusion_jax.diffusion.noise_level import noise_level, variance_preserving
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 T = 1000
@@ -17,6 +19,21 @@ SCHEDULES = {
     "cosine": make_schedule(cosine_betas(T)),
 }
 KINDS = ("eps", "x0", "v", "score")
+
+
+def target(process, kind, x0, t, noise):
+    return Model(process, kind).target(x0, t, noise)
+
+
+def reverse_step(process, variance, x0, x_t, t, variance_output=None):
+    """Mean and log variance of the step, with x0 as the prediction."""
+    model = Model(process, "x0", variance)
+    return p_mean_log_variance(Prediction(model, x_t, t, x0, variance_output))
+
+
+def predicted(output, x_t, variance):
+    model = Model(SCHEDULES["linear"], "eps", variance, lambda *_, **__: output)
+    return model.predict(None, x_t, jnp.zeros(len(x_t), jnp.int32))
 
 
 @pytest.fixture(scope="module", params=SCHEDULES)
@@ -90,7 +107,7 @@ def test_v_and_its_inverses(schedule, images):
     """v is a rotation of (x_0, eps): back and forth costs no precision at any t."""
     x0, t, noise = images
     x_t = forward_process.q_sample(schedule, x0, t, noise)
-    v = parameterization.prediction_target(schedule, "v", x0, t, noise)
+    v = target(schedule, "v", x0, t, noise)
     chex.assert_trees_all_close(
         parameterization.x0_from_v(schedule, x_t, t, v), x0, atol=1e-6
     )
@@ -103,9 +120,9 @@ def test_x0_from_prediction_undoes_prediction_target(schedule, images):
     x0, t, noise = images
     t = jnp.minimum(t, 499)  # Where eps determines x_0 well.
     x_t = forward_process.q_sample(schedule, x0, t, noise)
-    for kind in parameterization.PREDICTION_TYPES:
-        target = parameterization.prediction_target(schedule, kind, x0, t, noise)
-        found = parameterization.x0_from_prediction(schedule, kind, x_t, t, target)
+    for kind in KINDS:
+        wanted = target(schedule, kind, x0, t, noise)
+        found = parameterization.converted(schedule, kind, "x0", x_t, t, wanted)
         chex.assert_trees_all_close(found, x0, atol=2e-5)
 
 
@@ -120,7 +137,7 @@ def test_v_is_the_velocity_along_the_arc():
             for s in (t - 1, t + 1)
         ]
         velocity = (ends[1] - ends[0]) / (phi[t + 1] - phi[t - 1])
-        v = parameterization.prediction_target(schedule, "v", x0, jnp.array([t]), noise)
+        v = target(schedule, "v", x0, jnp.array([t]), noise)
         np.testing.assert_allclose(v, velocity, atol=5e-3)
 
 
@@ -174,7 +191,7 @@ def test_where_nothing_is_left_of_x0_v_is_its_negative():
     x0, noise, t = jnp.full((1, 2), 0.3), jnp.array([[1.0, -2.0]]), jnp.array([3])
     x_t = forward_process.q_sample(schedule, x0, t, noise)
     np.testing.assert_array_equal(x_t, noise)
-    v = parameterization.prediction_target(schedule, "v", x0, t, noise)
+    v = target(schedule, "v", x0, t, noise)
     np.testing.assert_array_equal(v, -x0)
     np.testing.assert_array_equal(parameterization.x0_from_v(schedule, x_t, t, v), x0)
     np.testing.assert_array_equal(parameterization.v_from_x0(schedule, x_t, t, x0), v)
@@ -196,7 +213,7 @@ def test_fixed_variances_are_those_of_the_paper(schedule):
         ("fixed_small", schedule.posterior_variance),
         ("fixed_large", schedule.betas),
     ):
-        mean, log_variance = parameterization.p_mean_log_variance(schedule, kind, x0, x, t)
+        mean, log_variance = reverse_step(schedule, kind, x0, x, t)
         np.testing.assert_array_equal(
             mean, forward_process.q_posterior(schedule, x0, x, t)[0]
         )
@@ -216,7 +233,7 @@ def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, image
         (0.0, np.sqrt(small * large)),
         (3.0, large**2 / small),
     ):
-        mean, log_variance = parameterization.p_mean_log_variance(
+        mean, log_variance = reverse_step(
             schedule, "learned", x0, x_t, t, jnp.full_like(x0, output)
         )
         for row, step in enumerate(np.asarray(t)):
@@ -226,36 +243,63 @@ def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, image
         np.testing.assert_array_equal(
             mean, forward_process.q_posterior(schedule, x0, x_t, t)[0]
         )
-    _, first = parameterization.p_mean_log_variance(
-        schedule, "learned", x0, x_t, t, jnp.ones_like(x0)
-    )
+    _, first = reverse_step(schedule, "learned", x0, x_t, t, jnp.ones_like(x0))
     assert float(first[0, 0, 0, 0]) == pytest.approx(np.log(schedule.betas[0]), rel=1e-6)
 
 
 def test_an_output_is_split_where_the_variance_is_learned():
     x_t = jnp.zeros((2, 4, 4, 3))
     output = jnp.arange(6.0)[None, None, None] * jnp.ones((2, 4, 4, 6))
-    prediction, between = parameterization.split_output(output, x_t, "learned")
-    np.testing.assert_array_equal(prediction[0, 0, 0], [0, 1, 2])
-    np.testing.assert_array_equal(between[0, 0, 0], [3, 4, 5])
-    prediction, between = parameterization.split_output(x_t, x_t, "fixed_small")
-    assert prediction is x_t and between is None
+    found = predicted(output, x_t, "learned")
+    np.testing.assert_array_equal(found.output[0, 0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(found.variance_output[0, 0, 0], [3, 4, 5])
+    found = predicted(x_t, x_t, "fixed_small")
+    assert found.output is x_t and found.variance_output is None
     with pytest.raises(ValueError, match="'learned'.* must have 6 channels"):
-        parameterization.split_output(x_t, x_t, "learned")
+        predicted(x_t, x_t, "learned")
     with pytest.raises(ValueError, match="'fixed_large'.* must have 3 channels"):
-        parameterization.split_output(output, x_t, "fixed_large")
-    # The prediction alone is had from both.
-    np.testing.assert_array_equal(
-        parameterization.prediction_alone(output, x_t), output[..., :3]
-    )
-    np.testing.assert_array_equal(parameterization.prediction_alone(x_t, x_t), x_t)
+        predicted(output, x_t, "fixed_large")
 
 
-def test_unknown_names_are_refused(schedule, images):
-    x0, t, noise = images
-    with pytest.raises(ValueError, match="'score'"):
-        parameterization.prediction_target(schedule, "score", x0, t, noise)
-    with pytest.raises(ValueError, match="'learned' needs the variance output"):
-        parameterization.p_mean_log_variance(schedule, "learned", x0, x0, t)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_has_all_four_forms(schedule, images, kind):
+    """Those of the truth, where each of them determines the others well."""
+    x0, _, noise = images
+    t = jnp.array([100, 200, 300, 400, 450, 499])
+    x_t = forward_process.q_sample(schedule, x0, t, noise)
+    truth = {name: target(schedule, name, x0, t, noise) for name in KINDS}
+    found = Prediction(Model(schedule, kind), x_t, t, truth[kind])
+    for name in KINDS:
+        chex.assert_trees_all_close(getattr(found, name), truth[name], atol=2e-4)
+    assert getattr(found, kind) is truth[kind]
+    still = jax.grad(
+        lambda x: Prediction(Model(schedule), x_t, t, x).with_fixed_mean().x0.sum()
+    )(noise)
+    assert not still.any()
+
+
+def test_a_model_without_a_network_predicts_nothing():
+    with pytest.raises(TypeError, match="has no network"):
+        Model(SCHEDULES["linear"]).predict(None, jnp.zeros((1, 2)), jnp.zeros(1))
+    assert len({Model(SCHEDULES["linear"]), Model(SCHEDULES["linear"])}) == 2
+
+
+def test_a_noise_level_keeps_its_coefficients_to_the_last_bit():
+    """sqrt(x^2) is x in floating point; alphas_cumprod is alpha^2 as it stands."""
+    rng = np.random.default_rng(0)
+    alpha, sigma = rng.uniform(size=1000), 80 * rng.uniform(size=1000)
+    level = noise_level(alpha, sigma)
+    np.testing.assert_array_equal(level.alpha, alpha)
+    np.testing.assert_array_equal(level.sigma, sigma)
+    share = SCHEDULES["cosine"].alphas_cumprod
+    level = variance_preserving(share)
+    np.testing.assert_array_equal(level.alpha_squared, share)
+    np.testing.assert_array_equal(level.sigma_squared, 1 - share)
+    assert (level.alpha_squared + level.sigma_squared == 1).all()
+
+
+def test_unknown_names_are_refused(schedule):
+    with pytest.raises(ValueError, match="prediction 'noise' is unknown.*eps, x0, v"):
+        Model(schedule, "noise")
     with pytest.raises(ValueError, match="'huge' is unknown.*fixed_small"):
-        parameterization.p_mean_log_variance(schedule, "huge", x0, x0, t)
+        Model(schedule, "eps", "huge")

@@ -14,10 +14,20 @@ from diffusion_jax.diffusion import (
     parameterization,
     variational_bound,
 )
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.model import Model, Prediction
+from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 SCHEDULE = make_schedule(linear_betas(1000))
 LEVELS = jnp.arange(256) / 127.5 - 1
+
+
+def terms_of(process, variance, x0, x_t, t, predicted_x0, variance_output=None):
+    """The terms where the network predicts this x_0, and this output of the variance."""
+    model = Model(process, "x0", variance)
+    prediction = Prediction(model, x_t, t, predicted_x0, variance_output)
+    return variational_bound.variational_terms(prediction, x0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,7 @@ def test_a_term_is_the_mean_divergence_in_bits():
     weight = SCHEDULE.posterior_mean_coef1[500] ** 2 / (
         2 * SCHEDULE.posterior_variance[500]
     )
-    found = variational_bound.variational_terms(
+    found = terms_of(
         SCHEDULE, "fixed_small", x0, x_t, t, x0 + jnp.asarray(off, jnp.float32)
     )
     expected = weight * (off**2).mean() / math.log(2)
@@ -119,7 +129,7 @@ def test_a_term_is_the_mean_divergence_in_bits():
 def test_the_first_term_is_the_likelihood_of_the_bins():
     x0, t = LEVELS[jnp.array([[0, 100, 255]])], jnp.array([0])
     guess = x0 + 0.004
-    found = variational_bound.variational_terms(SCHEDULE, "fixed_large", x0, x0, t, guess)
+    found = terms_of(SCHEDULE, "fixed_large", x0, x0, t, guess)
     log_variance = SCHEDULE.posterior_log_variance_clipped[1]
     expected = -variational_bound.discretized_gaussian_log_likelihood(
         x0, guess, jnp.full_like(x0, log_variance)
@@ -133,7 +143,7 @@ def test_a_perfect_reverse_step_costs_nothing():
     t = jnp.array([1, 10, 100, 500, 999])
     x_t = forward_process.q_sample(SCHEDULE, x0, t, jnp.ones_like(x0))
     for kind, output in (("fixed_small", None), ("learned", -jnp.ones_like(x0))):
-        found = variational_bound.variational_terms(SCHEDULE, kind, x0, x_t, t, x0, output)
+        found = terms_of(SCHEDULE, kind, x0, x_t, t, x0, output)
         np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
@@ -150,14 +160,12 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     x_t = forward_process.q_sample(
         SCHEDULE, x0, steps, jax.random.normal(jax.random.key(1), x0.shape)
     )
-    guess, _ = oracle.x0_mean_variance(data, x_t, *oracle.noise_level(SCHEDULE, steps))
-    output = oracle.oracle_apply_fn(data, SCHEDULE, "x0", learned=True)(None, x_t, steps)
-    between = output[:, 1:]
+    guess, _ = oracle.x0_mean_variance(data, x_t, noise_level_at(SCHEDULE, steps))
+    model = oracle.optimal_model(data, SCHEDULE, "x0", "learned")
+    between = model.predict(None, x_t, steps).variance_output
 
     def cost(shift):
-        terms = variational_bound.variational_terms(
-            SCHEDULE, "learned", x0, x_t, steps, guess, between + shift
-        )
+        terms = terms_of(SCHEDULE, "learned", x0, x_t, steps, guess, between + shift)
         return np.asarray(terms, np.float64)
 
     exact = cost(0.0)
@@ -202,27 +210,21 @@ def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_s
 
     def apply_fn(params, x_t, t, cond, *, train, key):
         assert not train and key is None
-        return jnp.concatenate([said, 0.3 * said], axis=-1)
+        return jnp.concatenate([said, 0.3 * said], axis=-1)[..., : params["channels"]]
 
     x_t = forward_process.q_sample(schedule, x0, t, noise)
     for clip in (True, False):
-        for variance in ("learned", "fixed_large"):
-            known = {"prediction_type": "x0", "variance_type": variance, "clip": clip}
-            predicted, between = variational_bound.predicted_x0(
-                apply_fn, None, schedule, x_t, t, **known
-            )
+        for variance, between in (("learned", 0.3 * said), ("fixed_large", None)):
+            model = Model(schedule, "x0", variance, apply_fn)
+            params = {"channels": 2 if variance == "learned" else 1}
             expected = np.clip(said, -1, 1) if clip else said
-            np.testing.assert_array_equal(predicted, expected)
-            if variance == "learned":
-                np.testing.assert_array_equal(between, 0.3 * said)
-            else:
-                assert between is None
+            prediction = model.predict(params, x_t, t)
+            np.testing.assert_array_equal(prediction.clipped_x0(clip), expected)
             term = variational_bound.bound_term(
-                apply_fn, None, schedule, x0, t, noise, **known
+                model, params, Batch(x0), Draw(t, noise), clip=clip
             )
             errors = np.square(expected - np.asarray(x0)).reshape(3, -1).mean(axis=1)
             np.testing.assert_allclose(term.squared_error, errors, rtol=1e-5)
-            bits = variational_bound.variational_terms(
-                schedule, variance, x0, x_t, t, predicted, between
-            )
+            guess = jnp.asarray(expected)
+            bits = terms_of(schedule, variance, x0, x_t, t, guess, between)
             np.testing.assert_allclose(term.bits, bits, rtol=1e-6)

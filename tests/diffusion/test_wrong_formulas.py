@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import forward_process, losses, oracle
+from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import q_posterior, q_sample, q_sigma, q_step
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import constant_betas, linear_betas, make_schedule
 from diffusion_jax.diffusion.variational_bound import bound_term, prior_term
 
@@ -34,7 +37,7 @@ def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
     t = 500
     x0, noise, x_t = draws(t)
     best = np.asarray(
-        oracle.eps_mean(DATA, x_t[:, None], *oracle.noise_level(SCHEDULE, jnp.int32(t)))
+        oracle.eps_mean(DATA, x_t[:, None], noise_level_at(SCHEDULE, jnp.int32(t)))
     )[:, 0]
     # Of all lines in x_t, by least squares: the optimum is linear for Gaussian data.
     ones = np.stack([np.ones_like(x_t), x_t], axis=1)
@@ -148,15 +151,14 @@ def eight_bit():
 def all_terms(data, num=2000):
     """The bound's terms at t = 0 .. T-1 for the best network, mean over images."""
     schedule = make_schedule(linear_betas(100, 1e-3, 0.2))
-    best = oracle.oracle_apply_fn(data, schedule, "eps", learned=True)
+    best = oracle.optimal_model(data, schedule, "eps", "learned")
     x0 = oracle.sample(data, jax.random.key(0), num)
 
     @jax.jit
     def term(t):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), x0.shape)
-        times = jnp.full(num, t)
-        options = {"prediction_type": "eps", "variance_type": "learned"}
-        return bound_term(best, None, schedule, x0, times, noise, **options).bits.mean()
+        draw = Draw(jnp.full(num, t), noise)
+        return bound_term(best, None, Batch(x0), draw).bits.mean()
 
     return np.array([float(term(t)) for t in range(100)]), schedule, x0
 
@@ -181,11 +183,9 @@ def test_L_0_is_a_cost_of_the_model_and_L_T_has_nothing_to_learn():
         def network(params, x_t, t, cond=None, *, train=False, key=None):
             return jnp.broadcast_to(params, x_t.shape)
 
-        options = {"prediction_type": "x0", "variance_type": "fixed_small"}
-        zeros = jnp.zeros(500, jnp.int32)
-        term = bound_term(
-            network, weight, schedule, x0, zeros, noise, clip=False, **options
-        )
+        model = Model(schedule, "x0", "fixed_small", network)
+        draw = Draw(jnp.zeros(500, jnp.int32), noise)
+        term = bound_term(model, weight, Batch(x0), draw, clip=False)
         return term.bits.mean()
 
     slope = jax.grad(first_term)(jnp.float32(float(x0.mean()) + 0.01))
@@ -220,7 +220,7 @@ def test_ddims_forward_process_knows_x_0(eta):
 
 def test_a_key_that_is_made_again_each_step_draws_the_same_t_and_noise():
     """Inside a training loop: the same few timesteps for ever, and no others."""
-    apply_fn = oracle.oracle_apply_fn(DATA, SCHEDULE, "eps")
+    apply_fn = oracle.optimal_model(DATA, SCHEDULE).apply_fn
     x0 = oracle.sample(DATA, jax.random.key(5), 64)
     seen = {"made again": [], "folded": []}
 
@@ -235,8 +235,8 @@ def test_a_key_that_is_made_again_each_step_draws_the_same_t_and_noise():
             "folded": jax.random.fold_in(jax.random.key(0), step),
         }
         for name, key in keys.items():
-            network = functools.partial(spy, name)
-            found[name].append(float(losses.simple_loss(network, None, SCHEDULE, key, x0)))
+            model = Model(SCHEDULE, apply_fn=functools.partial(spy, name))
+            found[name].append(float(losses.simple_loss(model, None, key, Batch(x0))))
     assert len(set(found["made again"])) == 1 and len(set(found["folded"])) == 20
     assert len(np.unique(np.concatenate(seen["made again"]))) <= 64
     assert len(np.unique(np.concatenate(seen["folded"]))) > 600

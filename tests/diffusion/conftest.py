@@ -1,0 +1,10 @@
+"""Every test of this room computes without a silent promotion of dtypes."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def strict_dtype_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
