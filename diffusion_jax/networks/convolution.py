@@ -55,7 +55,7 @@ def for_platform(platform: str) -> Callable[..., jax.Array]:
       `conv_general_dilated` of this module for "cpu", that of `jax.lax` for all others.
       Either is right on every platform; the choice is of speed.
     """
-    return conv_general_dilated if platform else lax.conv_general_dilated
+    return conv_general_dilated if platform == "cpu" else lax.conv_general_dilated
 
 
 def conv_general_dilated(
