@@ -107,11 +107,15 @@ def test_derivatives_of_derivatives(case):
         )
         third = gradient(direction)
         _, found = jax.jvp(gradient, (point,), (direction,))
-        for a, b, c, g in zip(ahead, behind, third, found, strict=True):
-            np.testing.assert_allclose(g, (a - b) / 2 - c, atol=1e-9 * np.abs(a).max())
+        # The same by reverse mode twice, for a second derivative is symmetric.
+        (reverse,) = jax.vjp(gradient, point)[1](direction)
+        for a, b, c, g, r in zip(ahead, behind, third, found, reverse, strict=True):
+            for second in (g, r):
+                atol = 1e-9 * np.abs(a).max()
+                np.testing.assert_allclose(second, (a - b) / 2 - c, atol=atol)
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 3), (2, 0)])
+@pytest.mark.parametrize("axes", [(0, None), (2, None), (None, 3), (2, 0)])
 @pytest.mark.parametrize("case", CASES)
 def test_vmap_is_one_by_one(case, axes):
     """The convolution and both of its gradients."""
