@@ -159,6 +159,10 @@ class Prediction:
         """
         process, x_t = self.model.process, self.x_t
         if self.variance_output is None:
+            if self.model.variance == "learned":
+                raise ValueError(
+                    "variance 'learned' needs the variance output of the network"
+                )
             return at(fixed_log_variance(process, self.model.variance), self.t, x_t)
         low, high = log_variance_bounds(process)
         share = (self.variance_output + 1) / 2
