@@ -31,6 +31,8 @@ SECONDS = 30  # That the tests of one mutant may take.
 MODULES = {
     "diffusion/schedules": "schedules",
     "diffusion/forward_process": "forward_process",
+    "diffusion/model": "model",
+    "diffusion/noise_level": "noise_level",
     "diffusion/parameterization": "parameterization",
     "diffusion/variational_bound": "variational_bound",
     "diffusion/loss_weighting": "loss_weighting",

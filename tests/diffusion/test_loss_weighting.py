@@ -27,11 +27,33 @@ def target(kind, x0, t, noise):
     return Model(SCHEDULE, kind).target(x0, t, noise)
 
 
+# Weightings of whatever is predicted; all others are of the error of x_0.
+OF_THE_PREDICTION = ("simple",)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("name", loss_weighting.WEIGHTINGS)
+def test_every_weighting_is_a_table_of_positive_numbers(name, kind):
+    """One weight for each timestep of any process; float64, on the host."""
+    short = make_schedule(linear_betas(10, 0.01, 0.9))
+    for process in (SCHEDULE, make_schedule(schedules.cosine_betas(50)), short):
+        for variance in ("fixed_small", "fixed_large"):
+            model = Model(process, kind, variance)
+            found = loss_weighting.loss_weights(model, name)
+            assert isinstance(found, np.ndarray) and found.dtype == np.float64
+            assert found.shape == (process.num_timesteps,)
+            assert np.isfinite(found).all() and (found > 0).all()
+            given = loss_weighting.PAPERS
+            np.testing.assert_array_equal(
+                loss_weighting.loss_weights(model, name, given), found
+            )
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in loss_weighting.WEIGHTINGS if name != "simple"]
+    "name", [name for name in loss_weighting.WEIGHTINGS if name not in OF_THE_PREDICTION]
 )
 def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
-    """A wrong guess of x_0, told as eps, x0 and v: the three weighted errors agree."""
+    """A wrong guess of x_0, told as eps, x0, v and score: the weighted errors agree."""
     x0 = jax.random.uniform(jax.random.key(0), (6, 5), minval=-1.0, maxval=1.0)
     noise, t = (
         jax.random.normal(jax.random.key(1), x0.shape),

@@ -1,6 +1,7 @@
 """Losses where their value is known: perfect, silent and optimal predictors."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -214,22 +215,127 @@ def half(*args, **options):
     return wrong(*args, **options)[..., :2]
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        losses.prediction_loss,
-        losses.score_matching_loss,
-        losses.variational_loss,
-        losses.hybrid_loss,
-    ],
-)
+# Every loss of the module at given t and noise; LEARNED names those of two outputs.
+LOSSES = [
+    function
+    for name, function in vars(losses).items()
+    if name.endswith("_loss") and "draw" in inspect.signature(function).parameters
+]
+
+
+def network_of(loss):
+    return wrong if loss in LEARNED else half
+
+
+def dropping(loss):
+    """A network with dropout of half of its outputs."""
+
+    def apply_fn(params, x_t, t, cond, *, train, key):
+        output = network_of(loss)(params, x_t, t, cond, train=train, key=key)
+        if not train:
+            return output
+        return jnp.where(jax.random.bernoulli(key, 0.5, output.shape), 2 * output, 0)
+
+    return apply_fn
+
+
+def test_the_losses_are_those_that_are_documented():
+    names = {loss.__name__ for loss in LOSSES}
+    documented = {"prediction", "score_matching", "variational", "hybrid"}
+    assert names >= {f"{name}_loss" for name in documented}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_one_number_of_each_example_alone(loss, pixels):
+    """float32 [B]; the same with other examples beside it, and under jit."""
+    found = ask(loss, network_of(loss), *pixels)
+    assert found.shape == (100,) and found.dtype == jnp.float32
+    assert np.isfinite(found).all()
+    some = np.array([99, 3, 50])
+    alone = ask(loss, network_of(loss), *(a[some] for a in pixels))
+    np.testing.assert_allclose(alone, found[some], rtol=1e-5)
+    compiled = jax.jit(lambda *args: ask(loss, network_of(loss), *args))(*pixels)
+    np.testing.assert_allclose(compiled, found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_moves_the_network_and_refuses_another_width(loss, pixels):
+    def scaled(params, *args, **options):
+        return params * network_of(loss)(params, *args, **options)
+
+    def mean(scale):
+        return ask(loss, scaled, *pixels, params=scale).mean()
+
+    slope = jax.grad(mean)(jnp.float32(1.3))
+    assert np.isfinite(slope) and slope != 0
+    other = half if network_of(loss) is wrong else wrong
+    with pytest.raises(ValueError, match="must have . channels"):
+        ask(loss, other, *pixels)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("t", [-1, 100])
+def test_no_loss_is_of_a_timestep_that_the_process_lacks(loss, t, pixels):
+    x0, _, noise = (a[:2] for a in pixels)
+    found = ask(loss, network_of(loss), x0, jnp.array([t, 3]), noise)
+    assert np.isnan(found).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_fixed_key_switches_dropout_on(loss, pixels):
+    """The same key the same mask, another key another; no key, no dropout."""
+    off = ask(loss, dropping(loss), *pixels)
+    np.testing.assert_array_equal(off, ask(loss, network_of(loss), *pixels))
+    on, again, other = (
+        ask(loss, dropping(loss), *pixels, key=jax.random.key(seed)) for seed in (7, 7, 8)
+    )
+    np.testing.assert_array_equal(on, again)
+    for a, b in ((on, off), (on, other), (other, off)):
+        assert (np.asarray(a) != np.asarray(b)).mean() > 0.5
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_estimate_drops_out_in_training_alone(loss, pixels):
+    """With its own key, of neither t nor the noise."""
+    batch, key = Batch(pixels[0]), jax.random.key(3)
+    keys = []
+
+    def loss_fn(batch, draw, *, key):
+        keys.append(key)
+        return ask(loss, dropping(loss), batch.x, draw.t, draw.noise, key=key)
+
+    mean, (t, each) = losses.monte_carlo_loss(loss_fn, SCHEDULE, key, batch)
+    still, (same_t, _) = losses.monte_carlo_loss(loss_fn, SCHEDULE, key, batch, train=False)
+    np.testing.assert_array_equal(t, same_t)
+    assert keys[1] is None and keys[0] in jax.random.split(key, 3)
+    noise = jax.random.normal(jax.random.split(key, 3)[1], batch.x.shape)
+    for found, dropout in ((mean, keys[0]), (still, None)):
+        expected = ask(loss, dropping(loss), pixels[0], t, noise, key=dropout).mean()
+        assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert float(mean) != float(still) and each.shape == (100,)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_simple_loss_drops_out_unless_told_not_to(train, pixels):
+    network, key = dropping(losses.prediction_loss), jax.random.key(2)
+    found = simple(network, key, pixels[0], train=train)
+    k_t, k_noise, k_dropout = jax.random.split(key, 3)
+    t, _ = timestep_sampling.uniform_timesteps(k_t, 100, 100)
+    noise = jax.random.normal(k_noise, pixels[0].shape)
+    dropout = k_dropout if train else None
+    expected = ask(losses.prediction_loss, network, pixels[0], t, noise, key=dropout)
+    assert float(found) == pytest.approx(float(expected.mean()), rel=1e-6)
+    if train:
+        assert float(simple(network, key, pixels[0])) == float(found)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_network_is_told_all_that_the_loss_is_told(loss, pixels):
     told = {}
 
     def spy(params, x_t, t, cond, *, train, key):
         told.update(params=params, t=t, cond=cond, train=train, key=key)
-        of_two = loss in (losses.variational_loss, losses.hybrid_loss)
-        return wrong(params, x_t, t, cond, train=train, key=key)[:, : 4 if of_two else 2]
+        return network_of(loss)(params, x_t, t, cond, train=train, key=key)
 
     x0, t, noise = pixels
     ask(loss, spy, x0, t, noise, params="params", cond="cond", key="key")
@@ -283,6 +389,22 @@ def test_score_matching_is_the_weighted_eps_loss(pixels):
     eps = ask(losses.prediction_loss, half, *pixels, weights=weights)
     found = ask(losses.score_matching_loss, score_net, *pixels)
     np.testing.assert_allclose(found, eps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
+def test_score_matching_of_any_model_is_its_own_loss_with_weights(kind, pixels):
+    """Of eps 1 / (1 - alphas_cumprod); of all those of the weighting "score_matching"."""
+    found = ask(losses.score_matching_loss, half, *pixels, prediction=kind)
+    table = loss_weighting.loss_weights(Model(SCHEDULE, kind), "score_matching")
+    own = ask(losses.prediction_loss, half, *pixels, prediction=kind, weights=table)
+    np.testing.assert_allclose(found, own, rtol=1e-3)
+    if kind == "eps":
+        weights = 1 - SCHEDULE.alphas_cumprod
+        found = ask(
+            losses.score_matching_loss, half, *pixels, prediction=kind, weights=weights
+        )
+        eps = ask(losses.prediction_loss, half, *pixels)
+        np.testing.assert_allclose(found, eps, rtol=1e-5)
 
 
 @pytest.mark.statistical

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import forward_process, parameterization
-from diffusion_jax.diffusion.model import Model, Prediction
+from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 SCHEDULES = {
@@ -92,6 +92,34 @@ def test_no_gradient_flows_through_a_fixed_mean(images, kind):
 
     mean, between = jax.grad(total, argnums=(0, 1))(true[kind], jnp.zeros_like(x_t))
     assert not mean.any() and between.all()
+    found = Prediction(model, x_t, T, true[kind], x_t).with_fixed_mean()
+    np.testing.assert_array_equal(found.output, true[kind])
+    np.testing.assert_array_equal(found.variance_output, x_t)
+
+
+def test_the_reverse_step_has_the_posterior_mean_and_the_models_variance(schedule, images):
+    """At the predicted x_0 or another; the log variance a share of the way up, or fixed."""
+    x_t, true = truth(schedule, images)
+    small, large = (
+        np.log(table[np.asarray(T)]).reshape(-1, 1, 1, 1)
+        for table in (schedule.posterior_variance, schedule.betas)
+    )
+    between = jnp.full_like(x_t, -0.5)
+    for variance, output, expected in (
+        ("fixed_small", None, small),
+        ("fixed_large", None, large),
+        ("learned", between, 0.25 * large + 0.75 * small),
+    ):
+        found = Prediction(Model(schedule, "eps", variance), x_t, T, true["eps"], output)
+        for x0 in (None, images[0] / 2):
+            mean, log_variance = p_mean_log_variance(found, x0)
+            x0 = found.x0 if x0 is None else x0
+            posterior = forward_process.q_posterior(schedule, x0, x_t, T)
+            np.testing.assert_array_equal(mean, posterior[0])
+            wide = np.broadcast_to(log_variance, x_t.shape)
+            np.testing.assert_allclose(
+                wide, np.broadcast_to(expected, x_t.shape), rtol=1e-6
+            )
 
 
 def test_a_clipped_x0_lies_in_the_range_of_images():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import forward_process, oracle, parameterization
-from diffusion_jax.diffusion.model import p_mean_log_variance
+from diffusion_jax.diffusion.model import Model, p_mean_log_variance
 from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
@@ -103,9 +103,8 @@ def noised(data, num=64):
 
 
 def test_the_score_is_the_gradient_of_the_log_density(data):
+    x_t, t = noised(data)
     with jax.enable_x64(True):
-        with jax.numpy_dtype_promotion("standard"):  # Tables are read in float32.
-            x_t, t = noised(data)
         x_t = jnp.asarray(x_t, jnp.float64)
         level = noise_level_at(SCHEDULE, t, jnp.float64)
 
@@ -120,7 +119,7 @@ def test_the_score_is_the_gradient_of_the_log_density(data):
 
 
 def test_eps_x0_v_and_score_say_the_same(data):
-    """Through `predictions`, within the rounding that the conversions promise."""
+    """Through `parameterization`, within the rounding that the conversions promise."""
     x_t, t = noised(data)
     level = noise_level_at(SCHEDULE, t)
     eps, v = oracle.eps_mean(data, x_t, level), oracle.v_mean(data, x_t, level)
@@ -232,6 +231,49 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
     exact_mean, exact = oracle.previous_mean_variance(data, SCHEDULE, x_t, t)
     np.testing.assert_allclose(mean, exact_mean, atol=1e-5)
     np.testing.assert_allclose(log_variance, np.log(np.maximum(exact, 1e-12)), atol=2e-4)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned"])
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
+def test_a_prediction_of_the_optimal_model_is_the_truth_in_all_four_forms(
+    data, kind, variance
+):
+    """By the bits of the conversion functions; near the closed form where they can be.
+
+    That is where both the signal and the noise are a fair part of x_t.
+    """
+    x_t, t = noised(data, 4)
+    x_t, t = x_t[(t >= 20) & (t <= 600)], t[(t >= 20) & (t <= 600)]
+    level = noise_level_at(SCHEDULE, t)
+    found = oracle.optimal_model(data, SCHEDULE, kind, variance).predict(None, x_t, t)
+    true = {
+        "eps": oracle.eps_mean(data, x_t, level),
+        "x0": oracle.x0_mean_variance(data, x_t, level)[0],
+        "v": oracle.v_mean(data, x_t, level),
+        "score": oracle.score(data, x_t, level),
+    }
+    for name, expected in true.items():
+        form = getattr(found, name)
+        if name == kind:
+            np.testing.assert_array_equal(form, expected)
+        else:
+            convert = getattr(parameterization, f"{name}_from_{kind}")
+            np.testing.assert_array_equal(form, convert(SCHEDULE, x_t, t, found.output))
+        np.testing.assert_allclose(form, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
+def test_of_a_single_point_the_optimal_model_knows_x0_and_the_noise(kind):
+    """All four forms are then those of the draw itself, the targets of the losses."""
+    data = oracle.discrete([[30, 200]], [1.0])
+    t = jnp.array([20, 200, 600])
+    x0 = oracle.sample(data, jax.random.key(0), 3)
+    noise = jax.random.normal(jax.random.key(1), x0.shape)
+    x_t = forward_process.q_sample(SCHEDULE, x0, t, noise)
+    found = oracle.optimal_model(data, SCHEDULE, kind).predict(None, x_t, t)
+    for name in ("eps", "x0", "v", "score"):
+        target = Model(SCHEDULE, name).target(x0, t, noise)
+        np.testing.assert_allclose(getattr(found, name), target, atol=2e-4)
 
 
 @pytest.mark.parametrize("t", [-1, 1000])

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.diffusion import forward_process, parameterization, schedules
 from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
-from diffusion_jax.diffusion.noise_level import noise_level, variance_preserving
+from diffusion_jax.diffusion.noise_level import variance_preserving
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 T = 1000
@@ -29,11 +29,6 @@ def reverse_step(process, variance, x0, x_t, t, variance_output=None):
     """Mean and log variance of the step, with x0 as the prediction."""
     model = Model(process, "x0", variance)
     return p_mean_log_variance(Prediction(model, x_t, t, x0, variance_output))
-
-
-def predicted(output, x_t, variance):
-    model = Model(SCHEDULES["linear"], "eps", variance, lambda *_, **__: output)
-    return model.predict(None, x_t, jnp.zeros(len(x_t), jnp.int32))
 
 
 @pytest.fixture(scope="module", params=SCHEDULES)
@@ -124,6 +119,23 @@ def test_x0_from_prediction_undoes_prediction_target(schedule, images):
         wanted = target(schedule, kind, x0, t, noise)
         found = parameterization.converted(schedule, kind, "x0", x_t, t, wanted)
         chex.assert_trees_all_close(found, x0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_x0_is_a_line_of_x_t_and_the_prediction(schedule, kind):
+    """In float64 on the host, by the definitions of eps, v and score."""
+    share = np.cumprod(1 - schedule.betas)
+    x0, noise = 0.3, -1.7
+    x_t = np.sqrt(share) * x0 + np.sqrt(1 - share) * noise
+    said = {
+        "eps": np.full(T, noise),
+        "x0": np.full(T, x0),
+        "v": np.sqrt(share) * noise - np.sqrt(1 - share) * x0,
+        "score": -noise / np.sqrt(1 - share),
+    }[kind]
+    a, b = parameterization.x0_coefficients(kind, variance_preserving(share))
+    assert a.dtype == b.dtype == np.float64 and a.shape == b.shape == (T,)
+    np.testing.assert_allclose(a * x_t + b * said, x0, rtol=1e-9)
 
 
 def test_v_is_the_velocity_along_the_arc():
@@ -245,61 +257,3 @@ def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, image
         )
     _, first = reverse_step(schedule, "learned", x0, x_t, t, jnp.ones_like(x0))
     assert float(first[0, 0, 0, 0]) == pytest.approx(np.log(schedule.betas[0]), rel=1e-6)
-
-
-def test_an_output_is_split_where_the_variance_is_learned():
-    x_t = jnp.zeros((2, 4, 4, 3))
-    output = jnp.arange(6.0)[None, None, None] * jnp.ones((2, 4, 4, 6))
-    found = predicted(output, x_t, "learned")
-    np.testing.assert_array_equal(found.output[0, 0, 0], [0, 1, 2])
-    np.testing.assert_array_equal(found.variance_output[0, 0, 0], [3, 4, 5])
-    found = predicted(x_t, x_t, "fixed_small")
-    assert found.output is x_t and found.variance_output is None
-    with pytest.raises(ValueError, match="'learned'.* must have 6 channels"):
-        predicted(x_t, x_t, "learned")
-    with pytest.raises(ValueError, match="'fixed_large'.* must have 3 channels"):
-        predicted(output, x_t, "fixed_large")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_prediction_has_all_four_forms(schedule, images, kind):
-    """Those of the truth, where each of them determines the others well."""
-    x0, _, noise = images
-    t = jnp.array([100, 200, 300, 400, 450, 499])
-    x_t = forward_process.q_sample(schedule, x0, t, noise)
-    truth = {name: target(schedule, name, x0, t, noise) for name in KINDS}
-    found = Prediction(Model(schedule, kind), x_t, t, truth[kind])
-    for name in KINDS:
-        chex.assert_trees_all_close(getattr(found, name), truth[name], atol=2e-4)
-    assert getattr(found, kind) is truth[kind]
-    still = jax.grad(
-        lambda x: Prediction(Model(schedule), x_t, t, x).with_fixed_mean().x0.sum()
-    )(noise)
-    assert not still.any()
-
-
-def test_a_model_without_a_network_predicts_nothing():
-    with pytest.raises(TypeError, match="has no network"):
-        Model(SCHEDULES["linear"]).predict(None, jnp.zeros((1, 2)), jnp.zeros(1))
-    assert len({Model(SCHEDULES["linear"]), Model(SCHEDULES["linear"])}) == 2
-
-
-def test_a_noise_level_keeps_its_coefficients_to_the_last_bit():
-    """sqrt(x^2) is x in floating point; alphas_cumprod is alpha^2 as it stands."""
-    rng = np.random.default_rng(0)
-    alpha, sigma = rng.uniform(size=1000), 80 * rng.uniform(size=1000)
-    level = noise_level(alpha, sigma)
-    np.testing.assert_array_equal(level.alpha, alpha)
-    np.testing.assert_array_equal(level.sigma, sigma)
-    share = SCHEDULES["cosine"].alphas_cumprod
-    level = variance_preserving(share)
-    np.testing.assert_array_equal(level.alpha_squared, share)
-    np.testing.assert_array_equal(level.sigma_squared, 1 - share)
-    assert (level.alpha_squared + level.sigma_squared == 1).all()
-
-
-def test_unknown_names_are_refused(schedule):
-    with pytest.raises(ValueError, match="prediction 'noise' is unknown.*eps, x0, v"):
-        Model(schedule, "noise")
-    with pytest.raises(ValueError, match="'huge' is unknown.*fixed_small"):
-        Model(schedule, "eps", "huge")

@@ -23,26 +23,41 @@ def linear():
 # Betas by their definition, in mpmath
 
 
-def exact_betas(name, total):
-    low, high = mpf("0.0001"), mpf("0.02")
-    share = [mpf(i) / (total - 1) for i in range(total)]
-    if name == "linear":
-        return [low + (high - low) * s for s in share]
-    if name == "quadratic":
-        root_low, root_high = mpmath.sqrt(low), mpmath.sqrt(high)
-        return [(root_low + (root_high - root_low) * s) ** 2 for s in share]
-    if name == "constant":
-        return [high] * total
-    if name == "sigmoid":
-        curve = [(1 + mpmath.tanh((12 * s - 6) / 2)) / 2 for s in share]
-        return [low + (high - low) * c for c in curve]
-    if name == "jsd":
-        return [1 / mpf(total - i) for i in range(total)]
+LOW, HIGH = mpf("0.0001"), mpf("0.02")
+
+
+def evenly(low, high, total):
+    return [low + (high - low) * mpf(i) / (total - 1) for i in range(total)]
+
+
+def exact_sigmoid(total):
+    curve = [(1 + mpmath.tanh(x / 2)) / 2 for x in evenly(mpf(-6), mpf(6), total)]
+    return [LOW + (HIGH - LOW) * c for c in curve]
+
+
+def exact_cosine(total):
     half_turn = [
         mpmath.pi * (mpf(i) / total + mpf("0.008")) / mpf("2.016") for i in range(total + 1)
     ]
     f = [(1 + mpmath.cos(2 * angle)) / 2 for angle in half_turn]
     return [min(1 - b / a, mpf("0.999")) for a, b in zip(f, f[1:], strict=False)]
+
+
+# One row for each of SCHEDULES.
+EXACT_BETAS = {
+    "linear": lambda total: evenly(LOW, HIGH, total),
+    "cosine": exact_cosine,
+    "quadratic": lambda total: [
+        root**2 for root in evenly(mpmath.sqrt(LOW), mpmath.sqrt(HIGH), total)
+    ],
+    "constant": lambda total: [HIGH] * total,
+    "sigmoid": exact_sigmoid,
+    "jsd": lambda total: [1 / mpf(total - i) for i in range(total)],
+}
+
+
+def exact_betas(name, total):
+    return EXACT_BETAS[name](total)
 
 
 def exact_tables(betas):
@@ -89,6 +104,24 @@ def test_float32_tables_are_within_one_ulp_of_50_digits(name, total):
         error = np.abs(table.astype(np.float32).astype(np.float64) - rounded)
         ulp = np.spacing(np.abs(rounded).astype(np.float32)).astype(np.float64)
         assert (error <= ulp).all(), (field, np.argmax(error / ulp))
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_schedule_of_any_length_and_ends_loses_signal_at_every_step(name):
+    """What all schedules have in common, and what all refuse."""
+    for total in (2, 3, 50):
+        betas = schedules.named_betas(name, total, 0.01, 0.3)
+        assert betas.shape == (total,) and betas.dtype == np.float64
+        schedule = make_schedule(betas)
+        np.testing.assert_array_equal(schedule.betas, betas)
+        share = np.append(1.0, schedule.alphas_cumprod)
+        assert (np.diff(share) < 0).all() and share[-1] >= 0
+        for table in schedule:
+            assert np.isfinite(table).all()
+    for total in (1, 0, -3):
+        with pytest.raises(ValueError, match=rf"num_timesteps \({total}\)"):
+            schedules.named_betas(name, total)
 
 
 def test_linear_schedule_has_the_known_values(linear):
@@ -261,7 +294,7 @@ def test_odd_betas_are_warned_of_with_the_number(betas, said):
         make_schedule(betas)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "quadratic", "sigmoid", "jsd"])
+@pytest.mark.parametrize("name", [n for n in schedules.SCHEDULES if n != "constant"])
 def test_the_schedules_of_the_papers_are_not_warned_of(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

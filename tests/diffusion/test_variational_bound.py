@@ -220,6 +220,10 @@ def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_s
             expected = np.clip(said, -1, 1) if clip else said
             prediction = model.predict(params, x_t, t)
             np.testing.assert_array_equal(prediction.clipped_x0(clip), expected)
+            if variance == "learned":
+                np.testing.assert_array_equal(prediction.variance_output, between)
+            else:
+                assert prediction.variance_output is None
             term = variational_bound.bound_term(
                 model, params, Batch(x0), Draw(t, noise), clip=clip
             )
