@@ -91,7 +91,7 @@ def oracle_in_3d() -> Iterator[Figure]:
 
 
 def digits() -> Iterator[Figure]:
-    """The whole command, but for its start: 200 images, all 1,000 timesteps."""
+    """The whole command, except its start: 200 images, all 1,000 timesteps."""
     config = run_folder.read_config(RUN)
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder)

@@ -210,7 +210,7 @@ def start_training(workdir, log, *more, **options):
 
 
 def lines_of(workdir):
-    """metrics.jsonl but for what is a matter of time."""
+    """metrics.jsonl without what is a matter of time."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 

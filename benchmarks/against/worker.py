@@ -84,7 +84,7 @@ def serve(
 
 
 def forget() -> None:
-    """Gives back what is free; the largest resident set begins anew."""
+    """Gives back what is free; the largest resident set begins again."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")

@@ -167,7 +167,7 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     result = evaluate(command, run, tmp_path / "auto", "--steps=6", "--spacing=auto")
     assert "choosing timesteps" not in result.stdout
     assert figures(tmp_path / "auto")["timesteps"] == chosen
-    # What is kept is not believed when it is damaged, and made anew.
+    # What is kept is not believed when it is damaged, and made again.
     kept.write_bytes(b"")
     result = command(
         "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/r", check=0
