@@ -336,7 +336,7 @@ _NO_LIST = {"sampling.timesteps": NOT_SET}
 
 @dataclasses.dataclass(slots=True)
 class SamplingConfig:
-    """What `sample.py` does unless its flags differ: a flag has the name of its field."""
+    """The defaults of the flags of `sample.py`, each of which has the name of its field."""
 
     sampler: str = described("ddpm", "The sampler.", choices=METHODS)
     steps: int = described(

@@ -1,7 +1,9 @@
 """What tests of several rooms share."""
 
+import contextlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from diffusion_jax.config import (
     TrainingConfig,
 )
 from diffusion_jax.diffusion import oracle
-from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
+from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -70,6 +72,22 @@ def points_config(**training):
     )
 
 
+@contextlib.contextmanager
+def interrupted_after(seconds, error):
+    """Raise `error` in what takes longer within this context, even if it waits."""
+
+    def interrupt(*_):
+        raise error
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def arrays_of(state):
     return [*jax.tree.leaves(state[:-1]), jax.random.key_data(state.key)]
 
@@ -79,7 +97,11 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-SCHEDULE = make_schedule(linear_betas(1000))
+SCHEDULES = {
+    "linear": make_schedule(linear_betas(1000)),
+    "cosine": make_schedule(cosine_betas(1000)),
+}
+SCHEDULE = SCHEDULES["linear"]
 
 
 def gaussian(std, spread=3.2):

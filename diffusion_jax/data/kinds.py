@@ -50,7 +50,7 @@ class Kind(abc.ABC):
     num_forward: int
 
     def fits(self, array: np.ndarray) -> bool:
-        """Whether an array, not an empty one, has the dtype and axes of such examples."""
+        """Return whether a non-empty array has the dtype and axes of such examples."""
         return (array.dtype, array.ndim) == (self.dtype, self.ndim) and array.size > 0
 
     def from_file(self, array: np.ndarray, where: str, config: DataConfig) -> np.ndarray:

@@ -17,7 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.diffusion.model import Model
-from diffusion_jax.diffusion.parameterization import check_variance, fixed_log_variance
+from diffusion_jax.diffusion.noise_level import variance_preserving
+from diffusion_jax.diffusion.parameterization import (
+    check_variance,
+    fixed_log_variance,
+    x0_coefficients,
+)
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -149,12 +154,9 @@ def loss_weights(
     weights = WEIGHTINGS[weighting](process, model.variance, parameters)
     if weighting == "simple":
         return weights
-    if model.prediction == "eps":
-        weights = weights / process.snr
-    elif model.prediction == "v":
-        weights = weights / (process.snr + 1)
-    elif model.prediction == "score":
-        weights = weights * (1 - process.alphas_cumprod) / process.snr
+    level = variance_preserving(process.alphas_cumprod)
+    _, of_prediction = x0_coefficients(model.prediction, level)
+    weights = weights * of_prediction**2  # x_0 error = of_prediction * prediction error.
     largest = weights.max()
     if not largest <= np.finfo(np.float32).max:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import at, q_sample
-from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.model import Model, Prediction
 from diffusion_jax.diffusion.parameterization import score_from_eps
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.diffusion.timestep_sampling import uniform_timesteps
@@ -94,10 +94,7 @@ def prediction_loss(
     Returns:
       float32 [B].
     """
-    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
-    prediction = model.predict(
-        params, x_t, draw.t, batch.cond, train=key is not None, key=key
-    )
+    prediction = _predict(model, params, batch, draw, key)
     target = model.target(batch.x, draw.t, draw.noise)
     return distance.of_each_example(prediction.output, target, draw.t)
 
@@ -123,11 +120,8 @@ def score_matching_loss(
     Returns:
       float32 [B].
     """
-    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
-    prediction = model.predict(
-        params, x_t, draw.t, batch.cond, train=key is not None, key=key
-    )
-    target = score_from_eps(model.process, x_t, draw.t, draw.noise)
+    prediction = _predict(model, params, batch, draw, key)
+    target = score_from_eps(model.process, prediction.x_t, draw.t, draw.noise)
     return distance.of_each_example(prediction.score, target, draw.t)
 
 
@@ -149,10 +143,7 @@ def variational_loss(
     Returns:
       float32 [B].
     """
-    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
-    prediction = model.predict(
-        params, x_t, draw.t, batch.cond, train=key is not None, key=key
-    )
+    prediction = _predict(model, params, batch, draw, key)
     return model.process.num_timesteps * variational_terms(prediction, batch.x)
 
 
@@ -183,10 +174,7 @@ def hybrid_loss(
     """
     if model.variance != "learned":
         raise ValueError(f"the hybrid loss is of a learned variance, not {model.variance}")
-    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
-    prediction = model.predict(
-        params, x_t, draw.t, batch.cond, train=key is not None, key=key
-    )
+    prediction = _predict(model, params, batch, draw, key)
     target = model.target(batch.x, draw.t, draw.noise)
     loss = distance.of_each_example(prediction.output, target, draw.t)
     terms = variational_terms(prediction.with_fixed_mean(), batch.x)
@@ -250,3 +238,11 @@ def simple_loss(
         return prediction_loss(model, params, batch, draw, distance=distance, key=key)
 
     return monte_carlo_loss(loss_fn, model.process, key, batch, train=train)[0]
+
+
+def _predict(
+    model: Model, params: Any, batch: Batch, draw: Draw, key: jax.Array | None
+) -> Prediction:
+    """Return the network's prediction at x_t of this draw."""
+    x_t = q_sample(model.process, batch.x, draw.t, draw.noise)
+    return model.predict(params, x_t, draw.t, batch.cond, train=key is not None, key=key)

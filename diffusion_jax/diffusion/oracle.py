@@ -261,7 +261,7 @@ def _optimal(
 def _optimal_variance_output(
     data: Mixture, process: Schedule, x_t: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """Where the variance of q(x_{t-1} | x_t) lies, from -1 to 1, between its bounds."""
+    """Return the position of q(x_{t-1} | x_t)'s variance between its bounds, -1 to 1."""
     _, variance = previous_mean_variance(data, process, x_t, t)
     log_variance = jnp.log(jnp.maximum(variance, 1e-12))
     low, high = log_variance_bounds(process)

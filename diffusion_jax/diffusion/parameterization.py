@@ -85,24 +85,19 @@ def v_from_eps(
     schedule: Schedule, x_t: jax.Array, t: jax.Array, eps: jax.Array
 ) -> jax.Array:
     """v = (eps - sqrt(1 - alpha-bar) x_t) / sqrt(alpha-bar): `eps_from_v` solved for v."""
-    signal, sigma = _signal_and_sigma(schedule)
-    with np.errstate(divide="ignore"):
-        return _combine(-sigma / signal, 1 / signal, x_t, t, eps)
+    return _combine(*_v_coefficients("eps", schedule), x_t, t, eps)
 
 
 def v_from_x0(schedule: Schedule, x_t: jax.Array, t: jax.Array, x0: jax.Array) -> jax.Array:
     """v = (sqrt(alpha-bar) x_t - x_0) / sqrt(1 - alpha-bar): `x0_from_v` solved for v."""
-    signal, sigma = _signal_and_sigma(schedule)
-    return _combine(signal / sigma, -1 / sigma, x_t, t, x0)
+    return _combine(*_v_coefficients("x0", schedule), x_t, t, x0)
 
 
 def v_from_score(
     schedule: Schedule, x_t: jax.Array, t: jax.Array, score: jax.Array
 ) -> jax.Array:
     """v = -sqrt(1 - alpha-bar) (x_t + score) / sqrt(alpha-bar)."""
-    signal, sigma = _signal_and_sigma(schedule)
-    with np.errstate(divide="ignore"):
-        return _combine(-sigma / signal, -sigma / signal, x_t, t, score)
+    return _combine(*_v_coefficients("score", schedule), x_t, t, score)
 
 
 def score_from_eps(
@@ -179,6 +174,29 @@ def x0_coefficients(prediction: str, level: NoiseLevel) -> tuple[np.ndarray, np.
         return 1 / alpha, (-sigma if prediction == "eps" else sigma**2) / alpha
 
 
+def v_coefficients(prediction: str, level: NoiseLevel) -> tuple[np.ndarray, np.ndarray]:
+    """Return (a, b) with v = a x_t + b prediction, on the host, in float64.
+
+    Of a process that preserves the variance, whose velocity v is.
+
+    Args:
+      prediction: "eps", "x0", "v" or "score".
+      level: float64 [...]. For eps and the score the coefficients are infinite where alpha
+        is 0.
+
+    Returns:
+      float64 [...] each.
+    """
+    check_prediction(prediction)
+    alpha, sigma = level.alpha, level.sigma
+    if prediction == "v":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "x0":
+        return alpha / sigma, -1 / sigma
+    with np.errstate(divide="ignore"):
+        return -sigma / alpha, (1 if prediction == "eps" else -sigma) / alpha
+
+
 def log_variance_bounds(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """(log beta-tilde, log beta): the lower and upper end of a learned log variance.
 
@@ -232,6 +250,10 @@ _CONVERSIONS: dict[tuple[str, str], Callable[..., jax.Array]] = {
 
 def _x0_coefficients(prediction: str, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return x0_coefficients(prediction, variance_preserving(schedule.alphas_cumprod))
+
+
+def _v_coefficients(prediction: str, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    return v_coefficients(prediction, variance_preserving(schedule.alphas_cumprod))
 
 
 def _signal_and_sigma(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,8 @@ import numpy as np
 from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.forward_process import q_sample
 from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.noise_level import noise_level
+from diffusion_jax.diffusion.parameterization import v_coefficients
 from diffusion_jax.diffusion.schedules import times_at_log_snr
 from diffusion_jax.diffusion.variational_bound import bound_term
 from diffusion_jax.evaluation.timestep_scan import as_float32
@@ -37,7 +39,9 @@ _MAX_EXACT = 16  # Dimensions whose divergence is a sum over all; else Hutchinso
 
 
 class Stages(NamedTuple):
-    """Where Runge and Kutta's method calls the network; float64 [N, 3], then [N].
+    """The points at which Runge and Kutta's method calls the network; float64.
+
+    [N, 3] for N steps of three points; the length is [N].
 
     Attributes:
       t: times at the beginning, the middle and the end of each step.
@@ -71,16 +75,8 @@ def make_stages(model: Model, num_steps: int) -> Stages:
     phi = np.stack([nodes[:-1], (nodes[:-1] + nodes[1:]) / 2, nodes[1:]], axis=1)
     t = times_at_log_snr(schedule, -2 * np.log(np.tan(phi).ravel())).reshape(phi.shape)
     t[-1, -1] = schedule.num_timesteps - 1
-    cos, sin = np.cos(phi), np.sin(phi)
-    if model.prediction == "eps":
-        of_x, of_prediction = -sin / cos, 1 / cos
-    elif model.prediction == "x0":
-        of_x, of_prediction = cos / sin, -1 / sin
-    elif model.prediction == "score":
-        of_x = of_prediction = -sin / cos
-    else:
-        of_x, of_prediction = np.zeros_like(phi), np.ones_like(phi)
-    return Stages(t, of_x, of_prediction, np.diff(nodes))
+    level = noise_level(np.cos(phi), np.sin(phi))
+    return Stages(t, *v_coefficients(model.prediction, level), np.diff(nodes))
 
 
 class Flow:

@@ -157,7 +157,7 @@ def _note(
     about: dict[str, Any],
     table: SamplerTable,
 ) -> dict[str, Any]:
-    """All that decides the samples, as P.json has it."""
+    """Return everything that the samples depend on, as it is written to P.json."""
     return {
         "run": str(workdir),
         "config_sha256": to_sha256(config),

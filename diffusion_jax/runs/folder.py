@@ -271,10 +271,10 @@ def check_resumable(
         only_rate = list(fixed) == [LEARNING_RATE]
         hint = ", or --change_learning_rate to go on with it" if only_rate else ""
         # No advice that would cost somebody a trained network.
-        anew = "" if has_checkpoint(workdir) else ", or --overwrite to start again"
+        restart = "" if has_checkpoint(workdir) else ", or --overwrite to start again"
         raise BadRequest(
             f"the run in {workdir} was started with another config: "
             f"{', '.join(fixed.values())}; "
-            f"give another --workdir{anew}{hint}"
+            f"give another --workdir{restart}{hint}"
         )
     return [text for path, text in changed.items() if path != "name"]

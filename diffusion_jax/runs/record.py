@@ -22,10 +22,7 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason, say, utc_now
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
 _MOST = {"steps_per_dispatch": 10**4}  # As of its field of the config.
-
 
 FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
 

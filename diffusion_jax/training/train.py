@@ -83,7 +83,7 @@ def prepare(
       BadRequest: as `train`.
       OSError: naming what cannot be written or deleted.
     """
-    anew = request.overwrite and run_folder.config_path(workdir).exists()
+    deletes = _deletes_a_run(request, workdir)
     goes_on = not request.overwrite and run_folder.has_checkpoint(workdir)
     with warnings.catch_warnings():
         if goes_on:
@@ -91,7 +91,7 @@ def prepare(
         plan = make_plan(config, data, prepare=not dry_run)
     config = plan.config
     changed: list[str] = []
-    if not anew:
+    if not deletes:
         changed = run_folder.check_resumable(
             workdir, config, change_learning_rate=request.change_learning_rate
         )
@@ -100,7 +100,7 @@ def prepare(
         _check_not_in_data(config, workdir)
     files.check_can_be_made(workdir)
     locks.check_not_locked(workdir, "training in")
-    if anew:
+    if deletes:
         needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
         needed |= {"--init_from": str(request.init_from or "")}
         run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
@@ -114,14 +114,17 @@ def prepare(
     return Start(plan, changed, initial)
 
 
+def _deletes_a_run(request: Request, workdir: pathlib.Path) -> bool:
+    return request.overwrite and run_folder.config_path(workdir).exists()
+
+
 def _initial_weights(
     config: Config, workdir: pathlib.Path, request: Request, *, goes_on: bool
 ) -> Weights | None:
     source = request.init_from
     if source is None:
         return None
-    anew = request.overwrite and run_folder.config_path(workdir).exists()
-    if anew and source.resolve() == workdir.resolve():
+    if _deletes_a_run(request, workdir) and source.resolve() == workdir.resolve():
         raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
     if goes_on:
         _refuse_weights_of_no_use(config, workdir)
@@ -196,14 +199,14 @@ def train(
     """
     plan, changed, initial = prepare(config, workdir, data, request)
     config = plan.config
-    anew = request.overwrite and run_folder.config_path(workdir).exists()
+    deletes = _deletes_a_run(request, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         locks.locked(workdir, "training in"),
         stop_on_interrupt(say, sigterm=True) as stop,
     ):
         run_folder.delete_unfinished(workdir)
-        if anew:
+        if deletes:
             run_folder.delete_run(workdir)
         if changed:
             _say_changes(config, workdir, changed)
@@ -264,7 +267,7 @@ def prepared_trainer(
     for step, loss in by_step.items():
         if step <= start:
             checkpoints.score(step, loss)
-    return Trainer(plan, workdir, checkpoints, mesh, stop, first)
+    return Trainer(plan, workdir, checkpoints, mesh, stop, first, due)
 
 
 def _say_changes(config: Config, workdir: pathlib.Path, changed: list[str]) -> None:

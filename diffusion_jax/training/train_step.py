@@ -78,10 +78,8 @@ def make_train_step(
             (optax.apply_updates(state.params, updates), opt_state),
             (state.params, state.opt_state),
         )
-        weights = update_shares(config.ema, state.step)
-        emas = {
-            name: ema_update(e, params, weights[name]) for name, e in state.emas.items()
-        }
+        shares = update_shares(config.ema, state.step)
+        emas = {name: ema_update(e, params, shares[name]) for name, e in state.emas.items()}
         new_line = state.step % config.training.log_every == 0
         state = TrainState(
             step=state.step + 1,

@@ -50,19 +50,22 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         stop: Stop,
         first: FirstState,
+        due: Due,
     ):
         """Make every part of the run; the first dispatch compiles.
 
         Args:
           plan: of the run.
-          workdir: its folder, ready to be trained in: see `prepare_folder`.
+          workdir: its folder, ready to be trained in.
           checkpoints: its checkpoints.
           mesh: the devices.
           stop: the signals to stop.
           first: the state to go on from. It is donated to the first step.
+          due: what is to be done before that step.
         """
         self.plan, self.config, self.workdir = plan, plan.config, workdir
-        self.stop, self._mesh, self._first = stop, mesh, first
+        self.stop, self._mesh = stop, mesh
+        self._first, self._due = first, due
         training = plan.config.training
         self.train_steps = _compiled(plan, mesh)
         self._most_steps = training.steps_per_dispatch or most_steps(plan.config.data)
@@ -89,7 +92,7 @@ class Trainer:
                 self.periodic.previews.draw_forward()
             if self._first.is_unsaved:  # A later start need not be told of them again.
                 self.saver.save(state)
-            self._run_due(state, step, still_due(self.config, self.workdir, step))
+            self._run_due(state, step, self._due)
             if step < num_steps and not self.stop.wanted:
                 self._bar.say("compiling the train step")
                 state, step = self._dispatch(state, step)

@@ -4,7 +4,6 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import socket
 import struct
 import zipfile
@@ -20,6 +19,7 @@ from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.runtime.errors import BadRequest
+from helpers import interrupted_after
 
 RNG = np.random.default_rng(0)
 
@@ -559,15 +559,8 @@ def test_any_path_that_a_file_system_allows_works(name, folder, tmp_path, capsys
 @pytest.fixture
 def in_time():
     """Fail where something waits for ever, as opening a named pipe does."""
-
-    def fail(*_):
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with interrupted_after(30, AssertionError("it waits")):
+        yield
 
 
 def special(path, kind):

@@ -7,26 +7,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion import forward_process
-from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion.schedules import make_schedule
+from helpers import SCHEDULES
 
 T = 1000
-SCHEDULES = {
-    "linear": make_schedule(linear_betas(T)),
-    "cosine": make_schedule(cosine_betas(T)),
-}
-
-
-@pytest.fixture(scope="module", params=SCHEDULES)
-def schedule(request):
-    return SCHEDULES[request.param]
-
-
-@pytest.fixture(scope="module")
-def images():
-    x0 = jax.random.uniform(jax.random.key(0), (6, 4, 4, 3), minval=-1.0, maxval=1.0)
-    noise = jax.random.normal(jax.random.key(1), x0.shape)
-    t = jnp.array([0, 1, 10, 499, 998, 999])
-    return x0, t, noise
 
 
 def test_q_sample_shapes_and_types(schedule, images):

@@ -11,12 +11,8 @@ import pytest
 
 from diffusion_jax.diffusion import forward_process, parameterization
 from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
-from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
+from helpers import SCHEDULES
 
-SCHEDULES = {
-    "linear": make_schedule(linear_betas(1000)),
-    "cosine": make_schedule(cosine_betas(1000)),
-}
 LINEAR = SCHEDULES["linear"]
 KINDS = ("eps", "x0", "v", "score")
 T = jnp.array([100, 200, 300, 400, 450, 499])  # Where each form determines the others.

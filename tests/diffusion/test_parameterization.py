@@ -11,13 +11,10 @@ import pytest
 from diffusion_jax.diffusion import forward_process, parameterization, schedules
 from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
 from diffusion_jax.diffusion.noise_level import variance_preserving
-from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
+from diffusion_jax.diffusion.schedules import make_schedule
+from helpers import SCHEDULES
 
 T = 1000
-SCHEDULES = {
-    "linear": make_schedule(linear_betas(T)),
-    "cosine": make_schedule(cosine_betas(T)),
-}
 KINDS = ("eps", "x0", "v", "score")
 
 
@@ -29,19 +26,6 @@ def reverse_step(process, variance, x0, x_t, t, variance_output=None):
     """Mean and log variance of the step, with x0 as the prediction."""
     model = Model(process, "x0", variance)
     return p_mean_log_variance(Prediction(model, x_t, t, x0, variance_output))
-
-
-@pytest.fixture(scope="module", params=SCHEDULES)
-def schedule(request):
-    return SCHEDULES[request.param]
-
-
-@pytest.fixture(scope="module")
-def images():
-    x0 = jax.random.uniform(jax.random.key(0), (6, 4, 4, 3), minval=-1.0, maxval=1.0)
-    noise = jax.random.normal(jax.random.key(1), x0.shape)
-    t = jnp.array([0, 1, 10, 499, 998, 999])
-    return x0, t, noise
 
 
 def truth(schedule, x_t, x0, t, kind):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, roots_hermitenorm
 
+import helpers
 from diffusion_jax.diffusion import oracle
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import noise_level_at
 from diffusion_jax.diffusion.schedules import (
-    cosine_betas,
     linear_betas,
     make_schedule,
     rescale_zero_terminal_snr,
@@ -23,8 +23,7 @@ from diffusion_jax.evaluation.ode_likelihood import Flow, make_stages
 from helpers import DATA, LEVELS, SHARES, images, mesh_of
 
 SCHEDULES = {
-    "linear": make_schedule(linear_betas(1000)),
-    "cosine": make_schedule(cosine_betas(1000)),
+    **helpers.SCHEDULES,
     "zero_terminal_snr": make_schedule(rescale_zero_terminal_snr(linear_betas(1000))),
 }
 LINEAR = SCHEDULES["linear"]

@@ -4,7 +4,6 @@ import ast
 import os
 import pathlib
 import re
-import signal
 import socket
 import stat
 import subprocess
@@ -22,21 +21,14 @@ from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runs.record import Record, read_record, write_record
 from diffusion_jax.runtime import files, locks
 from diffusion_jax.runtime.errors import BadRequest
-from helpers import ODD_NAMES, ROOT
+from helpers import ODD_NAMES, ROOT, interrupted_after
 
 
 @pytest.fixture(autouse=True)
 def no_hanging():
-    """Whoever waits for a named pipe is woken after 20 seconds."""
-
-    def wake(*_):
-        raise TimeoutError("it waits for a named pipe")
-
-    before = signal.signal(signal.SIGALRM, wake)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    """Interrupt a test that waits for a named pipe."""
+    with interrupted_after(20, TimeoutError("it waits for a named pipe")):
+        yield
 
 
 def specials(folder):
