@@ -49,39 +49,43 @@ MODULES = {
 }
 
 
+Path = list[tuple[str, int | None]]
+
+
 class Mutant(NamedTuple):
-    """One change: in which function, what became what, and the module's new source."""
+    """One change: in which function and line, where in the module's tree, and of what."""
 
     module: str
     function: str
     line: int
     before: str
-    after: str
-    source: str
+    tree: ast.Module
+    path: Path
 
     @property
     def name(self) -> str:
-        return f"{self.module}.{self.function}: {self.before} -> {self.after}"
+        return f"{self.module}.{self.function}: {self.before}, times 1.01"
+
+    def source(self) -> str:
+        """Return the module's source with the change."""
+        tree = copy.deepcopy(self.tree)
+        parent, field, index = _follow(tree, self.path)
+        old = getattr(parent, field)
+        if index is None:
+            setattr(parent, field, _scaled(old))
+        else:
+            old[index] = _scaled(old[index])
+        return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def mutants_of(module: str) -> Iterator[Mutant]:
     """Every mutant of a module, in the order of its lines."""
-    source = (PACKAGE / f"{module}.py").read_text()
-    tree = ast.parse(source)
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     for function, path in _places(tree):
-        changed = copy.deepcopy(tree)
-        parent, field, index = _follow(changed, path)
+        parent, field, index = _follow(tree, path)
         old = getattr(parent, field)
         node = old if index is None else old[index]
-        new = _scaled(node)
-        if index is None:
-            setattr(parent, field, new)
-        else:
-            old[index] = new
-        text = ast.unparse(ast.fix_missing_locations(changed))
-        yield Mutant(
-            module, function, node.lineno, ast.unparse(node), ast.unparse(new), text
-        )
+        yield Mutant(module, function, node.lineno, ast.unparse(node), tree, path)
 
 
 class Excuse(NamedTuple):
@@ -125,9 +129,6 @@ def _scaled(node: ast.expr) -> ast.expr:
     if isinstance(node, ast.Constant):
         return ast.Constant(node.value * 1.01 if node.value else 0.01)
     return ast.BinOp(node, ast.Mult(), ast.Constant(1.01))
-
-
-Path = list[tuple[str, int | None]]
 
 
 def _places(tree: ast.Module) -> Iterator[tuple[str, Path]]:
@@ -238,7 +239,7 @@ def survivors(mutants: list[Mutant], workers: int = 2) -> list[Mutant]:
             for mutant in share:
                 file = place / "diffusion_jax" / f"{mutant.module}.py"
                 original = file.read_text()
-                file.write_text(mutant.source)
+                file.write_text(mutant.source())
                 if _passes(mutant.module, place, environment, SECONDS):
                     left.append(mutant)
                 file.write_text(original)

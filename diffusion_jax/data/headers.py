@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.files import Files
+from diffusion_jax.data.encoded_images import Progress
+from diffusion_jax.data.image_files import Files
 from diffusion_jax.data.images import num_channels
-from diffusion_jax.data.pictures import Progress
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime.hashing import sha256
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data.pictures import Pictures
+from diffusion_jax.data.encoded_images import Pictures
 from diffusion_jax.data.sources import Split
 from diffusion_jax.data.unreadable import Unreadable
 from diffusion_jax.diffusion.batch import Batch

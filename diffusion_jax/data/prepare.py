@@ -9,7 +9,7 @@ process of its own. A set that is there already is left as it is.
 import os
 import sys
 
-from diffusion_jax.data.prepared import plain_place
+from diffusion_jax.data.tfds_sets import plain_place
 from diffusion_jax.runtime.text import shown
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -14,13 +14,13 @@ import numpy as np
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
-from diffusion_jax.data.files import Files, existing, find_files
+from diffusion_jax.data.encoded_images import Form, Pictures, Progress, decode_all
 from diffusion_jax.data.headers import Headers, in_common, read_headers
+from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.kinds import KINDS, PICTURES, kind_of
 from diffusion_jax.data.npz import read_npz
-from diffusion_jax.data.pictures import Form, Pictures, Progress, decode_all
-from diffusion_jax.data.prepared import open_prepared
 from diffusion_jax.data.report import by_suffix, named
+from diffusion_jax.data.tfds_sets import open_prepared
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest

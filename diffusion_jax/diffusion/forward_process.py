@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.tables import read
 
 
 def q_step(

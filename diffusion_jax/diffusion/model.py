@@ -157,16 +157,18 @@ class Prediction:
         Of a learned one w log beta + (1 - w) log beta-tilde, w = (variance_output + 1) / 2
         (IDDPM eq. 15); else that of `parameterization.fixed_log_variance`.
         """
-        process, x_t = self.model.process, self.x_t
+        process = self.model.process
         if self.variance_output is None:
             if self.model.variance == "learned":
                 raise ValueError(
                     "variance 'learned' needs the variance output of the network"
                 )
-            return at(fixed_log_variance(process, self.model.variance), self.t, x_t)
+            fixed = fixed_log_variance(process, self.model.variance)
+            return at(fixed, self.t, self.x_t)
         low, high = log_variance_bounds(process)
         share = (self.variance_output + 1) / 2
-        return share * at(high, self.t, x_t) + (1 - share) * at(low, self.t, x_t)
+        upper, lower = at(high, self.t, self.x_t), at(low, self.t, self.x_t)
+        return share * upper + (1 - share) * lower
 
     def with_fixed_mean(self) -> "Prediction":
         """Return the same, through whose mean no gradient flows."""

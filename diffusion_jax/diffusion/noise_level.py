@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.tables import read
 
 
 class NoiseLevel(NamedTuple):
@@ -72,13 +72,15 @@ def noise_level_at(process: Schedule, t: Any, dtype: Any = jnp.float32) -> Noise
         return NoiseLevel(*(read(table, t, dtype) for table in squares))
     t = t.astype(dtype)
     indices = jnp.arange(process.num_timesteps, dtype=t.dtype)
-    # A share of 0 has no finite logarithm: this is 1e-300, to which float32 rounds 0.
-    # Unseen (1e-300): no float32, and a square root of 0 in float64.
+    # Unseen (1e-300): where there is no signal, what is interpolated is not used.
     log_of = np.log(np.maximum(process.alphas_cumprod, 1e-300))
     # Unseen (jnp.nan): not a number either way.
     log_share = jnp.interp(
         t, indices, jnp.asarray(log_of, t.dtype), left=jnp.nan, right=jnp.nan
     )
+    last = int(np.flatnonzero(process.alphas_cumprod)[-1])  # With a signal.
+    is_without = (t > last) & ~jnp.isnan(log_share)
+    log_share = jnp.where(is_without, -jnp.inf, log_share)
     return NoiseLevel(jnp.exp(log_share), -jnp.expm1(log_share))
 
 

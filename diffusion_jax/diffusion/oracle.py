@@ -27,8 +27,8 @@ from diffusion_jax.diffusion.noise_level import (
     noise_level_at,
 )
 from diffusion_jax.diffusion.parameterization import log_variance_bounds
-from diffusion_jax.diffusion.reading import read
 from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.diffusion.tables import read
 
 
 class Mixture(NamedTuple):

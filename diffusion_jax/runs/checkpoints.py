@@ -392,8 +392,15 @@ def _first_cause(error: BaseException) -> BaseException:
     return seen[-1]
 
 
+# Where in TensorStore's own source, and for which arguments.
+_DETAILS = re.compile(r" \[(source locations|tensorstore_spec)=.*")
+
+
 def _reason(error: BaseException) -> str:
-    said = reason(error)
+    """Return an error's own words, whose cause stands at their end, in at most 200."""
+    said = _DETAILS.sub("", reason(error))
     if isinstance(error, files.NotRegular):
         return f"{error.filename} {error.strerror}"
-    return f"{type(error).__name__}: {said[:150]}" if str(error) else said
+    if len(said) > 200:
+        said = f"{said[:80]} ... {said[-115:]}"
+    return f"{type(error).__name__}: {said}" if str(error) else said

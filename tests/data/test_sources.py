@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
+from diffusion_jax.data.encoded_images import Pictures
 from diffusion_jax.data.images import Unreadable
-from diffusion_jax.data.pictures import Pictures
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.runtime.errors import BadRequest
 from helpers import interrupted_after

@@ -77,11 +77,9 @@ def test_at_whole_timesteps_the_level_is_the_process_rounded_once(process):
 def test_at_real_timesteps_the_level_is_that_of_the_schedule(process):
     """In float32 and float64, against `schedules.alphas_cumprod_at`.
 
-    For the way to no signal at all see the next test.
+    On the way to no signal at all there is none.
     """
     times = np.linspace(0, T - 1, 4 * (T - 1) + 1)
-    if process.has_zero_terminal_snr:
-        times = times[(times <= T - 2) | (times == T - 1)]
     share = schedules.alphas_cumprod_at(process, times)
     level = jax.jit(lambda t: noise_level_at(process, t))(jnp.asarray(times, jnp.float32))
     assert level.alpha.dtype == level.sigma.dtype == jnp.float32
@@ -89,18 +87,8 @@ def test_at_real_timesteps_the_level_is_that_of_the_schedule(process):
     np.testing.assert_allclose(level.sigma_squared, 1 - share, rtol=1e-5)
     with jax.enable_x64(True):
         level = noise_level_at(process, jnp.asarray(times), jnp.float64)
-        np.testing.assert_allclose(level.alpha_squared, share, rtol=1e-12, atol=1e-299)
+        np.testing.assert_allclose(level.alpha_squared, share, rtol=1e-12)
         np.testing.assert_allclose(level.sigma_squared, 1 - share, rtol=1e-9)
-
-
-@pytest.mark.xfail(strict=True, reason="it falls to 1e-300 step by step instead")
-def test_on_the_way_to_no_signal_there_is_none():
-    process = make_schedule(schedules.jsd_betas(T))
-    times = T - 2 + np.array([0.01, 0.1, 0.5, 0.99])
-    np.testing.assert_array_equal(schedules.alphas_cumprod_at(process, times), 0)
-    level = noise_level_at(process, jnp.asarray(times, jnp.float32))
-    np.testing.assert_array_equal(level.alpha_squared, 0)
-    np.testing.assert_array_equal(level.sigma_squared, 1)
 
 
 @pytest.mark.parametrize("t", [-1, T, T + 5, -1.0, -0.01, T - 0.99, float(T), np.nan])

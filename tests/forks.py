@@ -1,0 +1,39 @@
+"""Runs commands in forks of one process that has imported what they import.
+
+A fork is a process as any other, with its own arguments, folder, output and exit status,
+without the second of importing. The requests come as lines of JSON, each of which is
+answered with a line, the exit status.
+"""
+
+import json
+import os
+import runpy
+import sys
+
+import diffusion_jax.jobs.auto_timesteps
+import diffusion_jax.jobs.command_line
+import diffusion_jax.jobs.likelihood
+import diffusion_jax.jobs.sample
+import diffusion_jax.runtime.start
+import diffusion_jax.training.train  # noqa: F401
+
+
+def next_request():
+    """Return a request, in a fork of its own for each; the server itself never returns."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            return json.loads(line)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(status, flush=True)
+    sys.exit()
+
+
+request = next_request()
+os.chdir(request["cwd"])
+for descriptor, path in enumerate([os.devnull, *request["said"]]):
+    opened = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+sys.argv = request["args"]
+runpy.run_path(sys.argv[0], run_name="__main__")
