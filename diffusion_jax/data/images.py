@@ -218,11 +218,11 @@ def _is_grey(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette:
         # Not getpalette(), which would decode the image.
         raw, mode = bytes(image.palette.palette or b""), image.palette.rawmode or "RGB"
-        values = np.frombuffer(raw, np.uint8)
+        flat = np.frombuffer(raw, np.uint8)
         if mode.endswith(";L"):  # All of red, then all of green, then all of blue.
-            values = values.reshape(3, -1).T
+            values = flat.reshape(3, -1).T
         else:
-            values = values.reshape(-1, len(mode))[:, :3]
+            values = flat.reshape(-1, len(mode))[:, :3]
         return bool((values == values[:, :1]).all())
     return image.mode in _GREY_MODES
 
