@@ -430,16 +430,17 @@ def conditioned(x_t, t, cond):
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc +langevin"])
 def test_conditions_are_split_with_the_batch(name):
-    """The same bits in another batch, and in one divided over four devices."""
+    """Each with its example, in another batch and in one divided over four devices."""
     table, cond = make(name, timesteps.trailing_timesteps(T, 8)), conditions(64)
     options = {"model": model_of(conditioned), "shape": (2,), "hook": PROJECTION}
     one = np.asarray(run(table, 64, cond=cond, **options)[0])
     part = jax.tree.map(lambda x: x[16:48], cond)
-    np.testing.assert_array_equal(
-        one[16:48], run(table, 32, start=16, cond=part, **options)[0]
+    np.testing.assert_allclose(
+        one[16:48], run(table, 32, start=16, cond=part, **options)[0], atol=2e-6
     )
     turned = jax.tree.map(lambda x: x[::-1], cond)
-    assert (np.asarray(run(table, 64, cond=turned, **options)[0]) != one).any(axis=1).all()
+    other = np.asarray(run(table, 64, cond=turned, **options)[0])
+    assert (abs(other - one) > 1e-4).any(axis=1).all()
     rows = rows_of(4)
     whole = rows.update(spec=jax.sharding.PartitionSpec())
     sharded = jax.jit(
@@ -456,7 +457,7 @@ def test_conditions_are_split_with_the_batch(name):
         out_shardings=rows,
     )(jax.random.key(0), jnp.arange(64), cond)
     assert len(sharded.sharding.device_set) == 4
-    np.testing.assert_array_equal(one, sharded)
+    np.testing.assert_allclose(one, sharded, atol=2e-6)
 
 
 # Noise, frames, memory, compilation
@@ -471,10 +472,15 @@ def rows_of(num_devices):
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc +langevin"])
 def test_noise_depends_on_seed_index_and_row_alone(name):
-    """The same bits in another batch, another place in it, and another device count."""
+    """In another batch, another place in it, and on another number of devices.
+
+    The same bits of the initial noise; of the end what the rounding of another shape leaves.
+    """
     table = make(name, timesteps.trailing_timesteps(T, 8))
-    one = np.asarray(run(table, 64)[0])
-    np.testing.assert_array_equal(one[16:48], run(table, 32, start=16)[0])
+    one, start = (np.asarray(x) for x in run(table, 64, frames=(0,)))
+    part, part_start = run(table, 32, start=16, frames=(0,))
+    np.testing.assert_array_equal(start[:, 16:48], part_start)
+    np.testing.assert_allclose(one[16:48], part, atol=2e-6)
     rows = rows_of(4)
     sharded = jax.jit(
         lambda key, i: chain.sample_chain(
@@ -484,7 +490,7 @@ def test_noise_depends_on_seed_index_and_row_alone(name):
         out_shardings=rows,
     )(jax.random.key(0), jnp.arange(64))
     assert len(sharded.sharding.device_set) == 4
-    np.testing.assert_array_equal(one, sharded)
+    np.testing.assert_allclose(one, sharded, atol=2e-6)
     assert len(np.unique(one)) == 64
 
 
