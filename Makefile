@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-maths test-slow lint format bench bench-gpu bench-parity bench-promises pictures docs-config constraints clean
+.PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
+	bench-promises pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -57,9 +58,13 @@ bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/convergence.py
 
-# The README's pictures of the samplers, after training digits and swiss_roll.
+# The pictures of docs/samplers.md, after training digits and swiss_roll.
 pictures: $(VENV)/core
 	$(BIN)/python benchmarks/pictures.py
+
+# The site, in docs/_build; a broken link, formula or docstring ends it.
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
 
 # The table of all fields of a config.
 docs-config: $(VENV)/core
@@ -94,4 +99,4 @@ $(VENV)/dev: $(VENV)/core
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity runs
+	rm -rf $(VENV) .venv-parity runs docs/_build docs/api

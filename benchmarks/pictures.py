@@ -1,4 +1,4 @@
-"""The README's pictures of the samplers, from runs/digits and runs/swiss_roll.
+"""The pictures of docs/samplers.md, from runs/digits and runs/swiss_roll.
 
 docs/images/samplers.png: the same eight seeds by each method in 10, 20 and 50 timesteps.
 docs/images/langevin.png: the swiss roll by annealed Langevin, DDPM and DDIM.

@@ -18,7 +18,7 @@ from typing import Any
 from diffusion_jax.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_jax.diffusion.losses import NORMS
 from diffusion_jax.diffusion.parameterization import PREDICTION_TYPES, VARIANCES
-from diffusion_jax.diffusion.schedules import SCHEDULES
+from diffusion_jax.diffusion.schedules import SCHEDULES, schedules_with
 from diffusion_jax.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
@@ -32,7 +32,7 @@ from diffusion_jax.runtime.fields import (
 )
 from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import reason, say
-from diffusion_jax.samplers.methods import METHODS
+from diffusion_jax.samplers.methods import METHODS, SPACINGS_OF, methods_with
 from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
@@ -40,6 +40,9 @@ _STEPS = (0, 2**31 - 1)  # Of an interval in train steps.
 _SIZES = (1, 2**14)  # Of the levels of a U-Net: no machine holds larger ones.
 _DTYPES = ("float32", "bfloat16")
 MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
+
+
+_OF_FILES = {"data.source": ("folder", "tfds:*")}
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,15 +65,26 @@ class DataConfig:
         range=(0, 4096),
     )
     resize: str = described(
-        "crop", "To another shape: crop its middle, or squash.", choices=("crop", "squash")
+        "crop",
+        "To another shape: crop its middle, or squash.",
+        choices=("crop", "squash"),
+        only_with=_OF_FILES,
     )
     unreadable: str = described(
-        "refuse", "Images that cannot be read.", choices=("refuse", "skip")
+        "refuse",
+        "Images that cannot be read.",
+        choices=("refuse", "skip"),
+        only_with=_OF_FILES,
     )
-    split: str = described("train", "tfds: what to train on, such as train or train[:90%].")
+    split: str = described(
+        "train",
+        "tfds: what to train on, such as train or train[:90%].",
+        only_with={"data.source": ("tfds:*",)},
+    )
     held_out: str = described(
         "",
         "tfds: a split; folder, npz: another path; if empty the set's own, or a fraction.",
+        only_with={"data.source": ("folder", "npz", "tfds:*")},
     )
     held_out_fraction: float = described(
         0.02,
@@ -83,12 +97,16 @@ class DataConfig:
     )
     random_flip: bool = described(False, "Mirror each training image with probability 1/2.")
     memory_gib: float = described(
-        2.0, "Images that need more are read again for each batch.", range=(0, 2**20)
+        2.0,
+        "Images that need more are read again for each batch.",
+        range=(0, 2**20),
+        only_with=_OF_FILES,
     )
     num_workers: int = described(
         2,
         "Processes that read them; 0: threads of this one.",
         range=(0, 256),
+        only_with=_OF_FILES,
     )
 
     @property
@@ -141,14 +159,14 @@ class ProcessConfig:
         "The first beta.",
         range=(0, 1),
         excluded=(0, 1),
-        only_with={"process.schedule": ("linear", "quadratic", "sigmoid")},
+        only_with={"process.schedule": schedules_with("beta_start")},
     )
     beta_end: float = described(
         0.02,
         "The last beta; of constant every one.",
         range=(0, 1),
         excluded=(0, 1),
-        only_with={"process.schedule": ("linear", "quadratic", "sigmoid", "constant")},
+        only_with={"process.schedule": schedules_with("beta_end")},
     )
     betas: tuple[float, ...] = described(
         (), "One for each timestep.", only_with={"process.schedule": ("custom",)}
@@ -237,7 +255,9 @@ class OptimizerConfig:
     )
     b1: float = described(0.9, "Decay of the first moment.", range=(0, 0.9999999))
     b2: float = described(0.999, "Decay of the second moment.", range=(0, 0.9999999))
-    eps: float = described(1e-8, "Beside the root of the second moment.", range=(0, 1))
+    eps: float = described(
+        1e-8, "Beside the root of the second moment.", range=(0, 1), excluded=(0,)
+    )
     weight_decay: float = described(
         0.0,
         "Decoupled weight decay.",
@@ -282,6 +302,9 @@ class EMAConfig:
     )
 
 
+_OF_GRIDS = {"training.sample_every": SET}
+
+
 @dataclasses.dataclass(slots=True)
 class TrainingConfig:
     """How long to train, and when to do what. Intervals are in train steps; 0 is never."""
@@ -311,10 +334,16 @@ class TrainingConfig:
         "prediction loss; for loss.kind variational, to which few t give most, only to "
         "compare runs.",
         range=(1, 2**31 - 1),
+        only_with={"training.eval_every": SET, "training.likelihood_every": SET},
     )
-    num_samples: int = described(64, "Samples in each grid.", range=(1, 2**16))
+    num_samples: int = described(
+        64, "Samples in each grid.", range=(1, 2**16), only_with=_OF_GRIDS
+    )
     sample_steps: int = described(
-        50, "DDIM steps of the grids while training.", range=(1, 2**31 - 1)
+        50,
+        "DDIM steps of the grids while training.",
+        range=(1, 2**31 - 1),
+        only_with=_OF_GRIDS,
     )
     keep_checkpoints: int = described(
         2, "The newest ones that are kept; the best one stays too.", range=(1, 10**6)
@@ -347,8 +376,8 @@ class SamplingConfig:
     )
     spacing: str = described(
         "",
-        "Of the timesteps; auto: the best for the checkpoint; if empty karras for euler "
-        "and heun, and trailing for the others.",
+        "Of the timesteps; auto: the best for the checkpoint; if none is named karras for "
+        f"{' and '.join(SPACINGS_OF)}, and trailing for the others.",
         choices=("", *SPACINGS, AUTO),
         only_with=_NO_LIST,
     )
@@ -359,19 +388,19 @@ class SamplingConfig:
         0.0,
         "0 (deterministic) .. 1 (as noisy as ddpm).",
         range=(0, 1),
-        only_with={"sampling.sampler": ("ddim", "dpmpp_2m", "dpmpp_3m")},
+        only_with={"sampling.sampler": methods_with("eta")},
     )
     churn: float = described(
         0.0,
         "S_churn of EDM; 0 is deterministic.",
         range=(0, 10**6),
-        only_with={"sampling.sampler": ("euler", "heun")},
+        only_with={"sampling.sampler": methods_with("churn")},
     )
     variance: str = described(
         "",
         "Another one than that of the process.",
         choices=("", *VARIANCES),
-        only_with={"sampling.sampler": ("ddpm",)},
+        only_with={"sampling.sampler": methods_with("variance")},
     )
     langevin_steps: int = described(
         0,

@@ -1,8 +1,8 @@
-"""The README's table and plot of the newest figures of `make bench`.
+"""Table and plot of the newest figures of `make bench`, for docs/performance.md.
 
     python benchmarks/against/table.py
 
-The table replaces what stands between the two comments in the README.
+The table replaces what stands between the two comments on that page.
 """
 
 import json
@@ -160,12 +160,12 @@ def main() -> int:
         print(f"{RESULTS} is missing: run make bench", file=sys.stderr)
         return 2
     lines = newest(RESULTS)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
+    page = ROOT / "docs" / "performance.md"
+    before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{after}")
     plot(lines)
-    print(f"wrote the table in {readme} and {PICTURE}")
+    print(f"wrote the table in {page} and {PICTURE}")
     return 0
 
 

@@ -236,7 +236,7 @@ def optimal_model(
       prediction: "eps", "x0", "v", or "score".
       variance: of the reverse step. With "learned" the network gives the variance with
         which the reverse step of one timestep is exact, that of q(x_{t-1} | x_t), but at
-        least 1e-12.
+        least 1e-12; NaN between the timesteps.
     """
 
     def apply_fn(params, x_t, t, cond=None, *, train=False, key=None) -> jax.Array:
@@ -244,8 +244,12 @@ def optimal_model(
         output = _optimal(data, prediction, x_t, noise_level_at(process, t, x_t.dtype))
         if variance != "learned":
             return output
-        between = _optimal_variance_output(data, process, x_t, t)
-        return jnp.concatenate([output, between], axis=-1)
+        index = jnp.round(jnp.asarray(t, x_t.dtype)).astype(jnp.int32)
+        between = _optimal_variance_output(data, process, x_t, index)
+        is_whole = (t == index.astype(jnp.asarray(t).dtype)).reshape(
+            (-1,) + (1,) * (x_t.ndim - 1)
+        )
+        return jnp.concatenate([output, jnp.where(is_whole, between, jnp.nan)], axis=-1)
 
     return Model(process, prediction, variance, apply_fn)
 

@@ -220,7 +220,8 @@ def check_prediction(prediction: str) -> None:
     """Raise ValueError unless the name is one of PREDICTION_TYPES, or "score"."""
     if prediction not in (*PREDICTION_TYPES, "score"):
         raise ValueError(
-            f"prediction {prediction!r} is unknown; it can be {', '.join(PREDICTION_TYPES)}"
+            f"prediction {prediction!r} is unknown; it can be "
+            f"{', '.join((*PREDICTION_TYPES, 'score'))}"
         )
 
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.diffusion.tables import names_with
+
 # More signal than this in x_T (3 % of its amplitude), and it is not the noise that
 # sampling starts from.
 MAX_TERMINAL_SIGNAL = 1e-3
@@ -162,14 +164,19 @@ def cosine_betas(
 
 
 # Betas by name, of (num_timesteps, beta_start, beta_end).
-SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
+SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "linear": linear_betas,
-    "cosine": lambda num_timesteps, *ends: cosine_betas(num_timesteps),
+    "cosine": cosine_betas,
     "quadratic": quadratic_betas,
-    "constant": lambda num_timesteps, start, end: constant_betas(num_timesteps, end),
+    "constant": lambda num_timesteps, beta_end: constant_betas(num_timesteps, beta_end),
     "sigmoid": sigmoid_betas,
-    "jsd": lambda num_timesteps, *ends: jsd_betas(num_timesteps),
+    "jsd": jsd_betas,
 }
+
+
+def schedules_with(end: str) -> tuple[str, ...]:
+    """Return the names of the schedules that take "beta_start" or "beta_end"."""
+    return names_with(SCHEDULES, end)
 
 
 def named_betas(
@@ -184,7 +191,9 @@ def named_betas(
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r} is unknown; it can be {', '.join(SCHEDULES)}")
-    return SCHEDULES[name](num_timesteps, beta_start, beta_end)
+    ends = {"beta_start": beta_start, "beta_end": beta_end}
+    taken = {end: ends[end] for end in ends if name in schedules_with(end)}
+    return SCHEDULES[name](num_timesteps, **taken)
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:

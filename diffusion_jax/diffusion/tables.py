@@ -1,5 +1,7 @@
-"""Reading a table of the process on the device."""
+"""Tables: of a process, read on the device; and of functions by their names."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,4 +16,13 @@ def read(table: np.ndarray, t: Any, dtype: Any) -> jax.Array:
         jnp.asarray(table, dtype)
         .at[t]
         .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    )
+
+
+def names_with(
+    functions: Mapping[str, Callable[..., Any]], argument: str
+) -> tuple[str, ...]:
+    """Return the names of those functions that have an argument of this name."""
+    return tuple(
+        name for name, f in functions.items() if argument in inspect.signature(f).parameters
     )

@@ -133,9 +133,8 @@ def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:
     with values_refused():
         if sampling.timesteps:
             return check_timesteps(sampling.timesteps, schedule.num_timesteps)
-        spacing = sampling.spacing or (
-            "karras" if sampling.sampler in ("euler", "heun") else "trailing"
-        )
+        usual = methods.SPACINGS_OF.get(sampling.sampler, "trailing")
+        spacing = sampling.spacing or usual
         return spaced_timesteps(spacing, schedule, sampling.steps)
 
 

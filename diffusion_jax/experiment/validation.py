@@ -7,6 +7,7 @@ from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.timestep_sampling import MAX_STRATA
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import check_types, check_values, text
+from diffusion_jax.samplers.methods import REPEATING
 from diffusion_jax.samplers.timesteps import AUTO, check_timesteps
 
 # What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
@@ -69,11 +70,12 @@ def _check_sampling(config: Any) -> None:
             f"sampling.steps ({config.sampling.steps}) must be at most "
             f"process.num_timesteps ({config.process.num_timesteps})"
         )
-    calls = config.sampling.steps * (1 + config.sampling.langevin_steps)
+    steps = len(config.sampling.timesteps) or config.sampling.steps
+    calls = steps * (1 + config.sampling.langevin_steps)
     if calls > _MAX_CALLS:
         raise BadRequest(
             f"sampling.langevin_steps ({config.sampling.langevin_steps}) after each of "
-            f"{config.sampling.steps:,} steps makes {calls:,} calls of the network; "
+            f"{steps:,} steps makes {calls:,} calls of the network; "
             f"at most {_MAX_CALLS:,} are possible"
         )
     if config.sampling.timesteps:
@@ -87,11 +89,12 @@ def _check_sampling(config: Any) -> None:
             "points; take another spacing"
         )
     elif config.sampling.spacing == "ddim_quadratic" and (
-        config.sampling.sampler not in ("ddpm", "ddim")
+        config.sampling.sampler not in REPEATING
     ):
         raise BadRequest(
             "sampling.spacing ('ddim_quadratic') repeats timesteps, which sampler "
-            f"{config.sampling.sampler} cannot; take ddpm or ddim, or another spacing"
+            f"{config.sampling.sampler} cannot; take {' or '.join(REPEATING)}, or another "
+            "spacing"
         )
 
 

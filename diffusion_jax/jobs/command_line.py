@@ -24,7 +24,7 @@ from diffusion_jax.config import Config, fields_of, help_text
 from diffusion_jax.runtime import cpu, environment, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
-from diffusion_jax.runtime.files import is_disk_failure
+from diffusion_jax.runtime.files import is_disk_failure, project_file
 from diffusion_jax.runtime.interrupts import leave
 from diffusion_jax.runtime.text import going_on, reason, shown
 
@@ -95,24 +95,45 @@ def _show_help(takes_config: bool) -> None:
     sys.exit(0)
 
 
+def _config_file(path: str) -> pathlib.Path:
+    """Return the file that --config names, by its path or by the name of one of ours.
+
+    Raises:
+      BadRequest: if there is none, or a file and one of ours have this name.
+    """
+    file = pathlib.Path(path)
+    ours = {p.stem: p for p in sorted(project_file("configs").glob("*.py"))}
+    if path in ours:
+        if file.exists():
+            raise BadRequest(
+                f"--config {path}: that is the name of a config, and a file or folder here "
+                f"has it too; give {ours[path]}, or ./{path}"
+            )
+        return ours[path]
+    if file.is_file():
+        return file
+    here = {p.stem: str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))}
+    known = here if file.suffix and here else dict(zip(ours, ours, strict=True))
+    near = difflib.get_close_matches(file.stem[:99], known, n=1, cutoff=_NEAR)
+    hint = f"there are {', '.join(known.values())}; or give the path to a .py file"
+    what = "there is no such file"
+    if file.exists():
+        what = "that is a folder" if file.is_dir() else "that is no regular file"
+    elif near:
+        hint = f"did you mean {known[near[0]]}?"
+    raise BadRequest(f"--config {path}: {what}; {hint}")
+
+
 def load_config(path: str) -> Config:
-    """What `get_config()` of a config file returns.
+    """Return what `get_config()` of a config file returns.
+
+    Args:
+      path: of a file, or the name of a config of this project: "digits".
 
     Raises:
       BadRequest: if there is no such file, it raises, or it returns something else.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = {p.stem: str(p) for p in sorted(pathlib.Path("configs").glob("*.py"))}
-        near = difflib.get_close_matches(file.stem[:99], known, n=1, cutoff=_NEAR)
-        listed = ", ".join(known.values())
-        hint = f"there are {listed}" if known else "give the path to a .py file"
-        what = "there is no such file"
-        if file.exists():
-            what = "that is a folder" if file.is_dir() else "that is no regular file"
-        elif near:
-            hint = f"did you mean {known[near[0]]}?"
-        raise BadRequest(f"--config {path}: {what}; {hint}")
+    file = _config_file(path)
     try:
         spec = importlib.util.spec_from_file_location("config", file)
         if spec is None or spec.loader is None:

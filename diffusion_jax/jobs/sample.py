@@ -28,7 +28,7 @@ from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
-from diffusion_jax.runtime.text import quoted, say
+from diffusion_jax.runtime.text import command, quoted, say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.timesteps import AUTO
@@ -250,8 +250,8 @@ def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
     earlier = [s for s in run_folder.saved_steps(workdir) if s < step]
     if not earlier:
         return ""
-    command = f"python sample.py --workdir {quoted(workdir)} --step {earlier[-1]}"
-    return f", or an earlier checkpoint: {command}"
+    arguments = f"--workdir {quoted(workdir)} --step {earlier[-1]}"
+    return f", or an earlier checkpoint: {command('sample')} {arguments}"
 
 
 def _finish(job: _Job) -> None:

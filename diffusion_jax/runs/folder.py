@@ -15,7 +15,7 @@ from diffusion_jax.config import Config, fields_of, from_json, to_json
 from diffusion_jax.experiment import validation
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.text import quoted, reason, say
+from diffusion_jax.runtime.text import command, quoted, reason, say
 
 _PARTS = (
     "run.json",
@@ -108,7 +108,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     if not path.is_file():
         raise BadRequest(
             f"there is no run in {workdir} (no config.json); train one with "
-            f"python train.py --config configs/digits.py --workdir {quoted(workdir)}"
+            f"{command('train')} --config digits --workdir {quoted(workdir)}"
         )
     try:
         config = from_json(files.read_note(path))
@@ -155,7 +155,7 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
     if not saved:
         raise BadRequest(
             f"there is no run with a checkpoint under {root}/; train one with "
-            "python train.py --config configs/digits.py, or name one with --workdir"
+            f"{command('train')} --config digits, or name one with --workdir"
         )
     return max(saved, key=lambda folder: folder.stat().st_mtime).parent
 

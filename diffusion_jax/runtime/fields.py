@@ -26,8 +26,9 @@ class Description(NamedTuple):
         where there are no numbers to bound.
       excluded: the ends of the range that do not belong to it.
       choices: the values that it can have, "" for none; () where it is free.
-      only_with: other fields, and for each its values, or SET, or NOT_SET; this field has
-        an effect with one of them or more. None where it always has.
+      only_with: other fields, and for each its values ("tfds:*" for all that begin with
+        "tfds:"), or SET, or NOT_SET; this field has an effect with one of them or more.
+        None where it always has.
     """
 
     help: str
@@ -164,7 +165,8 @@ def without_effect(config: Any) -> list[str]:
 def _is_met(value: Any, wanted: tuple[Any, ...] | str) -> bool:
     if isinstance(wanted, str):
         return bool(value) == (wanted == SET)
-    return value in wanted
+    begins = [w.removesuffix("*") for w in wanted if isinstance(w, str) and w.endswith("*")]
+    return value in wanted or any(str(value).startswith(b) for b in begins)
 
 
 def _only_with_in_words(only_with: Mapping[str, tuple[Any, ...] | str]) -> str:

@@ -297,6 +297,13 @@ def remove_links() -> None:
         _link.cache_clear()
 
 
+def project_file(name: str) -> pathlib.Path:
+    """Return a script or the configs: beside the package, or in it once installed."""
+    package = pathlib.Path(__file__).parent.parent
+    inside = package / "_project" / name
+    return inside if inside.exists() else package.parent / name
+
+
 def is_disk_failure(error: OSError) -> bool:
     """Whether a write failed because of the disk, not because of what was asked for."""
     return error.errno in (

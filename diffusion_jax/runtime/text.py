@@ -19,6 +19,15 @@ _DIRECTIONS = frozenset(
 _CONTROLS = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
+# How a command is started; `diffusion-jax` has another form.
+form_of_commands = "python {}.py"
+
+
+def command(name: str) -> str:
+    """Return how the user starts a command, such as "python sample.py"."""
+    return form_of_commands.format(name)
+
+
 def _is_harmless(character: str) -> bool:
     return unicodedata.category(character) not in _CONTROLS and character not in _DIRECTIONS
 

@@ -13,8 +13,9 @@ alpha' = 1, sigma' = 0, h = infinity, so it lands on x_0 and adds no noise.
 Every method takes
 
   model: its noise process, what it predicts and its variance; the network is not used.
+
   timesteps: falling real numbers in 0 .. T-1, strictly except for `ddpm_table`,
-    `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
+  `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
 
 and raises ValueError for timesteps that do not fall or are out of range, and for eps from
 a timestep without any signal.
@@ -29,6 +30,7 @@ import numpy as np
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.diffusion.parameterization import check_variance
+from diffusion_jax.diffusion.tables import names_with
 from diffusion_jax.samplers.noise_levels import Steps, Timesteps, churned_steps, make_steps
 from diffusion_jax.samplers.table import Coefficients, SamplerTable, assemble
 from diffusion_jax.samplers.timesteps import check_timesteps
@@ -520,3 +522,12 @@ METHODS: dict[str, Callable[..., SamplerTable]] = {
     "heun": heun_table,
     "langevin": langevin_table,
 }
+# Those that take a list in which a timestep is repeated.
+REPEATING = ("ddpm", "ddim")
+# The spacing of a method where none is named; trailing for all others.
+SPACINGS_OF = {"euler": "karras", "heun": "karras"}
+
+
+def methods_with(option: str) -> tuple[str, ...]:
+    """Return the names of the methods that take an option."""
+    return names_with(METHODS, option)

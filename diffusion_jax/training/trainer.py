@@ -16,7 +16,7 @@ from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
-from diffusion_jax.runtime.text import quoted, say
+from diffusion_jax.runtime.text import command, quoted, say
 from diffusion_jax.training.dispatch_size import Pace, most_steps
 from diffusion_jax.training.failures import (
     check_an_update_was_made,
@@ -215,7 +215,7 @@ class Trainer:
         best_at = f", best checkpoint at step {best:,}" if best is not None else ""
         say(f"finished {step:,} steps{''.join(said)}{best_at}")
         say(f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/")
-        say(f"sample with: python sample.py --workdir {quoted(self.workdir)} --num 64")
+        say(f"sample with: {command('sample')} --workdir {quoted(self.workdir)} --num 64")
 
 
 def loss_curve_path(workdir: pathlib.Path) -> pathlib.Path:

@@ -191,6 +191,8 @@ def test_at_zero_terminal_snr_v_and_x0_have_weights_and_eps_has_none():
         ("min_snr", {"min_snr_gamma": float("nan")}, r"min_snr_gamma \(nan\)"),
         ("p2", {"p2_gamma": -1.0}, r"p2_gamma \(-1.0\)"),
         ("p2", {"p2_k": 0.0}, r"p2_k \(0.0\)"),
+        ("p2", {"p2_k": 1e12, "p2_gamma": 100.0}, "beyond float32"),
+        ("p2", {"p2_k": 1e-9, "p2_gamma": 10.0}, "beyond float32"),
         ("variational", {"variance": "learned"}, "learned"),
         ("variational", {"variance": "huge"}, "'huge'"),
     ],

@@ -231,6 +231,10 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
     exact_mean, exact = oracle.previous_mean_variance(data, SCHEDULE, x_t, t)
     np.testing.assert_allclose(mean, exact_mean, atol=1e-5)
     np.testing.assert_allclose(log_variance, np.log(np.maximum(exact, 1e-12)), atol=2e-4)
+    # The same at timesteps as a chain gives them, and none between two.
+    real = network(None, x_t, t.astype(jnp.float32), None)
+    np.testing.assert_array_equal(real[:, 2:], output[:, 2:])
+    assert np.isnan(network(None, x_t, t.astype(jnp.float32) + 0.5, None)[:, 2:]).all()
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "learned"])

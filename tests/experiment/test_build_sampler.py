@@ -16,7 +16,7 @@ from diffusion_jax.config import (
     SamplingConfig,
 )
 from diffusion_jax.diffusion.model import Model
-from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.samplers import methods, timesteps
@@ -122,6 +122,16 @@ def test_langevin_steps_correct_any_other_sampler():
     plain = methods.unipc_table(MODEL, timesteps.trailing_timesteps(50, 7))
     expected = methods.with_langevin(plain, step_size=0.2, num_steps=2)
     same(build_sampler.make_table(MODEL, config), expected)
+
+
+def test_a_list_of_timesteps_counts_with_its_own_length():
+    """10,001 calls at each of two timesteps, not at each of a thousand."""
+    config = points_config(timesteps=(999.0, 5.0), langevin_steps=10_000)
+    config.process = ProcessConfig(num_timesteps=1000)
+    validation.check(config)
+    config.sampling.timesteps = tuple(map(float, range(999, -1, -1)))
+    with pytest.raises(BadRequest, match="1,000 steps makes 10,001,000 calls"):
+        validation.check(config)
 
 
 @pytest.mark.parametrize("spacing", timesteps.SPACINGS)

@@ -1,5 +1,6 @@
 """What is installed, and what importing costs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -54,3 +55,60 @@ def test_importing_does_not_import_what_is_not_needed(module, absent):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not absent & set(result.stdout.split())
+
+
+def installed_command(folder, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "diffusion_jax", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_the_commands_are_found_from_any_folder_and_configs_by_name(tmp_path):
+    result = installed_command(tmp_path, "train", "--config=digits", "--dry_run")
+    assert result.returncode == 0 and '"source": "digits"' in result.stdout, result.stderr
+    for arguments, said in (
+        (("trian",), "did you mean train?"),
+        (("sample",), "diffusion-jax train --config digits"),
+        (("train", "--config=digts"), "did you mean digits?"),
+        (("train", "--config=nowhere"), "there are cifar10, "),
+    ):
+        result = installed_command(tmp_path, *arguments)
+        assert result.returncode == 2 and said in result.stderr
+        assert result.stderr.count("\n") == 1
+    (tmp_path / "digits").mkdir()
+    result = installed_command(tmp_path, "train", "--config=digits", "--dry_run")
+    assert result.returncode == 2 and "or ./digits" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_and_samples(tmp_path):
+    """Without this folder: the wheel has the commands and the configs in it."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
+    subprocess.run([*pip, str(ROOT)], check=True)
+    work.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    few = ("--config.training.num_steps=2", "--config.model.base_channels=32")
+    for arguments in (
+        ("train", "--config=digits", *few),
+        ("sample", "--num=2", "--sampler=ddim", "--steps=2"),
+        ("export", "--out=x.npz"),
+        ("evaluate", "--likelihood", "--max_examples=1", "--num_timesteps_sampled=2"),
+    ):
+        result = installed_command(work, *arguments, env=environment)
+        assert result.returncode == 0, result.stderr
+    assert (
+        "diffusion-jax sample --workdir runs/digits"
+        in installed_command(
+            work, "train", "--config=digits", "--overwrite", *few, env=environment
+        ).stdout
+    )
+    where = "import diffusion_jax as d; print(d.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", where], cwd=work, env=environment, capture_output=True
+    )
+    assert str(site).encode() in found.stdout

@@ -5,18 +5,33 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from helpers import ROOT, SHARED
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.partition("#")[0].strip()
-]
+# Whose commands are run, in this order.
+PAGES = (
+    "README.md",
+    "docs/commands.md",
+    "docs/losses.md",
+    "docs/samplers.md",
+    "docs/likelihood.md",
+    "docs/training.md",
+)
+
+
+def commands_of(page):
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    lines = [
+        line.partition("#")[0].strip() for block in blocks for line in block.splitlines()
+    ]
+    return list(filter(None, lines))
+
+
+COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands_of(page)))
 DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
 FEWER_STEPS = (
     "--config.training.num_steps=20 --config.training.sample_every=20 "
@@ -45,18 +60,32 @@ LONG = {
     "python train.py --config configs/digits.py --init_from digits.safetensors "
     "--workdir runs/again": FEWER_STEPS,
     "python sample.py --num 1024": "--sampler ddim --steps 4",
+    "python train.py --config configs/digits.py --config.ema.more_decays=0.9,0.999 "
+    "--workdir runs/averages": FEWER_STEPS,
 }
-NOT_RUN = {"make demo", "make test", "make test-slow", "make lint", "make bench"}
-INSTALL = {"pip install -r requirements.txt"}  # The environment of this test has it.
+# The environment of this test has what they install.
+INSTALL = {
+    "python3 -m venv .venv && . .venv/bin/activate",
+    "pip install -r requirements.txt",
+}
+DEMO = re.findall(
+    r"^\t\$\(BIN\)/(python .*runs/digits.*|python .*digits.py)$",
+    (ROOT / "Makefile").read_text(),
+    re.MULTILINE,
+)
 
 
-def test_every_command_of_the_readme_is_accounted_for():
+def test_every_command_of_the_pages_is_accounted_for():
     python = {c for c in COMMANDS if c.startswith("python ")}
-    assert python and set(COMMANDS) == python | (NOT_RUN | INSTALL) & set(COMMANDS)
-    assert set(LONG) <= python, "a long command is no longer in the README"
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for line in NOT_RUN & set(COMMANDS):
-        assert line.split()[1] in targets
+    assert set(COMMANDS) - python == {"make demo"} | INSTALL and len(DEMO) == 2
+    assert set(LONG) <= python, "a long command is in no page any more"
+
+
+def test_the_readme_is_short_and_the_index_leads_to_every_page():
+    assert len(README.split()) <= 900
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in DOCS:
+        assert f"]({page.relative_to('docs')})" in index or page.name == "index.md"
 
 
 @pytest.mark.parametrize("page", ["README.md", *map(str, DOCS)])
@@ -108,7 +137,7 @@ def prepared(folder):
 
 @pytest.mark.slow
 def test_the_commands_run_in_their_order(folder, prepared, command):
-    for line in COMMANDS:
+    for line in (x for c in COMMANDS for x in (DEMO if c == "make demo" else [c])):
         if line.startswith("python "):
             arguments = shlex.split(f"{line} {LONG.get(line, '')}")[1:]
             result = command(*arguments, cwd=folder)
@@ -124,11 +153,24 @@ def test_short_commands_run(folder, command):
         command(*shlex.split(line)[1:], cwd=folder, check=0)
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    of_the_oracle, of_a_run = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def python_of(page):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return code
+
+
+def test_the_oracle_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(of_the_oracle, {})
+    exec(python_of("docs/python.md"), {})
     assert 0 < float(capsys.readouterr().out) < 1  # Below the loss of a silent network.
+
+
+def test_the_python_of_the_readme_learns(tmp_path, monkeypatch):
+    """Its samples have the quartiles and the spread of the data."""
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(of_a_run.replace("num_steps=200", "num_steps=20"), names)
-    assert int(names["state"].step) == 20 and (tmp_path / "runs/mine/loss.png").exists()
+    exec(python_of("README.md"), names)
+    found, data = np.asarray(names["x"]), names["points"]
+    assert abs(found.std() / data.std() - 1) < 0.15
+    for share in (0.25, 0.5, 0.75):
+        assert abs(np.quantile(found, share) - np.quantile(data, share)) < 0.1
+    assert (tmp_path / "runs/mine/loss.png").exists()

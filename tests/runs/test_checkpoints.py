@@ -1,6 +1,8 @@
 """Checkpoints: which are kept, what damage does, and what other versions have written."""
 
+import contextlib
 import errno
+import gc
 import json
 import os
 import resource
@@ -290,17 +292,30 @@ def test_what_cannot_be_read_back_is_said_at_once(saved, state, tmp_path):
                 checkpoints.read_back(step, like(state))
 
 
+@contextlib.contextmanager
+def one_file_left_to_open():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    opened = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+        os.close(opened.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def test_too_many_open_files_are_not_the_checkpoints_fault(saved, state, tmp_path):
     workdir = copied(saved, tmp_path)
     before = sorted(workdir.rglob("*"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Checkpoints(workdir, writing=True) as checkpoints:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
-        try:
-            with pytest.raises(RunFailed) as error:
-                checkpoints.restore(like(state))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        gc.collect()  # What it would close meanwhile.
+        with one_file_left_to_open(), pytest.raises(RunFailed) as error:
+            checkpoints.restore(like(state))
         said = str(error.value)
         assert "Too many open files" in said and "damaged" not in said
         assert "says nothing of the checkpoint itself" in said

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from diffusion_jax.config import Config, MLPConfig, UNetConfig, help_text, page
+from diffusion_jax.data import sources
 from diffusion_jax.experiment import validation
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runtime.errors import BadRequest
@@ -104,7 +105,18 @@ def test_every_choice_is_taken_and_a_misspelt_one_answered(path):
 
 # A changed field and others; the last one alone gives it an effect.
 IDLE = [
-    ("data.held_out_fraction", 0.1, {"data.held_out": "x"}, {"data.held_out": ""}),
+    ("data.resize", "squash", {"data.source": "npz"}, {"data.source": "folder"}),
+    ("data.unreadable", "skip", {}, {"data.source": "tfds:cifar10"}),
+    ("data.memory_gib", 0.5, {}, {"data.source": "tfds:mnist"}),
+    ("data.num_workers", 4, {}, {"data.source": "folder"}),
+    ("data.split", "train[:9%]", {"data.source": "folder"}, {"data.source": "tfds:x"}),
+    ("data.held_out", "x", {"data.source": "swiss_roll"}, {"data.source": "npz"}),
+    (
+        "data.held_out_fraction",
+        0.1,
+        {"data.held_out": "x", "data.source": "npz"},
+        {"data.held_out": ""},
+    ),
     ("process.beta_start", 0.01, {"process.schedule": "cosine"}, {}),
     (
         "process.beta_end",
@@ -120,6 +132,9 @@ IDLE = [
     ("loss.variational_scale", 0.1, {"loss.kind": "variational"}, {"loss.kind": "hybrid"}),
     ("optimizer.weight_decay", 0.1, {}, {"optimizer.name": "adamw"}),
     ("ema.snapshots", 7, {"ema.stds": ()}, {"ema.stds": (0.1,)}),
+    ("training.num_held_out", 9, {"training.eval_every": 0}, {}),
+    ("training.num_samples", 9, {"training.sample_every": 0}, {}),
+    ("training.sample_steps", 9, {"training.sample_every": 0}, {}),
     ("training.likelihood_timesteps", 7, {}, {"training.likelihood_every": 10}),
     ("sampling.steps", 7, {"sampling.timesteps": (9.0,)}, {"sampling.timesteps": ()}),
     ("sampling.spacing", "karras", {"sampling.timesteps": (9.0,)}, {}),
@@ -156,7 +171,14 @@ def test_a_changed_field_that_has_no_effect_is_told_of(path, value, others, reme
 @pytest.mark.parametrize("path", [p for p, x in LEAVES.items() if x.about.only_with])
 def test_what_a_field_is_for_are_values_of_other_fields(path):
     for other, wanted in LEAVES[path].about.only_with.items():
-        assert wanted in (SET, NOT_SET) or set(wanted) <= set(LEAVES[other].about.choices)
+        if other == "data.source":  # Whose names are in its help.
+            assert all(w.rstrip("*") in LEAVES[other].about.help for w in wanted)
+        elif wanted not in (SET, NOT_SET):
+            assert set(wanted) <= set(LEAVES[other].about.choices)
+
+
+def test_every_source_is_in_the_help():
+    assert all(name in LEAVES["data.source"].about.help for name in sources.SOURCES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)

@@ -174,12 +174,7 @@ def test_mixture_weights_are_those_of_the_data(name):
 def gaussian_chain(schedule, count, n=20_000):
     """Samples of N(MEAN, STD^2) by the oracle with its exact reverse variance."""
     data = oracle.gaussian([MEAN], [STD**2])
-    best = oracle.optimal_model(data, schedule, "v", "learned")
-
-    def integer_t(params, x_t, t, cond, **rest):
-        return best.apply_fn(params, x_t, t.astype(jnp.int32), cond, **rest)
-
-    model = dataclasses.replace(best, apply_fn=integer_t)
+    model = oracle.optimal_model(data, schedule, "v", "learned")
     table = methods.ddpm_table(
         model, timesteps.trailing_timesteps(schedule.num_timesteps, count)
     )
@@ -474,7 +469,7 @@ def rows_of(num_devices):
 def test_noise_depends_on_seed_index_and_row_alone(name):
     """In another batch, another place in it, and on another number of devices.
 
-    The same bits of the initial noise; of the end what the rounding of another shape leaves.
+    The same bits of the initial noise; at the end what rounding of another shape leaves.
     """
     table = make(name, timesteps.trailing_timesteps(T, 8))
     one, start = (np.asarray(x) for x in run(table, 64, frames=(0,)))

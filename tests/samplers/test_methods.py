@@ -45,14 +45,11 @@ class Traits(NamedTuple):
     order: int = 1  # Of one without noise.
     num_previous: int = 0
     has_anchor: bool = False
-    repeats: bool = False  # A timestep that is repeated changes nothing, else is refused.
     is_two_stage: bool = False  # Two rows a step, from a slope that must be finite.
 
 
 # A new method needs a row here only where it differs from the defaults.
 TRAITS = {
-    "ddpm": Traits(repeats=True),
-    "ddim": Traits(repeats=True),
     "dpmpp_2m": Traits(order=2, num_previous=1),
     "dpmpp_3m": Traits(order=3, num_previous=2),
     "unipc": Traits(order=3, num_previous=2, has_anchor=True),
@@ -103,7 +100,7 @@ def half_log_snr(share):
 
 
 def test_ddpm_over_all_steps_has_the_posterior_of_the_process():
-    """Rows against `q_posterior`, which test_process.py checks against Bayes' rule."""
+    """Rows against `q_posterior`, which test_forward_process.py checks by Bayes' rule."""
     to_x = methods.ddpm_table(MODEL, EVERY).to_x
     np.testing.assert_allclose(to_x.x0[::-1], SCHEDULE.posterior_mean_coef1, rtol=1e-9)
     np.testing.assert_allclose(
@@ -359,7 +356,7 @@ def test_lists_that_cannot_be_are_refused(name):
     for bad in ([], [3, 4], [1000, 1], [1, -1]):
         with pytest.raises(ValueError, match="timesteps"):
             make(MODEL, bad)
-    if traits(name).repeats:
+    if name in methods.REPEATING:
         assert is_finite(make(MODEL, [5, 5]))
     else:
         with pytest.raises(ValueError, match="strictly"):
