@@ -27,7 +27,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "diffusion_jax"
 SECONDS = 30  # That the tests of one mutant may take.
-# Each module, and the test file whose deterministic tests must kill its mutants.
+# Each module, and the test files whose deterministic tests must kill its mutants.
 MODULES = {
     "diffusion/schedules": "schedules",
     "diffusion/forward_process": "forward_process",
@@ -39,7 +39,7 @@ MODULES = {
     "diffusion/timestep_sampling": "timestep_sampling",
     "diffusion/losses": "losses",
     "diffusion/oracle": "oracle",
-    "samplers/noise_levels": "methods",
+    "samplers/noise_levels": "methods noise_levels",
     "samplers/table": "methods",
     "samplers/timesteps": "timesteps",
     "samplers/methods": "methods",
@@ -256,13 +256,14 @@ def _passes(
 ) -> bool:
     """Whether the tests pass on the copy in `place`; not having ended counts as passing."""
     room = module.split("/")[0]
-    tests = ROOT / "tests" / room / f"test_{MODULES[module]}.py"
+    folder = ROOT / "tests" / room
+    tests = [str(folder / f"test_{name}.py") for name in MODULES[module].split()]
     options = ["-x", "-q", "-m", "not statistical and not slow", "-p", "no:cacheprovider"]
     # Started in `place`, so that its copy of the package is the one that is imported.
     command = [sys.executable, "-m", "pytest", *options, "-c", str(ROOT / "pyproject.toml")]
     try:
         result = subprocess.run(
-            [*command, str(tests)],
+            [*command, *tests],
             cwd=place,
             env=environment,
             capture_output=True,

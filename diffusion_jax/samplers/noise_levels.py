@@ -35,6 +35,7 @@ class Steps(NamedTuple):
         """
         level, next = self.level, self.next
         share = level.alpha_squared / next.alpha_squared
+        # Unseen: to rounding both forms are the same where it holds.
         preserving = (level.alpha_squared + level.sigma_squared == 1) & (
             next.alpha_squared + next.sigma_squared == 1
         )

@@ -106,20 +106,26 @@ def test_x0_from_prediction_undoes_prediction_target(schedule, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_x0_is_a_line_of_x_t_and_the_prediction(schedule, kind):
+def test_x0_and_v_are_lines_of_x_t_and_the_prediction(schedule, kind):
     """In float64 on the host, by the definitions of eps, v and score."""
     share = np.cumprod(1 - schedule.betas)
     x0, noise = 0.3, -1.7
     x_t = np.sqrt(share) * x0 + np.sqrt(1 - share) * noise
+    v = np.sqrt(share) * noise - np.sqrt(1 - share) * x0
     said = {
         "eps": np.full(T, noise),
         "x0": np.full(T, x0),
-        "v": np.sqrt(share) * noise - np.sqrt(1 - share) * x0,
+        "v": v,
         "score": -noise / np.sqrt(1 - share),
     }[kind]
-    a, b = parameterization.x0_coefficients(kind, variance_preserving(share))
-    assert a.dtype == b.dtype == np.float64 and a.shape == b.shape == (T,)
-    np.testing.assert_allclose(a * x_t + b * said, x0, rtol=1e-9)
+    coefficients = {
+        parameterization.x0_coefficients: np.full(T, x0),
+        parameterization.v_coefficients: v,
+    }
+    for function, expected in coefficients.items():
+        a, b = function(kind, variance_preserving(share))
+        assert a.dtype == b.dtype == np.float64 and a.shape == b.shape == (T,)
+        np.testing.assert_allclose(a * x_t + b * said, expected, rtol=1e-9)
 
 
 def test_v_is_the_velocity_along_the_arc():

@@ -410,6 +410,7 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
         "--config.process.schedule=constant",
         "--config.process.beta_end=0.5",
         "--dry-run",
+        "--config.training.sample_every=50",  # Else sample_steps has no effect.
         f"--workdir={tmp_path / 'run'}",
         "--config.optimizer.learning-rate=5e-4",
     )

@@ -32,7 +32,11 @@ def commands_of(page):
 
 
 COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands_of(page)))
-DOCS = sorted(p.relative_to(ROOT) for p in (ROOT / "docs").rglob("*.md"))
+DOCS = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "docs").rglob("*.md")
+    if "_build" not in path.parts
+)
 FEWER_STEPS = (
     "--config.training.num_steps=20 --config.training.sample_every=20 "
     "--config.training.checkpoint_every=10"

@@ -295,7 +295,8 @@ def test_what_cannot_be_read_back_is_said_at_once(saved, state, tmp_path):
 @contextlib.contextmanager
 def one_file_left_to_open():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     opened = []
     try:
         with contextlib.suppress(OSError):
