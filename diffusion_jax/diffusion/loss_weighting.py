@@ -157,7 +157,8 @@ def loss_weights(
     level = variance_preserving(process.alphas_cumprod)
     _, of_prediction = x0_coefficients(model.prediction, level)
     weights = weights * of_prediction**2  # x_0 error = of_prediction * prediction error.
-    largest, of_float32 = weights.max(), np.finfo(np.float32)
+    largest = weights.max()
+    of_float32 = np.finfo(np.float32)
     if not of_float32.tiny <= largest <= of_float32.max:
         raise ValueError(
             f"weighting {weighting!r} has a largest weight of {largest:.3g}, beyond "
