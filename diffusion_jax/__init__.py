@@ -1,6 +1,6 @@
 """Pixel-space diffusion models in JAX: DDPM, DDIM, exact and proven against closed forms.
 
-The rooms `diffusion` (the maths), `samplers` and `networks` are imported when they are
+The packages `diffusion` (the maths), `samplers` and `networks` are imported when they are
 first used.
 """
 

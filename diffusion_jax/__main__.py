@@ -1,6 +1,6 @@
 """`diffusion-jax train|sample|evaluate|export ...`, wherever the package is installed.
 
-Each is the script of this name at the top of the project, with the same flags.
+Each command is the script of its name at the top of the project, with the same flags.
 """
 
 import runpy

@@ -36,10 +36,10 @@ from diffusion_jax.samplers.methods import METHODS, SPACINGS_OF, methods_with
 from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
-_STEPS = (0, 2**31 - 1)  # Of an interval in train steps.
-_SIZES = (1, 2**14)  # Of the levels of a U-Net: no machine holds larger ones.
+_STEPS = (0, 2**31 - 1)  # Range of an interval in train steps.
+_SIZES = (1, 2**14)  # Range of numbers of a U-Net's levels: no machine holds larger ones.
 _DTYPES = ("float32", "bfloat16")
-MIN_STD, MAX_STD = 0.015, 0.25  # Of averages that snapshots of others can rebuild well.
+MIN_STD, MAX_STD = 0.015, 0.25  # Range of averages that snapshots can rebuild well.
 
 
 _OF_FILES = {"data.source": ("folder", "tfds:*")}
@@ -307,7 +307,7 @@ _OF_GRIDS = {"training.sample_every": SET}
 
 @dataclasses.dataclass(slots=True)
 class TrainingConfig:
-    """How long to train, and when to do what. Intervals are in train steps; 0 is never."""
+    """Length and intervals of the training. Intervals are in train steps; 0 is never."""
 
     num_steps: int = described(800_000, "Train steps.", range=(1, 2**31 - 1))
     steps_per_dispatch: int = described(
@@ -477,7 +477,7 @@ def from_json(text: str) -> Config:
 
 
 def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
-    """Fields written before they existed get their default; sections must be there."""
+    """Build a dataclass from a tree; missing fields get defaults, sections must exist."""
     values = {}
     if not isinstance(tree, dict):
         raise TypeError(f"{kind.__name__} is not a section")

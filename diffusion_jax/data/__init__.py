@@ -1,1 +1,1 @@
-"""Where examples come from, and which of them make up a batch."""
+"""Sources of examples, and the choice of those that make up a batch."""

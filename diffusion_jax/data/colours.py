@@ -31,10 +31,10 @@ class Transform(NamedTuple):
 
 
 def transform_of(image: Image.Image) -> Transform | None:
-    """Return what converts an image to sRGB, by the profile in its info.
+    """Return the conversion of an image to sRGB, by the profile in its info.
 
-    None if it has no profile, if that is sRGB itself, or if it is broken or not for such
-    images; then it is ignored.
+    It is None if the image has no profile, or if that is sRGB itself, broken, or not for
+    such images; then the profile is ignored.
     """
     profile = image.info.get("icc_profile")
     for source, modes in _MODES.items():
@@ -61,7 +61,7 @@ def _transform(profile: bytes, source: str) -> Transform | None:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if opened.profile.xcolor_space.strip() != _SPACES[source]:
             return None
-        # Exact where only a table is made of it.
+        # The transform is exact where only a table is made of it.
         flags = ImageCms.Flags.NOOPTIMIZE if source == "L" else ImageCms.Flags.NONE
         transform = ImageCms.buildTransform(
             opened, ImageCms.createProfile("sRGB"), source, "RGB", flags=flags

@@ -20,8 +20,7 @@ def tile(images: np.ndarray, columns: int = 0) -> Image.Image:
     """Return images in rows, from left to right and then down.
 
     Args:
-      images: uint8 [N, H, W, C], with 1 or 3 channels; of any other number the first is
-        shown.
+      images: uint8 [N, H, W, C]; if C is neither 1 nor 3, the first channel is shown.
       columns: images in a row; 0 is about as many across as down.
     """
     n, h, w, c = images.shape

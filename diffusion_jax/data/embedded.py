@@ -25,7 +25,8 @@ def digits() -> np.ndarray:
     package = importlib.util.find_spec("sklearn")
     assert package is not None and package.origin is not None
     path = pathlib.Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
-    levels = np.loadtxt(path, delimiter=",")[:, :-1].reshape(-1, 8, 8)  # Then the digit.
+    # The last column is the digit.
+    levels = np.loadtxt(path, delimiter=",")[:, :-1].reshape(-1, 8, 8)
     images = np.round(levels * 255 / 16).astype(np.uint8)[..., None]
     return images[np.random.default_rng(0).permutation(len(images))]
 

@@ -24,7 +24,7 @@ class Encoded(Protocol):
 
 
 class Form(NamedTuple):
-    """What an image becomes.
+    """The form that an image is brought into.
 
     Attributes:
       shape: (H, W, C).
@@ -55,15 +55,15 @@ class Pictures:
 
     @property
     def num_bytes(self) -> int:
-        """Of all pixels, decoded."""
+        """Bytes of all pixels, decoded."""
         return len(self) * int(np.prod(self.form.shape))
 
     def __getitem__(self, wanted: np.ndarray, /) -> np.ndarray:
-        """Raises Unreadable, naming the image, unless `form.skip`."""
+        """Return the examples; raise Unreadable, naming the image, unless `form.skip`."""
         return self.read(wanted)[0]
 
     def read(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return these examples, and which ones they are: with `form.skip`, not all wanted.
+        """Return examples and their indices; with `form.skip` others may replace some.
 
         Raises:
           Unreadable: naming the image.
@@ -72,7 +72,7 @@ class Pictures:
         return np.stack(images), np.array(indices)
 
     def decode(self, index: int) -> np.ndarray:
-        """Example `index`; uint8 [H, W, C].
+        """Return example `index`, decoded; uint8 [H, W, C].
 
         Raises:
           Unreadable: naming the image.
@@ -97,7 +97,7 @@ class Pictures:
 def decode_all(
     pictures: Pictures, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """All examples at once, by a thread a core.
+    """Decode all examples at once, with one thread per core.
 
     Returns:
       uint8 [N, H, W, C] and int [N], the same as `pictures.read(np.arange(N))` would give,

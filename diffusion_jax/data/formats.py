@@ -73,7 +73,7 @@ _OTHERS = (
     (rb"\s*<(!doctype html|html)", "a web page", "download the file itself"),
     (rb"version https://git-lfs", "a pointer of Git LFS", "get the file by `git lfs pull`"),
 )
-HEAD = 264  # So many first bytes tell what a file is.
+HEAD = 264  # This many first bytes tell what a file is.
 
 
 class Other(NamedTuple):

@@ -37,7 +37,7 @@ class Headers(NamedTuple):
 
 
 def read_headers(files: Files, progress: Progress | None = None) -> Headers:
-    """Return what the headers of files say; the pixels are not looked at."""
+    """Return the contents of the headers of files; the pixels are not looked at."""
     good: dict[tuple[int, ...], tuple[int, int, int]] = {}
     bad, again = [], []
     for i in range(len(files)):
@@ -61,9 +61,9 @@ def read_headers(files: Files, progress: Progress | None = None) -> Headers:
 def in_common(mine: Headers, theirs: Headers) -> list[str]:
     """Return "A is B" for the files of two sets that are the same, by whatever name.
 
-    The same are two names of one file, one entry of a zip, and two files of the same
-    bytes. Contents are read only where sizes agree, and to the end only where the
-    first 64 KiB do.
+    Two names of one file or of one entry of a zip are the same, and so are two files of
+    the same bytes. Contents are read only where sizes agree, and to the end only where
+    the first 64 KiB do.
     """
     known = {identity: i for i, identity in enumerate(mine.identities)}
     pairs = [

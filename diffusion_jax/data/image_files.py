@@ -17,7 +17,7 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import shown
 
 _MAX_BYTES = 2**29  # A larger file, unpacked, is taken for a bomb.
-# What is larger, and packed more tightly than any image, is taken for one as well.
+# A file that is larger, and packed more tightly than any image, is taken for a bomb too.
 _MAX_PACKED_BYTES, _MAX_RATIO = 2**26, 100
 
 
@@ -39,7 +39,7 @@ class Files:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Return what a message calls this image; it can be printed, whatever it is."""
+        """Return the name of an image for messages; it can be printed, whatever it is."""
         return shown(self.names[index])
 
     def open(self, index: int) -> IO[bytes]:
@@ -56,7 +56,7 @@ class Files:
         return file
 
     def identity(self, index: int, file: IO[bytes]) -> tuple[tuple[int, ...], int]:
-        """Return what is the same for one file under two names, and the file's size."""
+        """Return a key that a file has under each of its names, and the file's size."""
         return _identity(file)
 
     def read(self, index: int) -> bytes:
@@ -76,7 +76,7 @@ class Files:
 
 
 class ZippedFiles(Files):
-    """The same inside a zip, which is not unpacked."""
+    """Image files inside a zip, which is not unpacked."""
 
     _archive: zipfile.ZipFile | None = None
 
@@ -111,7 +111,7 @@ class ZippedFiles(Files):
                 f"it unpacks to {info.file_size:,} bytes from {info.compress_size:,}, and "
                 "is taken for a bomb"
             )
-        # By the entry, since a name can be there twice.
+        # Opened by the entry, since a name can be there twice.
         return archive.open(info)
 
     def identity(self, index: int, file: IO[bytes]) -> tuple[tuple[int, ...], int]:
@@ -200,7 +200,7 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    hidden = (".", "__MACOSX")  # What a Mac leaves beside the real files.
+    hidden = (".", "__MACOSX")  # Files that a Mac leaves beside the real ones.
     return any(part.startswith(hidden) for part in name.split("/"))
 
 

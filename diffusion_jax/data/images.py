@@ -1,4 +1,4 @@
-"""From the bytes of an image file to uint8 pixels of the shape that is wanted."""
+"""Decoding of image files to uint8 pixels of the shape that is wanted."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from diffusion_jax.data.unreadable import Unreadable, reason
 
 _MAX_PIXELS = 90_000_000  # More in one picture is taken for a decompression bomb.
 _STRIP = 2**22  # Pixels that are converted at a time.
-_LARGE = 2**24  # Of pictures with more pixels than this, one at a time is decoded.
+_LARGE = 2**24  # Pictures with more pixels than this are decoded one at a time.
 _one_large = threading.Lock()
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _ROTATIONS = {
@@ -28,10 +28,11 @@ _ROTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112  # In EXIF.
-_BITS, _PHOTOMETRIC = 258, 262  # In TIFF.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # After compressed data.
-# What Pillow says of large or odd pictures. (A filter within a context is not for threads.)
+_ORIENTATION = 0x0112  # Tag of EXIF.
+_BITS, _PHOTOMETRIC = 258, 262  # Tags of TIFF.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # A marker after compressed data.
+# Pillow's warnings of large or odd pictures. (A filter within a context is not for
+# threads.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -65,8 +66,8 @@ def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     A rotation that EXIF asks for is done; an embedded colour profile is converted to sRGB;
     what is transparent lies on white; 16 bits of grey become 8 by rounding v / 257, those
     of colour by their upper byte (Pillow has no 16-bit colour), which is less than one
-    level lower; colour becomes grey as 0.299 R + 0.587 G + 0.114 B. Of an animation the
-    first frame counts.
+    level lower; colour becomes grey as 0.299 R + 0.587 G + 0.114 B. The first frame of an
+    animation counts.
 
     Args:
       content: of a file of one of `formats.KINDS`.
@@ -118,7 +119,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndar
       image: with any mode.
       shape: (H, W, C). An image that has it already is not resampled.
       resize: "crop" keeps the aspect and cuts the middle out; "squash" keeps all of the
-        image. Both by one Lanczos filter that is as wide as the pixels that it averages.
+        image. Both use one Lanczos filter that is as wide as the pixels that it averages.
     """
     height, width, channels = shape
     image = _plain(image, "L" if channels == 1 else "RGB")
@@ -166,7 +167,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_webp(head: bytes, num_bytes: int | None) -> None:
-    """Refuse by the size in the header, since Pillow's reader makes the canvas at once."""
+    """Check the size in the header, since Pillow's reader makes the canvas at once."""
     kind, size = head[12:16], head[20:30]
     if kind == b"VP8X":
         width, height = (1 + int.from_bytes(size[i : i + 3], "little") for i in (4, 7))
@@ -193,14 +194,14 @@ def _check_mode(image: Image.Image) -> None:
 
 
 def _without_end(content: bytes) -> bytes:
-    """A JPEG of one scan without its end, for the decoder to miss what is missing.
+    """Return a JPEG of one scan without its end, so that the decoder notices missing data.
 
     Where the data end too early, at the marker of an end, it would make up the rest.
     """
     at, sequential = 2, False
     while content[at : at + 1] == b"\xff":
         marker, length = content[at + 1 : at + 2], content[at + 2 : at + 4]
-        if marker == b"\xff":  # Filling.
+        if marker == b"\xff":  # A byte that fills.
             at += 1
             continue
         at += 2 + int.from_bytes(length, "big")
@@ -304,7 +305,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _differs(
     image: Image.Image, key: tuple[int, ...], low_bytes: Image.Image | None
 ) -> Image.Image:
-    """A mask, mode L, of where an image has another colour than this one."""
+    """Return a mask, mode L, of where an image has another colour than `key`."""
     samples = np.asarray(image.convert("L") if image.mode == "1" else image)
     if low_bytes:
         samples = samples.astype(np.int32) * 256 + np.asarray(low_bytes)

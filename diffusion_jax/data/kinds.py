@@ -59,7 +59,7 @@ class Kind(abc.ABC):
         Args:
           array: as the file has it.
           where: the file, for messages.
-          config: says the shape, and how examples get it.
+          config: has the shape, and how examples get it.
 
         Raises:
           BadRequest: if the array holds something else; with a remedy, if one is known.

@@ -24,7 +24,7 @@ _MAX_BYTES, _MAX_RATIO = 2**28, 100
 
 
 class _Refused(ValueError):
-    """An array cannot be used; str() is the reason."""
+    """An array that cannot be used; str() is the reason."""
 
 
 def read_npz(
@@ -122,7 +122,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, most: float) -> np.ndarray
 def _read_array(
     file: IO[bytes], name: str, num_bytes: int, packed: int, most: float
 ) -> np.ndarray:
-    """An array as `np.save` writes it, of no more bytes than are there.
+    """Read an array as `np.save` writes it, of no more bytes than are there.
 
     Args:
       file: of `num_bytes`, for which `packed` lie on the disk.

@@ -1,4 +1,4 @@
-"""Which examples make up the batch of a step, and how they get into memory in time.
+"""The examples that make up the batch of a step, and their loading in time.
 
 The batch of step n is a pure function of (seed, n), however it is loaded. So a resumed
 run needs no iterator state, and every process loads its own rows of one global batch.
@@ -46,7 +46,7 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class StepBatches:
-    """Indexed with a step: `rows` of its global batch, as a Batch of arrays [rows, ...]."""
+    """`rows` of the global batch of each step, as a Batch of arrays [rows, ...]."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, rows: slice):
         self.split, self.batch_size, self.seed, self.rows = split, batch_size, seed, rows
@@ -60,7 +60,7 @@ class StepBatches:
 
 
 class WorkerDied(Exception):
-    """A process that reads ahead has ended; str() says what is known."""
+    """A process that reads ahead and has ended; str() is what is known."""
 
 
 class Loader:
@@ -71,7 +71,7 @@ class Loader:
     """
 
     def __init__(self, batches: StepBatches, start: int, most: int, num_workers: int = 0):
-        """Starts reading ahead from the step `start` on."""
+        """Start reading ahead from the step `start` on."""
         self._batches, self._most, self._first = batches, most, start
         self._ready: collections.deque[Batch] = collections.deque()
         self._ahead: Any = None
@@ -119,7 +119,7 @@ class Loader:
             failure = WorkerDied(str(error).partition(". ")[0])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # Raised anew, without the frames that hold on to the workers.
+        # Raised again, without the frames that hold on to the workers.
         raise failure
 
     def __enter__(self) -> "Loader":
@@ -131,7 +131,7 @@ class Loader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ends the workers."""
+        """End the workers."""
         if self._ahead:
             self._ahead.close()
             # What they shared is given back when it is collected; a process that leaves
@@ -145,14 +145,14 @@ def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int) 
     import grain
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags; in a notebook nobody does.
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags; a notebook parses none.
     threads = 2 if num_workers else 8
     steps = grain.MapDataset.source(batches).slice(slice(start, None))
     ahead = steps.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * count)
     )
     if num_workers:
-        # Started by a worker's semaphores it would unblock SIGINT for the worker.
+        # The tracker, if a worker's semaphores start it, unblocks SIGINT for the worker.
         resource_tracker.ensure_running()
         # Batches come through pipes: a killed run would leave shared memory behind.
         piped = grain.experimental.DatasetOptions(min_shm_size=2**62)
@@ -167,7 +167,7 @@ def _read_ahead(batches: StepBatches, start: int, count: int, num_workers: int) 
 
 
 def _in_worker(index: int, count: int) -> None:
-    """No worker outlives the trainer, not even if that is killed."""
+    """Let no worker outlive the trainer, not even if that is killed."""
     del index, count
     threading.Thread(target=_follow_parent, daemon=True).start()
 

@@ -14,11 +14,11 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_MAX_TEXT = 2**20  # Of a text or a colour profile, unpacked.
-# Of the texts, only those in which a rotation may be written.
+_MAX_TEXT = 2**20  # Bytes of a text or a colour profile, unpacked.
+# The texts that are kept: those in which a rotation may be written.
 _TEXTS = (b"exif\0", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _KEPT = (b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-# Of the seven passes of an interlaced image: first column and row, and their steps.
+# First column and row, and their steps, of the seven passes of an interlaced image.
 _ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),

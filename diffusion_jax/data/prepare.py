@@ -1,4 +1,4 @@
-"""Downloads a tensorflow-datasets set and writes it as array_record files, once.
+"""Download a tensorflow-datasets set and write it as array_record files, once.
 
     python -m diffusion_jax.data.prepare cifar10 [DATA_DIR]
 

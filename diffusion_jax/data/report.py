@@ -30,7 +30,7 @@ def named(lines: Sequence[str]) -> str:
 
 
 def by_suffix(names: Sequence[str]) -> str:
-    """Return how many names end how: "3 .heic, 1 .txt"."""
+    """Return the number of names with each suffix: "3 .heic, 1 .txt"."""
     counts = collections.Counter(
         os.path.splitext(name)[1].lower() or "without a suffix" for name in names
     )

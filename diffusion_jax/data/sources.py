@@ -1,4 +1,4 @@
-"""Where examples come from: a data set by what a config says of it.
+"""Sources of examples: the data set that a config describes.
 
 A source of examples is anything that has a length and, indexed with an array of n
 integers, gives n examples: [n, *shape], in the form of their kind (kinds.py). A NumPy
@@ -33,7 +33,7 @@ _TOYS = {
     "eight_gaussians": embedded.eight_gaussians,
 }
 EMBEDDED = ("digits", *_TOYS)
-SOURCES = (*EMBEDDED, "folder", "npz")  # And tfds:NAME.
+SOURCES = (*EMBEDDED, "folder", "npz")  # Without tfds:NAME.
 _TFDS = "tfds:"
 _LABELS = {"train": "labels", "held_out": "held_out_labels"}
 
@@ -91,8 +91,8 @@ class DataSet(NamedTuple):
     def split(self, name: str) -> Split:
         """Return the split of this name, "train" or "held_out", for batches.
 
-        The one place that says what examples are conditioned on: nothing yet, so that
-        `cond` is empty; a label will be a row of `cond` that is made here.
+        This is the one place that decides what examples are conditioned on: nothing yet,
+        so that `cond` is empty; a label will be a row of `cond` that is made here.
         """
         return Split({"train": self.train, "held_out": self.held_out}[name])
 
@@ -104,10 +104,10 @@ def open_data_set(
     prepare: bool = True,
     progress: Progress | None = None,
 ) -> DataSet:
-    """The data set of a config; images in files are found, but not decoded yet.
+    """Open the data set of a config; images in files are found, but not decoded yet.
 
     Args:
-      config: says which, and what its examples become.
+      config: describes the data set, and what its examples become.
       seed: of the points that a toy draws; nothing else depends on it.
       prepare: whether to download and prepare a tfds set that is not there.
       progress: told of what takes long.
@@ -173,7 +173,7 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
 
 
 def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
-    """Images in a folder or zip: headers are read, so that what is none is found now."""
+    """Open images in a folder or zip; headers are read, so that other files show now."""
     files = find_files(config.path)
     mine = _usable(files, config, f"data.path ({config.path!r})", progress)
     both = [mine]
@@ -207,7 +207,7 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
 def _usable(
     files: Files, config: DataConfig, where: str, progress: Progress | None
 ) -> Headers:
-    """The headers of the files; what is left out is said."""
+    """Return the headers of the files, and report what is left out."""
     headers = read_headers(files, progress)
     if files.others:
         say(
@@ -225,7 +225,7 @@ def _usable(
 
 
 def _common_channels(both: Sequence[Headers]) -> int:
-    """1 if all are grey, else 3; where grey ones become coloured it is said."""
+    """Return 1 if all images are grey, else 3; report grey ones that become coloured."""
     channels = np.concatenate([headers.channels for headers in both])
     grey = int((channels == 1).sum())
     if 0 < grey < len(channels):
@@ -277,7 +277,7 @@ def _tfds(config: DataConfig, prepare: bool) -> DataSet:
 
 
 def _npz(config: DataConfig) -> DataSet:
-    """arr_0: examples in the form of their kind; arr_1: labels."""
+    """Read an .npz: arr_0 has examples in the form of their kind, and arr_1 labels."""
     examples, labels = read_npz(config.path, "data.path", config)
     if config.held_out:
         _check_apart(config, "file")
@@ -326,7 +326,7 @@ def _form(config: DataConfig, channels: int) -> Form:
 
 
 def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Those to train on and those held out: always the same ones, at least one of each."""
+    """Return the indices to train on and those held out, always the same; none is empty."""
     if len(indices) < 2:
         raise BadRequest(
             "data.path has one example; it takes two, to train on one and hold out one"
@@ -364,7 +364,7 @@ def into_memory(
         decoded[name], which, unread = decode_all(split, progress)
         of_labels = _LABELS[name]
         labels = getattr(data, of_labels)
-        if labels is not None:  # Those of the images that are there instead.
+        if labels is not None:  # Labels of the images that are there instead.
             decoded[of_labels] = labels[which]
         bad += unread
         all_bad |= len(unread) == len(split)
@@ -374,9 +374,9 @@ def into_memory(
 
 
 def fixed_choice(total: int, most: int) -> np.ndarray:
-    """At most `most` of `total` examples, always the same ones; int [N].
+    """Choose at most `most` of `total` examples, always the same ones; int [N].
 
-    Not the first ones: they may all be of one class.
+    They are not the first ones, which may all be of one class.
     """
     chosen = np.arange(total)
     if total > most:
@@ -385,10 +385,10 @@ def fixed_choice(total: int, most: int) -> np.ndarray:
 
 
 def fingerprint(data: DataSet) -> str:
-    """16 hexadecimal digits that other examples, or another order of them, change.
+    """Return 16 hexadecimal digits that other examples, or another order of them, change.
 
-    Of up to 256 examples of each split, evenly spaced; whether they are in memory or read
-    from files makes no difference.
+    Up to 256 examples of each split count, evenly spaced; whether they are in memory or
+    read from files makes no difference.
     """
     parts: list[Any] = []
     for split in (data.train, data.held_out):
@@ -398,7 +398,7 @@ def fingerprint(data: DataSet) -> str:
 
 
 def whole_fingerprint(data: DataSet) -> str:
-    """Return the same of all examples, where all are in memory; else empty."""
+    """Return a fingerprint of all examples, if all are in memory; else an empty string."""
     parts: list[Any] = []
     for split in (data.train, data.held_out):
         if not isinstance(split, np.ndarray):

@@ -46,11 +46,11 @@ class PreparedImages:
         return len(self._source)
 
     def name(self, index: int) -> str:
-        """How a message names this image."""
+        """Return the name of an image for messages."""
         return f"image {index} of {self.split}"
 
     def read(self, index: int) -> bytes:
-        """The bytes of the image's file.
+        """Return the bytes of the image's file.
 
         Raises:
           Unreadable: if the record is damaged.
@@ -209,7 +209,7 @@ def _check_known(name: str) -> None:
 
 
 def _prepare(name: str, data_dir: str) -> None:
-    """Runs prepare.py in a process of its own.
+    """Run prepare.py in a process of its own.
 
     Raises:
       BadRequest: if TensorFlow is missing, or it fails.
@@ -270,7 +270,7 @@ def _named(said: object, data_dir: str) -> str:
 
 
 def _bars(chunk: bytes) -> str:
-    """Bars of progress in ASCII, without what would move the cursor but to its line."""
+    """Return bars of progress in ASCII, without moves of the cursor except by line ends."""
     text = re.sub(rb"\x1b\[[0-9;]*[A-Za-z]", b"", chunk).decode("ascii", "replace")
     parts = re.split(r"([\r\n])", text.replace("\ufffd", "#"))
     return "".join(part if part in ("\r", "\n") else shown(part) for part in parts)

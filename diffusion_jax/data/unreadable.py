@@ -4,7 +4,7 @@ from diffusion_jax.runtime import text
 
 
 class Unreadable(ValueError):
-    """An image cannot be read; str() is the reason."""
+    """An image that cannot be read; str() is the reason."""
 
 
 def reason(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Batch(NamedTuple):
-    """Examples and their conditions, one row an example; a pytree.
+    """Examples and their conditions, one row per example; a pytree.
 
     Attributes:
       x: [B, ...]. As the file has them (uint8 images, float32 points) from the source to

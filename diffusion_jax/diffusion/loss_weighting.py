@@ -27,7 +27,7 @@ from diffusion_jax.diffusion.schedules import Schedule
 
 
 class Parameters(NamedTuple):
-    """Parameters of the weightings, each of the one of that name."""
+    """Parameters of the weightings; each name begins with that of its weighting."""
 
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
@@ -35,7 +35,7 @@ class Parameters(NamedTuple):
     sigmoid_bias: float = 0.0
 
 
-PAPERS = Parameters()  # As in the papers.
+PAPERS = Parameters()  # The values of the papers.
 
 
 def snr_weights(schedule: Schedule) -> np.ndarray:
@@ -49,7 +49,7 @@ def truncated_snr_weights(schedule: Schedule) -> np.ndarray:
 
 
 def min_snr_weights(schedule: Schedule, gamma: float = 5.0) -> np.ndarray:
-    """min(SNR, gamma): less for the nearly clean (Hang et al. 2023).
+    """min(SNR, gamma): less for nearly clean x_t (Hang et al. 2023).
 
     Raises:
       ValueError: unless gamma > 0.
@@ -87,8 +87,8 @@ def variational_weights(schedule: Schedule, variance: str = "fixed_small") -> np
     """T times the exact weight of L_{t-1} in the variational bound, in bits (DDPM eq. 12).
 
     coef1^2 / (2 variance); with fixed_small that is half the fall of SNR in the step
-    (Kingma et al. 2021, section 4). So the mean over uniform t is the bound except L_T,
-    for the constants that a fixed_large variance adds, and for L_0, whose bins are left
+    (Kingma et al. 2021, section 4). So the mean over uniform t is the bound except for
+    L_T, the constants that a fixed_large variance adds, and L_0, whose bins are left
     out: at t = 0 this is the Gaussian's own log density, of the variance that t = 1 has.
 
     Raises:

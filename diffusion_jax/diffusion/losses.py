@@ -1,4 +1,4 @@
-"""Training losses: draw t and noise, ask the network, compare with what it should say.
+"""Training losses: draw t and noise, ask the network, compare with the target.
 
 Every loss of this file is given for each example of a batch, at given t and noise;
 `monte_carlo_loss` draws those and takes the mean.
@@ -24,7 +24,7 @@ NORMS = ("l2", "l1", "huber")
 
 
 class Distance(NamedTuple):
-    """How far a prediction is from its target.
+    """Distance of a prediction from its target.
 
     Attributes:
       norm: "l2", "l1" or "huber"; see `elementwise`.
@@ -159,7 +159,7 @@ def hybrid_loss(
 ) -> jax.Array:
     """L_hybrid = prediction loss + variational_scale L_vlb (IDDPM eq. 16).
 
-    For a model with a learned variance. L_vlb gets the prediction behind a stop_gradient:
+    The model has a learned variance. L_vlb gets the prediction behind a stop_gradient:
     it moves the variances alone, and the prediction loss the mean alone.
 
     Args:

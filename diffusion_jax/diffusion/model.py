@@ -117,8 +117,8 @@ class Prediction:
     """A network's prediction at x_t, in any of its four forms; [B, ...] each.
 
     Attributes:
-      model: that was asked.
-      x_t, t: where.
+      model: the one that was asked.
+      x_t, t: the noised examples and their timesteps.
       output: the prediction as the network gives it, of the kind `model.prediction`.
       variance_output: of a learned variance, -1 for its lower and 1 for its upper bound;
         else None.
@@ -154,7 +154,7 @@ class Prediction:
     def log_variance(self) -> jax.Array:
         """The log variance of the reverse step, which broadcasts against x_t.
 
-        Of a learned one w log beta + (1 - w) log beta-tilde, w = (variance_output + 1) / 2
+        If it is learned, w log beta + (1 - w) log beta-tilde, w = (variance_output + 1) / 2
         (IDDPM eq. 15); else that of `parameterization.fixed_log_variance`.
         """
         process = self.model.process
@@ -171,7 +171,7 @@ class Prediction:
         return share * upper + (1 - share) * lower
 
     def with_fixed_mean(self) -> "Prediction":
-        """Return the same, through whose mean no gradient flows."""
+        """Return this prediction with a mean through which no gradient flows."""
         return dataclasses.replace(self, output=jax.lax.stop_gradient(self.output))
 
     def clipped_x0(self, clip: bool = True) -> jax.Array:

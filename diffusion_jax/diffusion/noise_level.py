@@ -18,7 +18,7 @@ from diffusion_jax.diffusion.tables import read
 class NoiseLevel(NamedTuple):
     """One noise level, or many: arrays or numbers that broadcast against each other.
 
-    It keeps the squares, which a schedule has to the last bit: of 1 - alphas_cumprod the
+    The squares are kept, which a schedule has to the last bit: of 1 - alphas_cumprod the
     square of its rounded root has lost digits, while the root of a square is exact.
 
     Attributes:
@@ -78,7 +78,7 @@ def noise_level_at(process: Schedule, t: Any, dtype: Any = jnp.float32) -> Noise
     log_share = jnp.interp(
         t, indices, jnp.asarray(log_of, t.dtype), left=jnp.nan, right=jnp.nan
     )
-    last = int(np.flatnonzero(process.alphas_cumprod)[-1])  # With a signal.
+    last = int(np.flatnonzero(process.alphas_cumprod)[-1])  # The last t with a signal.
     is_without = (t > last) & ~jnp.isnan(log_share)
     log_share = jnp.where(is_without, -jnp.inf, log_share)
     return NoiseLevel(jnp.exp(log_share), -jnp.expm1(log_share))

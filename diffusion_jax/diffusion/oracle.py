@@ -1,6 +1,6 @@
 """The optimal denoiser in closed form, for data whose distribution is known.
 
-Optimal for squared error, which the conditional mean makes least.
+It is optimal for squared error, which the conditional mean makes least.
 
 Data is a mixture of K Gaussians with diagonal covariances, of any dimension. Variance 0
 makes a component a point, so the same class is any discrete distribution, such as 8-bit
@@ -53,7 +53,7 @@ class Mixture(NamedTuple):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether every component is a point."""
+        """Return whether every component is a point."""
         return not self.variances.any()
 
 
@@ -131,8 +131,8 @@ def sample(data: Mixture, key: jax.Array, num: int) -> jax.Array:
 def negative_log_likelihood(data: Mixture, x0: jax.Array) -> jax.Array:
     """-log p(x_0) in nats, over all dimensions of each example; [B].
 
-    Of the density, or for discrete data of the probability: inf off its points, which
-    x_0 must meet to within 1e-5 of an 8-bit level's distance.
+    p is the density, or for discrete data the probability: then the result is inf off the
+    points, which x_0 must meet to within 1e-5 of an 8-bit level's distance.
     """
     x0 = jnp.asarray(x0)
     if data.is_discrete:

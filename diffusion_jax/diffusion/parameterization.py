@@ -26,7 +26,7 @@ from diffusion_jax.diffusion.forward_process import at
 from diffusion_jax.diffusion.noise_level import NoiseLevel, variance_preserving
 from diffusion_jax.diffusion.schedules import Schedule
 
-PREDICTION_TYPES = ("eps", "x0", "v")  # And "score", which no config trains.
+PREDICTION_TYPES = ("eps", "x0", "v")  # Without "score", which no config trains.
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 
@@ -177,7 +177,7 @@ def x0_coefficients(prediction: str, level: NoiseLevel) -> tuple[np.ndarray, np.
 def v_coefficients(prediction: str, level: NoiseLevel) -> tuple[np.ndarray, np.ndarray]:
     """Return (a, b) with v = a x_t + b prediction, on the host, in float64.
 
-    Of a process that preserves the variance, whose velocity v is.
+    v is the velocity of a process that preserves the variance.
 
     Args:
       prediction: "eps", "x0", "v" or "score".

@@ -18,8 +18,8 @@ import numpy as np
 
 from diffusion_jax.diffusion.tables import names_with
 
-# More signal than this in x_T (3 % of its amplitude), and it is not the noise that
-# sampling starts from.
+# With more signal than this (3 % of its amplitude) x_T is not the noise that sampling
+# starts from.
 MAX_TERMINAL_SIGNAL = 1e-3
 
 
@@ -37,10 +37,10 @@ class Schedule(NamedTuple):
       sqrt_alphas_cumprod: coefficient of x_0 in x_t (DDPM eq. 4).
       sqrt_one_minus_alphas_cumprod: coefficient of the noise in x_t (DDPM eq. 4).
       posterior_mean_coef1: weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (eq. 7).
-      posterior_mean_coef2: weight of x_t in it (eq. 7).
-      posterior_variance: its variance, beta-tilde (eq. 7); 0 at t = 0.
-      posterior_log_variance_clipped: its logarithm, with entry 1 repeated at entry 0,
-        where the variance is 0 and its logarithm is not finite.
+      posterior_mean_coef2: weight of x_t in that mean (eq. 7).
+      posterior_variance: variance of q(x_{t-1} | x_t, x_0), beta-tilde (eq. 7); 0 at t = 0.
+      posterior_log_variance_clipped: logarithm of that variance, with entry 1 repeated at
+        entry 0, where the variance is 0 and its logarithm is not finite.
     """
 
     betas: np.ndarray
@@ -72,7 +72,7 @@ class Schedule(NamedTuple):
 
     @property
     def has_zero_terminal_snr(self) -> bool:
-        """Whether x_T holds nothing of x_0, to the range of float32.
+        """Return whether x_T holds nothing of x_0, to the range of float32.
 
         The noise in x_T then does not tell x_0.
         """
@@ -295,7 +295,7 @@ def respaced(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
     """
     alphas_cumprod = schedule.alphas_cumprod[np.asarray(timesteps)[::-1].astype(int)]
     before = np.append(1.0, alphas_cumprod[:-1])
-    with warnings.catch_warnings():  # Of the whole process it was warned already.
+    with warnings.catch_warnings():  # There was a warning of the whole process already.
         warnings.simplefilter("ignore")
         return make_schedule((before - alphas_cumprod) / before)
 
@@ -318,7 +318,7 @@ def alphas_cumprod_at(schedule: Schedule, times: np.ndarray) -> np.ndarray:
         log_of = np.log(schedule.alphas_cumprod)
     whole = share == 0
     # Unseen (0.5): it stands where nothing is read.
-    share = np.where(whole, 0.5, share)  # Of those nothing is used: 0 * inf is not a 0.
+    share = np.where(whole, 0.5, share)  # Not 0, since 0 * inf is not 0.
     between = np.exp((1 - share) * log_of[before] + share * log_of[after])
     return np.where(whole, schedule.alphas_cumprod[before], between)
 
@@ -363,7 +363,7 @@ def check_betas(betas: np.ndarray) -> np.ndarray:
 
 
 class OddBetas(UserWarning):
-    """Betas that can be trained with, and hardly should be; said once for a run."""
+    """A warning of betas that hardly should be trained with; given once per run."""
 
 
 def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 TIMESTEP_SAMPLERS = ("uniform", "stratified", "loss_second_moment")
 MAX_STRATA = 2**30 - 1  # Batch size times T of a stratified draw, in int32.
-_HISTORY = 10  # Losses kept of each timestep,
-_UNIFORM_SHARE = 0.001  # and the share of draws that ignores them (IDDPM's code).
+_HISTORY = 10  # Losses kept for each timestep.
+_UNIFORM_SHARE = 0.001  # Share of draws that ignore the losses (IDDPM's code).
 
 
 class LossHistory(NamedTuple):
@@ -72,8 +72,8 @@ def empty_history(num_timesteps: int) -> LossHistory:
 def timestep_probabilities(history: LossHistory) -> jax.Array:
     """p_t ~ sqrt(E[L_t^2]) over the last ten losses (IDDPM eq. 18); float32 [T], sum 1.
 
-    Uniform until every timestep has ten. A thousandth is always shared out evenly, so
-    that none is forgotten.
+    They are uniform until every timestep has ten. A thousandth is always shared out
+    evenly, so that none is forgotten.
     """
     num_timesteps = history.losses.shape[0]
     rms = jnp.sqrt(jnp.square(history.losses).mean(axis=1))
@@ -98,7 +98,7 @@ def importance_timesteps(
 def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
     """The history with a batch's losses in it, each in place of the oldest of its t.
 
-    As if they were entered one after another. What is not finite is left out.
+    Losses are entered as if one after another; those that are not finite are left out.
 
     Args:
       history: of the state before.
@@ -111,7 +111,7 @@ def record_losses(history: LossHistory, t: jax.Array, losses: jax.Array) -> Loss
     same = t[:, None] == t[None, :]
     position = jnp.arange(t.shape[0])
     before = (same & (position[None, :] < position[:, None])).sum(axis=1)
-    # Of more than ten of one t only the last ten stay, so no slot is written twice.
+    # Only the last ten of one t stay, so no slot is written twice.
     # Unseen (size): integers, above n - 10.1 where they are above n - 10.
     stays = before >= same.sum(axis=1) - size
     row = jnp.where(stays, t, num_timesteps)

@@ -19,10 +19,8 @@ from diffusion_jax.diffusion.forward_process import q_posterior, q_sample
 from diffusion_jax.diffusion.model import Model, Prediction, p_mean_log_variance
 from diffusion_jax.diffusion.schedules import Schedule
 
-# Half the distance of two levels of 8-bit images in [-1, 1], and the smallest probability
-# that a level is given.
-_HALF_BIN = 1 / 255
-_MIN_PROBABILITY = 1e-12
+_HALF_BIN = 1 / 255  # Half the distance of two levels of 8-bit images in [-1, 1].
+_MIN_PROBABILITY = 1e-12  # The smallest probability that a level is given.
 
 
 def normal_kl(
@@ -93,7 +91,7 @@ def variational_terms(
 def prior_term(schedule: Schedule, x0: jax.Array) -> jax.Array:
     """L_T = KL(q(x_T | x_0) || N(0, I)) of each image (DDPM eq. 5), in bits per dimension.
 
-    Nothing is learned of it: it is what noising leaves of the signal.
+    No part of it is learned: it is what noising leaves of the signal.
 
     Args:
       schedule: the noise process.

@@ -33,7 +33,7 @@ from diffusion_jax.diffusion.variational_bound import bound_term
 from diffusion_jax.evaluation.timestep_scan import as_float32
 from diffusion_jax.runtime import cpu, devices
 
-CALLS_PER_STEP = 4  # Of the network, each with its derivative.
+CALLS_PER_STEP = 4  # Calls of the network, each with its derivative.
 _SEGMENT = 5  # Steps of one dispatch; between two a job can tell its progress, or stop.
 _MAX_EXACT = 16  # Dimensions whose divergence is a sum over all; else Hutchinson's.
 
@@ -180,7 +180,8 @@ class Flow:
     ) -> np.ndarray:
         """Return bits per dimension of up to `size` examples, as one batch; float64 [N].
 
-        Of images the bound above; of points -log2 of the density of x at t = 0.
+        For images they are the bound of this module; for points -log2 of the density of x
+        at t = 0.
 
         Args:
           params: of the network.
@@ -208,7 +209,7 @@ def _with_divergence(
 ) -> tuple[jax.Array, jax.Array]:
     """The velocity at x, and its divergence for each example, [B].
 
-    Of up to 16 dimensions exactly; of more by Hutchinson's estimate with this probe.
+    It is exact for up to 16 dimensions, and Hutchinson's estimate with this probe for more.
     """
     v, pull_back = jax.vjp(velocity, x)
 

@@ -77,7 +77,7 @@ def make_measure(model: Model, variance: str, *, clip: bool) -> Measure:
             w = jnp.clip((prediction.variance_output + 1) / 2, 0, 1)
         else:
             w = jnp.full(x0.shape, variance == "fixed_large", jnp.float32)
-        # Divided between the two nearest values, so that the mean of w is kept.
+        # Each w is divided between the two nearest values, so that the mean of w is kept.
         shares = jnp.asarray(shares_of(variance), jnp.float32)[None, None]
         distance = jnp.abs(w.reshape(*shape, 1) - shares) * (_NUM_SHARES - 1)
         parts = jnp.maximum(0, 1 - distance)
@@ -114,9 +114,9 @@ def last_costs(schedule: Schedule, variance: str, statistics: Statistics) -> np.
     """Costs of the last step, from s to x_0, if the one before came from t; [s, t]."""
     bar = schedule.alphas_cumprod
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Of beta-tilde to 1 - abar_s.
+        # Log ratio of beta-tilde to 1 - abar_s.
         ratio = np.log1p(-bar / bar[:, None]) - np.log1p(-bar)
-    # Of shares that differ among the dimensions their mean is taken.
+    # The mean is taken of shares that differ among the dimensions.
     # Unseen (0): an index of a shape.
     w = statistics.fractions @ shares_of("learned") if variance == "learned" else 0
     # Unseen (0): a ratio that is clamped to 0.

@@ -1,4 +1,4 @@
-"""Something measured at many timesteps of many images, in one compiled scan.
+"""A measurement at many timesteps of many images, in one compiled scan.
 
 The T timesteps are divided into M strata, and each image draws one t of each: with M = T
 every t. The t and the noise of an image are functions of its number in the data set,
@@ -25,14 +25,14 @@ Measure = Callable[[Any, Batch, Draw], tuple[jax.Array, Any]]
 def strata(num_timesteps: int, num_strata: int) -> np.ndarray:
     """The edges of the strata: stratum j is edges[j] .. edges[j + 1] - 1; int [M + 1].
 
-    Narrow where t is small, because there the terms of the bound are large, and change
-    fast: nearly T (j / M)^3, but none empty.
+    They are narrow where t is small, because there the terms of the bound are large, and
+    change fast: nearly T (j / M)^3, but none empty.
     """
     edges = np.rint(num_timesteps * (np.arange(num_strata + 1) / num_strata) ** 3)
     edges = edges.astype(np.int64)
     for j in range(1, num_strata + 1):
         edges[j] = max(edges[j], edges[j - 1] + 1)
-    # What was pushed up at the end makes room from there.
+    # Edges are lowered where those after them need room.
     highest = num_timesteps - np.arange(num_strata + 1)[::-1]
     return np.minimum(edges, highest).astype(np.int32)
 
@@ -124,7 +124,7 @@ class TimestepScan:
         Returns:
           The sum over t of the first that `measure` gives, of each image, float64 [N]; its
           mean over the images in each stratum, times the timesteps there, float64 [M]; and
-          of the others the mean over the images, float64 [M, ...].
+          the mean of the others over the images, float64 [M, ...].
         """
         num = len(indices)
         live = (np.arange(size) < num).astype(np.float32)

@@ -1,1 +1,1 @@
-"""From a config to the parts that it describes, each checked."""
+"""The parts that a config describes, each checked."""

@@ -1,4 +1,4 @@
-"""From a config to the parts that it describes: schedule, loss, network.
+"""The parts that a config describes: schedule, loss, network.
 
 The trainer and the sampling command both start here. Whatever the maths refuses
 (a beta of 2, more steps than T) comes out as BadRequest.
@@ -87,7 +87,7 @@ def make_network(
     """Return (init_fn, apply_fn) of a config's network; see `networks.as_functions`.
 
     Args:
-      config: says the kind of network, its size, and its channels.
+      config: has the kind of network, its size, and its channels.
       platform: platform to compile for ("cpu", "cuda", "tpu", ...) if it is another than
         that of JAX's default backend; see `networks.UNet`.
     """

@@ -1,4 +1,4 @@
-"""From a config to its sampler: timesteps, table, and the compiled chain."""
+"""The sampler that a config describes: timesteps, table, and the compiled chain."""
 
 import dataclasses
 import functools
@@ -28,11 +28,11 @@ from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.thresholding import Hook, dynamic_threshold, static_threshold
 from diffusion_jax.samplers.timesteps import AUTO, check_timesteps, spaced_timesteps
 
-# Older ones never store a program with a host callback in the compilation cache.
+# Older versions of jax never store a program with a host callback in the compilation cache.
 _CALLBACKS_ARE_CACHED = jax.__version_info__ >= (0, 12)
 _MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
-_SEGMENTS = 100  # Of a chain whose progress is told between dispatches,
-_SEGMENT_ROWS = 10  # but each of at least this many rows.
+_SEGMENTS = 100  # Dispatches of a chain whose progress is told between them.
+_SEGMENT_ROWS = 10  # Fewest rows of such a dispatch.
 
 # Fields of a SamplingConfig that only some samplers have, and those samplers.
 _SAMPLERS = {
@@ -44,7 +44,7 @@ Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, 
 
 
 def change(config: Config, given: dict[str, Any]) -> None:
-    """Puts what a command line said into config.sampling, and checks the whole.
+    """Put the flags of a command line into config.sampling, and check the whole.
 
     Args:
       config: of a run; it is changed.
@@ -55,7 +55,7 @@ def change(config: Config, given: dict[str, Any]) -> None:
     """
     sampling = config.sampling
     if given.get("sampler", sampling.sampler) != sampling.sampler:
-        sampling.spacing = ""  # That of the run was chosen for another sampler.
+        sampling.spacing = ""  # The run's spacing was chosen for another sampler.
     if "timesteps" in given:
         for other in {"steps", "spacing"} & given.keys():
             raise BadRequest(f"--{other} and --timesteps: give one of them")
@@ -98,7 +98,7 @@ def change(config: Config, given: dict[str, Any]) -> None:
 
 
 def short_name(sampling: SamplingConfig) -> str:
-    """For the names of files: the sampler, S, and what is not as usual."""
+    """Return a name for files: the sampler, S, and what is not as usual."""
     parts = [sampling.sampler, str(len(sampling.timesteps) or sampling.steps)]
     if sampling.timesteps:
         parts.append("list")
@@ -118,7 +118,7 @@ def short_name(sampling: SamplingConfig) -> str:
 
 
 def before_choice(sampling: SamplingConfig) -> SamplingConfig:
-    """The same; with spacing "auto" other timesteps, until those are chosen."""
+    """Return the config, with other timesteps for spacing "auto" until those are chosen."""
     if sampling.spacing != AUTO:
         return sampling
     return dataclasses.replace(sampling, spacing="trailing")
@@ -185,7 +185,7 @@ def make_sampler(
       model: of the run.
       mesh: the devices.
       frames: states to keep; see `chain.ChainOptions`.
-      on_progress: called with the rows done, a hundred times a chain.
+      on_progress: called with the rows done, a hundred times per chain.
       in_segments: with `on_progress`, dispatch segments anyway, between which it may raise
         an exception that ends the chain.
 

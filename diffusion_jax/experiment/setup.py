@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 def make_plan(
     config: Config, data: sources.DataSet | None = None, *, prepare: bool = True
 ) -> Plan:
-    """Checks a config against its data and the devices; nothing is compiled or written.
+    """Check a config against its data and the devices; nothing is compiled or written.
 
     Args:
       config: the experiment.

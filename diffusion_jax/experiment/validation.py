@@ -10,13 +10,14 @@ from diffusion_jax.runtime.fields import check_types, check_values, text
 from diffusion_jax.samplers.methods import REPEATING
 from diffusion_jax.samplers.timesteps import AUTO, check_timesteps
 
-# What no machine holds: of images, levels of a U-Net, averages, calls of a chain, networks.
+# Limits of images, levels of a U-Net, averages, and calls of a chain.
 _MAX_SIZE, _MAX_LEVELS, _MAX_AVERAGES, _MAX_CALLS = 2**14, 15, 100, 10**7
+# Limits of a network: blocks, parameters, and bytes of one array; no machine holds more.
 _MAX_BLOCKS, _MAX_PARAMETERS, _MAX_ARRAY = 1000, 2**33, 2**38
 
 
 def check(config: Any) -> None:
-    """Checks every field of a Config that can be checked without data or devices.
+    """Check every field of a Config that can be checked without data or devices.
 
     Raises:
       BadRequest: naming the field, its value and what it can be.

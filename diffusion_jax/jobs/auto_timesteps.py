@@ -33,7 +33,7 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say
 
-_NUM_IMAGES = 128  # Of the training images.
+_NUM_IMAGES = 128  # Training images that are measured, at most.
 
 
 def with_timesteps(
@@ -76,7 +76,7 @@ def choose(
 ) -> np.ndarray:
     """The `num` timesteps with the best bound for these weights.
 
-    What they are chosen by is measured once, on up to 128 training images, and kept in
+    The statistics that decide are measured once, on up to 128 training images, and kept in
     the run's auto_timesteps/, or, if that cannot be written, in a folder of that name
     where the results go.
 
@@ -181,5 +181,5 @@ def _read(path: pathlib.Path, about: dict[str, Any]) -> Statistics | None:
             found = found._replace(second_moment=float(found.second_moment))
             whole = str(kept["sha256"]) == _digest(found)
             return found if whole and json.loads(str(kept["about"])) == about else None
-    except Exception:  # Of a damaged archive nearly anything can come.
+    except Exception:  # A damaged archive makes NumPy raise nearly any kind.
         return None

@@ -20,7 +20,7 @@ MeasureBatch = Callable[[Batch, np.ndarray, Callable[[int], None]], np.ndarray]
 
 
 def batch_size(num: int, most: int, mesh: jax.sharding.Mesh) -> int:
-    """Return a size: of the fewest batches that hold `num`, `most` each or a few more."""
+    """Return the size of the fewest batches that hold `num`, `most` each or a few more."""
     size = -(-num // -(-num // most))
     return -(-size // mesh.size) * mesh.size
 
@@ -57,7 +57,7 @@ def over_images(
     Args:
       partial: where the parts are kept, claimed and locked; those that are there stand.
       what: the name of the measurement.
-      images: that are measured.
+      images: the ones to measure.
       calls: steps of `measure` that it reports for each batch.
       measure: see `MeasureBatch`; the last batch may have fewer images.
 

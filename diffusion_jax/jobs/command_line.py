@@ -1,4 +1,4 @@
-"""What the commands share: flags, and errors as one line with an exit status.
+"""Parts that the commands share: flags, and errors as one line with an exit status.
 
 0 is done, 1 the run failed, 2 the request was wrong, 130 after Ctrl-C.
 """
@@ -29,11 +29,11 @@ from diffusion_jax.runtime.interrupts import leave
 from diffusion_jax.runtime.text import going_on, reason, shown
 
 _HELP = ("help", "helpfull", "helpshort", "h")
-_NEAR = 0.75  # Of a name that is suggested, how like it is to what was written.
+_NEAR = 0.75  # Least likeness of a name that is suggested to what was written.
 
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
-    """Parses the command line, calls main() or main(config), and exits."""
+    """Parse the command line, call main() or main(config), and exit."""
     cpu.keep_memory()
     arguments: list[Any] = []
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
@@ -96,10 +96,10 @@ def _show_help(takes_config: bool) -> None:
 
 
 def _config_file(path: str) -> pathlib.Path:
-    """Return the file that --config names, by its path or by the name of one of ours.
+    """Return the file that --config names, by its path or as a config of this project.
 
     Raises:
-      BadRequest: if there is none, or a file and one of ours have this name.
+      BadRequest: if there is none, or a file and a config of this project have this name.
     """
     file = pathlib.Path(path)
     ours = {p.stem: p for p in sorted(project_file("configs").glob("*.py"))}
@@ -214,7 +214,7 @@ def _take_config_path(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _check_fields(argv: Sequence[str], path: str, config: Config) -> None:
-    """The config's fields exist, and tuples are given once (config_flags adds them up)."""
+    """Check that fields exist, and tuples are given once (config_flags adds them up)."""
     known = dict(fields_of(config))
     given = set()
     for arg in argv:
@@ -280,7 +280,7 @@ def _no_such_flag(name: str) -> str:
 
 
 def _hear_orbax() -> None:
-    """Show its warnings, which may mean a loss, and leave its errors to what it raises."""
+    """Show Orbax's warnings, which may mean a loss; its errors are what it raises."""
 
     def hear(record: python_logging.LogRecord) -> bool:
         if record.levelno == python_logging.WARNING:
@@ -292,7 +292,7 @@ def _hear_orbax() -> None:
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
 
     def hook(unraisable: Any) -> None:
-        # Of files that were being written when another one failed.
+        # The error is of files that were being written when another one failed.
         if "Event loop is closed" not in str(unraisable.exc_value):
             sys.__unraisablehook__(unraisable)
 

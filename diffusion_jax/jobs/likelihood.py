@@ -1,8 +1,8 @@
 """The likelihood of a trained run over a data set, in files.
 
 The t and the noise of an image depend on the seed and its number alone, so an interrupted
-evaluation continues (measurement.py), batch by batch; at the end the parts become P.json,
-and of the bound also P.csv and P.png.
+evaluation continues (batches.py), batch by batch; at the end the parts become P.json, and
+for the bound also P.csv and P.png.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Request:
     Attributes:
       split: "held_out" or "train".
       max_examples: of it; 0 is all. A fixed choice.
-      weights: of `training.weights.check_kind`.
+      weights: of `runs.weights.check_kind`.
       step: of the checkpoint, of `checkpoint_choice.chosen_step`; None is the newest.
       seed: of t and noise.
       num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
@@ -90,12 +90,12 @@ def prepare(
     flow: pathlib.Path | None = None,
     overwrite: bool = False,
 ) -> list[Callable[[], dict[str, Any]]]:
-    """Checks all that is wanted of a run's newest checkpoint, so that it can begin.
+    """Check all that is wanted of a run's newest checkpoint, so that it can begin.
 
     Args:
       workdir: the run.
       config: its config.
-      request: of what.
+      request: what to evaluate.
       bound: for the variational bound with all its terms: P of P.json (the figures, and
         how they came about), P.csv (a row for each stratum of timesteps) and P.png (the
         curves). Without it there is no bound.
@@ -104,7 +104,7 @@ def prepare(
 
     Returns:
       A function for each of the two that is wanted, which does it and returns what P.json
-      says; if P.json is of the very same request, it only says so.
+      holds; if P.json is of the very same request, it only reports that.
 
     Raises:
       BadRequest: before anything is compiled or written.
@@ -140,7 +140,7 @@ def prepare(
 def _checked_chain(
     workdir: pathlib.Path, config: Config, request: Request
 ) -> tuple[np.ndarray, int]:
-    """The timesteps of the bound as far as they are known, and in how many strata."""
+    """Return the bound's timesteps, as far as they are known, and the number of strata."""
     kind = kind_of(config.data)
     if not kind.has_levels:
         raise BadRequest(
@@ -166,7 +166,7 @@ def _claimed(
     overwrite: bool,
     run: Callable[[], dict[str, Any]],
 ) -> Callable[[], dict[str, Any]]:
-    """`run`, or what says that it is done already."""
+    """Return `run`, or a function that reports that it is done already."""
     found = None if overwrite or partial.folder.exists() else partial.finished()
     if found is None or not is_whole(found):
         partial.claim(results, overwrite, "--out")

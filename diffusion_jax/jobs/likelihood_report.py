@@ -12,7 +12,7 @@ from diffusion_jax.runs import pictures
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import say
 
-_TABLE_ROWS = 10  # Of the table that is printed; the .csv has all.
+_TABLE_ROWS = 10  # Rows of the table that is printed; the .csv has all.
 
 
 def _figures(bits: np.ndarray) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _write_json(partial: Partial, figures: dict[str, Any]) -> None:
 
 
 def write_bound(partial: Partial, terms: BatchTerms, chain: np.ndarray) -> dict[str, Any]:
-    """Writes all files of a bound; `chain` are its timesteps, rising."""
+    """Write all files of a bound; `chain` are its timesteps, rising."""
     curve = rate_distortion(terms, len(chain))
     figures = {
         **_figures(terms.bits),
@@ -90,7 +90,7 @@ def _print_table(rows: list[tuple], figures: dict[str, Any]) -> None:
 
 
 def write_flow(partial: Partial, bits: np.ndarray, of: str) -> dict[str, Any]:
-    """Writes P.json of the likelihood under the flow, which is that `of` something."""
+    """Write P.json of the likelihood under the flow, of what `of` names."""
     figures = {**_figures(bits), "likelihood_of": of, **partial.request}
     partial.mark_finishing()
     _write_json(partial, figures)

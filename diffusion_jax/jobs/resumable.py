@@ -19,7 +19,7 @@ _FINISHING = "finishing"  # A mark in the folder: results are being written.
 
 
 def result_path(out: pathlib.Path, suffix: str) -> pathlib.Path:
-    """P and the suffix, which is no suffix of its own: P may hold dots."""
+    """Return P with the suffix appended, and none replaced: P may hold dots."""
     return out.with_name(out.name + suffix)
 
 
@@ -49,7 +49,7 @@ class Partial:
         self.folder = result_path(out, ".partial")
 
     def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
-        """Makes the folder, or goes on with it if it is of the same request.
+        """Make the folder, or go on with it if it is of the same request.
 
         Args:
           results: the files that will be written.
@@ -91,7 +91,7 @@ class Partial:
         files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
 
     def begin(self) -> None:
-        """Makes the folder; goes on if it is of the same request, and else begins again."""
+        """Make the folder; go on if it is of the same request, and else begin again."""
         note = self.folder / "request.json"
         self.claim([], overwrite=self._read(note) != self.request, others="")
 
@@ -118,12 +118,12 @@ class Partial:
         try:
             files.check_regular(path)
             np.load(path, mmap_mode="r")
-        except Exception:  # Of a damaged file nearly anything can come.
+        except Exception:  # A damaged file makes NumPy raise nearly any kind.
             return False
         return True
 
     def save(self, name: str, array: np.ndarray) -> None:
-        """Whole or not at all: a kill leaves no half-written file under this name."""
+        """Save a part, whole or not at all: a kill leaves no half-written file there."""
         with files.replacing(self.path(name)) as file:
             np.save(file, array)
 
@@ -133,15 +133,15 @@ class Partial:
             return np.load(file)
 
     def path(self, name: str) -> pathlib.Path:
-        """Where a part lies; numbered ones are called 000000, 000001, ..."""
+        """Return the path of a part; numbered ones are called 000000, 000001, ..."""
         return self.folder / f"{name}.npy"
 
     def mark_finishing(self) -> None:
-        """From here on results exist, though the request is not done."""
+        """Mark that results exist from here on, though the request is not done."""
         (self.folder / _FINISHING).touch()
 
     def remove(self) -> None:
-        """All results are written."""
+        """Delete the folder, once all results are written."""
         # A kill after the first of these leaves what says whose it is.
         files.delete(self.folder.glob("*.npy"))
         files.delete([self.folder])

@@ -1,7 +1,7 @@
 """Samples from a trained run, written batch by batch.
 
 The noise of a sample depends on the seed and its index alone, so the same request continues
-where it stopped (partial.py); at the end the parts become P.npz, P.png and P.json.
+where it stopped (resumable.py); at the end the parts become P.npz, P.png and P.json.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.timesteps import AUTO
 
 _STRIP_FRAMES = 10
-_FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Of the animation; every third is in the strip.
+_FRAMES = 3 * (_STRIP_FRAMES - 1) + 1  # Frames of animations; every third is in the strip.
 _MAX_PICTURED = 1024  # Images in the grid; the .npz holds all.
 
 
@@ -231,7 +231,7 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
 
 
 def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None:
-    """Save the samples of batch i that are wanted, and of the first one its frames.
+    """Save the samples of batch i that are wanted, and the frames of the first batch.
 
     Raises:
       _NotFinite: for samples that are not finite.

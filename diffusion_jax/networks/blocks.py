@@ -11,7 +11,10 @@ from diffusion_jax.networks import convolution
 
 
 def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform by the mean of fan-in and fan-out; `scale=0` means 1e-10, as in the code."""
+    """Uniform initialiser by the mean of fan-in and fan-out.
+
+    `scale=0` means 1e-10, as in the code.
+    """
     return nn.initializers.variance_scaling(
         max(scale, 1e-10), mode="fan_avg", distribution="uniform"
     )
@@ -44,15 +47,16 @@ def dense(features: int, *, name: str, dtype: Any, scale: float = 1.0) -> nn.Den
 
 
 class GroupNorm(nn.Module):
-    """Each group of channels to mean 0 and variance 1 over all positions (Wu and He 2018).
+    """Normalisation of groups of channels over all positions (Wu and He 2018).
 
-    Then times `scale`, plus `bias`, of each channel. Statistics are float32. They are sums
-    by channel first, so that each element takes one multiplication and one addition.
+    Each group gets mean 0 and variance 1; each channel is then multiplied by its `scale`
+    and increased by its `bias`. Statistics are float32. They are sums by channel first, so
+    that each element takes one multiplication and one addition.
     """
 
     num_groups: int
     dtype: Any
-    epsilon: float = 1e-6  # That of the DDPM code; PyTorch has 1e-5.
+    epsilon: float = 1e-6  # The value of the DDPM code; PyTorch has 1e-5.
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ class _Form(NamedTuple):
     size: Pair  # H and W of the images.
     taps: Pair  # H and W of the kernel.
     out: Pair  # H' and W' of the results.
-    wide: bool  # Computed by products of matrices.
+    wide: bool  # Whether it is computed by products of matrices.
 
 
 def for_platform(platform: str) -> Callable[..., jax.Array]:
@@ -155,7 +155,7 @@ def _kernel_gradient(x: jax.Array, cotangent: jax.Array, *, form: _Form) -> jax.
     # The last rows of x that no output reads are cut off by a smaller (even negative)
     # high padding.
     high = [(out[i] - 1) * strides[i] + taps[i] - size[i] - pads[i][0] for i in range(2)]
-    # It contracts over the batch N: x is transposed to [C, H, W, N] and the cotangent to
+    # The sum is over the batch N: x is transposed to [C, H, W, N] and the cotangent to
     # [H, W, N, K] (saying so by dimension_numbers would be the slow form again), and
     # the result [C, kh, kw, K] moves to [kh, kw, C, K].
     return lax.conv_general_dilated(
@@ -226,7 +226,7 @@ _kernel_gradient_p = _primitive(
     of_images=False,
 )
 
-# Of <y, convolution(x, k)> = <input_gradient(y, k), x> = <kernel_gradient(x, y), k>: the
+# By <y, convolution(x, k)> = <input_gradient(y, k), x> = <kernel_gradient(x, y), k>, the
 # transposes of each in its first operand and in its second.
 ad.defbilinear(
     _convolution_p,

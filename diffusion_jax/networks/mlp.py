@@ -10,7 +10,7 @@ from diffusion_jax.networks.embeddings import timestep_embedding
 
 
 class MLP(nn.Module):
-    """Predicts eps, x0 or v from a noised point and its timestep.
+    """Network that predicts eps, x0 or v from a noised point and its timestep.
 
     Attributes:
       out_channels: coordinates of a point.

@@ -12,7 +12,7 @@ from diffusion_jax.networks.embeddings import timestep_embedding
 
 
 class UNet(nn.Module):
-    """Predicts eps, x0 or v from a noised image and its timestep.
+    """Network that predicts eps, x0 or v from a noised image and its timestep.
 
     With the defaults and three channels this is the paper's CIFAR-10 network:
     35,746,307 parameters.
@@ -23,7 +23,7 @@ class UNet(nn.Module):
       base_channels: width of the first level.
       channel_mults: width of each level in units of base_channels; each level after the
         first halves height and width, so both must divide by 2**(levels - 1).
-      num_res_blocks: residual blocks a level going down; one more going up.
+      num_res_blocks: residual blocks per level going down; one more going up.
       attn_resolutions: heights of the feature maps that get attention (for images that
         are not square too: the height decides).
       num_heads: attention heads.

@@ -5,10 +5,10 @@ Two outputs of a kernel of three, F(2, 3), take four products instead of six:
     y = A^T ((G g) * (B^T d)),   d four inputs, g the kernel, y two outputs,
 
 and in two dimensions four outputs take 16 instead of 36. Here d and g have channels, so
-each of the 16 is a product of matrices, [positions, C] by [C, K]. All are exact but for
+each of the 16 is a product of matrices, [positions, C] by [C, K]. All are exact except for
 rounding: the sums are those of the convolution in another order.
 
-A tile is a square of 2x2 outputs; what it reads are 4x4 inputs, two of each shared with
+A tile is a square of 2x2 outputs; it reads 4x4 inputs, two of each shared with
 the next tile. The 16 places of such a square are a list [4][4] of arrays.
 """
 
@@ -21,7 +21,7 @@ from jax import lax
 
 Square = list[list[jax.Array]]
 
-# Each works on rows first, then on columns, of what it is given as separate arrays.
+# Each transform takes separate arrays: those of a row first, then those of a column.
 
 
 def _b(d0: jax.Array, d1: jax.Array, d2: jax.Array, d3: jax.Array):
@@ -50,14 +50,14 @@ def _a(y0: jax.Array, y1: jax.Array):
 
 
 def _both(transform: Callable[..., tuple[jax.Array, ...]], square: Square) -> Square:
-    """A transform of each row, and of each column of what that gives."""
+    """Transform each row, and each column of the result."""
     rows = [transform(*row) for row in square]
     columns = [transform(*column) for column in zip(*rows, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _padded(x: jax.Array) -> jax.Array:
-    """With a border of zeros: what is padded XLA computes once, and not for each place."""
+    """Add a border of zeros: XLA computes what is padded once, and not for each place."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
@@ -89,7 +89,7 @@ def _outputs(products: Square, shape: tuple[int, ...]) -> jax.Array:
 
 
 def applies(x: jax.Array, kernel: jax.Array, strides: Any, pads: Any) -> bool:
-    """Whether this convolution is one of `convolution`, and faster so than otherwise.
+    """Return whether `convolution` computes this one, and faster than otherwise.
 
     Below 64 channels what the products save is spent on the sums.
     """
@@ -135,7 +135,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     d, cotangent = (
         _inputs(x),
         _padded(cotangent),
-    )  # The padded one that `input_gradient` has.
+    )  # The padded array is the one that `input_gradient` has.
     outputs = [
         [cotangent[:, i : i + height : 2, j : j + width : 2] for j in (1, 2)]
         for i in (1, 2)

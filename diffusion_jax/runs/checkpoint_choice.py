@@ -34,7 +34,7 @@ def chosen_step(
       workdir: the run.
       config: its config; `training.best_by` decides what "best" is by.
       text: of `check_step`.
-      flag: that said so, for messages.
+      flag: the flag that gave `text`, for messages.
 
     Raises:
       BadRequest: for the best one, if no checkpoint has what it is by.

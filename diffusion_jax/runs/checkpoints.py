@@ -23,14 +23,14 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import reason, say
 
-_EMA = "ema "  # What the name of an average's part begins with.
+_EMA = "ema "  # The name of an average's part begins with this.
 
 
 class Restored(NamedTuple):
     """Parts of a checkpoint.
 
     Attributes:
-      step: of it.
+      step: of the checkpoint.
       parts: trees by name.
       damaged: newer checkpoints that cannot be read, each with the reason.
     """
@@ -50,7 +50,7 @@ class Checkpoints:
         *,
         writing: bool,
     ):
-        """Opens the folder.
+        """Open the folder.
 
         Args:
           workdir: the run.
@@ -76,7 +76,7 @@ class Checkpoints:
         )
 
     def save(self, state: Any) -> None:
-        """Saves in the background; the arrays of `state` may be donated right after.
+        """Save in the background; the arrays of `state` may be donated right after.
 
         Raises:
           RunFailed: if this checkpoint, or the one before, cannot be written.
@@ -94,7 +94,7 @@ class Checkpoints:
         self._losses[step] = loss
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk.
+        """Wait until what was saved is on disk.
 
         Raises:
           RunFailed: if it cannot be written.
@@ -119,7 +119,7 @@ class Checkpoints:
 
     @property
     def is_saving(self) -> bool:
-        """Whether what was saved may not be on disk yet."""
+        """Return whether what was saved may not be on disk yet."""
         return self._checkpointer.is_saving_in_progress()
 
     @property
@@ -153,7 +153,7 @@ class Checkpoints:
             except _Unreadable as error:
                 failed[tried] = str(error)
                 continue
-            # It is their fault only if they fail where this one does not.
+            # Newer checkpoints are at fault only if they fail where this one does not.
             for newer in list(failed):
                 with contextlib.suppress(_Unreadable):
                     tried, parts = newer, self._load(newer, like, record)
@@ -200,7 +200,7 @@ class Checkpoints:
             ) from error
 
     def set_aside(self, damaged: Mapping[int, str]) -> None:
-        """Moves checkpoints that cannot be read out of the way, and says so."""
+        """Move checkpoints that cannot be read out of the way, and report them."""
         for step, why in damaged.items():
             aside = run_folder.damaged_path(self._workdir)
             aside.mkdir(exist_ok=True)
@@ -227,7 +227,7 @@ class Checkpoints:
         parts = {"step": step_of, **like}
         wanted = {"parts": parts, "checksums": dict.fromkeys(parts, number)}
         context = ocp.Context()
-        # Without this it wants to be told of every part that there is.
+        # Without this Orbax wants to be told of every part that there is.
         context.pytree.loading.partial_load = True
         try:
             self._check_files(step)
@@ -268,7 +268,7 @@ class Checkpoints:
     def _check_parts(
         self, step: int, like: Mapping[str, Any], record: Record | None
     ) -> None:
-        """Tells a checkpoint of an older version from a damaged one."""
+        """Tell a checkpoint of an older version from a damaged one."""
         there = self._checkpointer.metadata(step).metadata
         lacking = set(like) - set(there.get("parts", {}))
         version = record.version if record else "before 0.1.0"
@@ -283,7 +283,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *exception: object) -> None:
-        """Waits until all that was saved is on disk, unless something else failed."""
+        """Wait until all that was saved is on disk, unless something else failed."""
         if kind is None:
             self.wait()
         with contextlib.suppress(Exception):
@@ -291,7 +291,7 @@ class Checkpoints:
 
 
 class _Unreadable(Exception):
-    """A checkpoint that cannot be read, and not for want of something else; why."""
+    """A checkpoint that cannot be read by its own fault; str() is the reason."""
 
 
 class _NewestAndBest:
@@ -348,8 +348,8 @@ def _form(tree: Any) -> Any:
 def _checksum(tree: Any) -> jax.Array:
     """uint32: the bits of each array, as 32-bit words, times 1, 3, 5, ..., added up.
 
-    Whole-number arithmetic, so that it is the same on every device. No change of one word
-    goes unnoticed, because the factors are odd; of others one in 2^32 may.
+    The arithmetic is in whole numbers, the same on every device. No change of one word
+    goes unnoticed, because the factors are odd; one in 2^32 of the others may.
     """
     words = [_words(leaf) for leaf in jax.tree.leaves(tree)]
     joined = jnp.concatenate(words)
@@ -369,7 +369,7 @@ _NOT_OF_THE_FILE = (
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
     *(errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT, errno.ENOBUFS, errno.EINTR),
 )
-# What TensorStore says where a file may be whole.
+# Messages of TensorStore where a file may be whole.
 _OF_THE_SYSTEM = re.compile(
     r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|UNAUTHENTICATED|ABORTED|CANCELLED"
     r"|DEADLINE_EXCEEDED): "
@@ -385,14 +385,14 @@ def _is_of_the_system(error: BaseException) -> bool:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return what the first of a chain of errors was; Orbax hides it below its own."""
+    """Return the first of a chain of errors, which Orbax hides below its own."""
     seen = [error]
     while (cause := seen[-1].__cause__ or seen[-1].__context__) and cause not in seen:
         seen.append(cause)
     return seen[-1]
 
 
-# Where in TensorStore's own source, and for which arguments.
+# Places in TensorStore's own source, and its arguments.
 _DETAILS = re.compile(r" \[(source locations|tensorstore_spec)=.*")
 
 

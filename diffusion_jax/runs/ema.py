@@ -1,6 +1,6 @@
 """Moving averages of the weights: exponential, power-function, and rebuilt afterwards.
 
-Every average is the recursion average += weight * (params - average), once a step. With
+Every average is the recursion average += weight * (params - average), once per step. With
 a constant weight 1 - rate it forgets exponentially. With weight_t = 1 - (1 - 1/t)^(g + 1)
 it is the power-function average of Karras et al. 2024 (EDM2, section 3.1): after step t
 the weights of time tau in (0, t] count with the density
@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_jax.config import EMAConfig
 
-STD = "std:"  # What the name of a power-function average begins with.
+STD = "std:"  # The name of a power-function average begins with this.
 
 
 def average_names(config: EMAConfig) -> tuple[str, ...]:
@@ -32,9 +32,9 @@ def average_names(config: EMAConfig) -> tuple[str, ...]:
 
 
 def update_shares(config: EMAConfig, step: jax.Array) -> dict[str, jax.Array]:
-    """How far each average moves towards the weights at this step (0, 1, ...).
+    """Return the share by which each average moves to the weights at a step (0, 1, ...).
 
-    1 - rate, with the warm-up at least 9 / (10 + step); of a power-function average
+    It is 1 - rate, with the warm-up at least 9 / (10 + step); for a power-function average
     1 - (1 - 1/t)^(g + 1) with t = step + 1. float32, by name.
     """
     step = jnp.asarray(step, jnp.float32)
@@ -69,7 +69,7 @@ def power_exponent(std: float) -> float:
     """
     if not 0 < std < 12**-0.5:
         raise ValueError(f"std ({std}) must be above 0 and below 12**-0.5 = 0.2887")
-    # (g + 2)^2 (g + 3) - (g + 1) / std^2 = 0; of its roots the only one above 0.
+    # (g + 2)^2 (g + 3) - (g + 1) / std^2 = 0; g is the only root above 0.
     roots = np.roots([1, 7, 16 - std**-2, 12 - std**-2])
     return float(np.max(roots.real))
 

@@ -39,7 +39,7 @@ def num_bytes(config: Config, every: int, num_parameters: int) -> int:
 
 
 def save(workdir: pathlib.Path, emas: Mapping[str, Any], step: int, config: Config) -> None:
-    """Writes those of this step."""
+    """Write the snapshots of this step."""
     for std in map(float, config.ema.stds):
         params = jax.device_get(emas[f"{STD}{std}"])
         path = run_folder.snapshots_path(workdir) / f"step_{step:08d}_std{std}.safetensors"
@@ -57,9 +57,9 @@ def moments(workdir: pathlib.Path) -> dict[Moment, pathlib.Path]:
 
 
 def delete_after(workdir: pathlib.Path, step: int) -> None:
-    """Deletes the snapshots of later steps, which are to be done again.
+    """Delete the snapshots of later steps, which are to be done again.
 
-    And what a kill has left half written.
+    What a kill has left half written is deleted too.
     """
     files.delete_unfinished(run_folder.snapshots_path(workdir))
     for path in run_folder.snapshots_path(workdir).glob(".step_*"):

@@ -34,8 +34,8 @@ _PARTS = (
 _LOCK = ".lock"
 # A kill of version 0.1 may have left these behind.
 _UNFINISHED = ("config.tmp", "run.tmp", "metrics.tmp", ".forward.png", ".reverse.png")
-# What a resumed run may change: when to stop, report and save, how to sample, and where
-# the data lies and how it is loaded. The batches stay the same.
+# Fields that a resumed run may change: when to stop, report and save, how to sample, and
+# where the data lies and how it is loaded. The batches stay the same.
 _CHANGEABLE = (
     "training.",
     "sampling.",
@@ -48,53 +48,53 @@ _CHANGEABLE = (
     "data.unreadable",
 )
 _STEP = re.compile("[0-9]{1,18}")
-LEARNING_RATE = "optimizer.learning_rate"  # This one only if the user says so.
+LEARNING_RATE = "optimizer.learning_rate"  # May change only if the user asks for it.
 
 
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps its config."""
+    """Return the path of a run's config."""
     return workdir / "config.json"
 
 
 def checkpoints_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps its checkpoints, each in a folder named by its step."""
+    """Return the folder of a run's checkpoints, each in a folder named by its step."""
     return workdir / "checkpoints"
 
 
 def samples_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps its sample pictures."""
+    """Return the folder of a run's sample pictures."""
     return workdir / "samples"
 
 
 def damaged_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where checkpoints go that cannot be read."""
+    """Return the folder for a run's checkpoints that cannot be read."""
     return workdir / "damaged_checkpoints"
 
 
 def snapshots_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps the snapshots of its power-function averages."""
+    """Return the folder of the snapshots of a run's power-function averages."""
     return workdir / "ema_snapshots"
 
 
 def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps what its evaluation found."""
+    """Return the folder of the results of a run's evaluation."""
     return workdir / "evaluations"
 
 
 def auto_timesteps_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps what --spacing auto chooses timesteps by."""
+    """Return the folder of the statistics that --spacing auto chooses timesteps by."""
     return workdir / "auto_timesteps"
 
 
 def is_part(workdir: pathlib.Path, path: pathlib.Path) -> bool:
-    """Whether `path` is one of what the run itself needs, or lies in its folders."""
+    """Return whether `path` is a part that the run itself needs, or lies in its folders."""
     names = {*_PARTS, "config.json", _LOCK} - {"samples", "evaluations"}
     own = {(workdir / name).resolve() for name in names}
     return bool(own & {path.resolve(), *path.resolve().parents})
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Puts the config into the run folder, whole or not at all."""
+    """Put the config into the run folder, whole or not at all."""
     files.write_whole(config_path(workdir), to_json(config))
 
 
@@ -113,7 +113,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     try:
         config = from_json(files.read_note(path))
         validation.check(config)
-        if not config.data.channels:  # A run knows what the data have.
+        if not config.data.channels:  # The config of a run has the channels of its data.
             raise BadRequest("data.channels (0) must be at least 1")
         return config
     except (ValueError, BadRequest) as error:
@@ -121,7 +121,7 @@ def read_config(workdir: pathlib.Path) -> Config:
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether a run has saved anything yet."""
+    """Return whether a run has saved anything yet."""
     return bool(saved_steps(workdir))
 
 
@@ -174,7 +174,7 @@ def delete_unfinished(workdir: pathlib.Path) -> None:
 def delete_run(workdir: pathlib.Path) -> None:
     """Delete what a run has put into its folder, except its config, and nothing else.
 
-    Of a part that is a link the link goes, and what it leads to stays.
+    If a part is a link, the link is deleted, and what it leads to stays.
 
     Raises:
       BadRequest: if the folder is not that of a run.
@@ -216,12 +216,12 @@ def _shown(value: object) -> str:
 def check_resumable(
     workdir: pathlib.Path, config: Config, *, change_learning_rate: bool = False
 ) -> list[str]:
-    """Refuses a folder of something else, or of a run under another config.
+    """Refuse a folder of something else, or of a run under another config.
 
     Args:
       workdir: the folder.
       config: what is wanted there.
-      change_learning_rate: that this one may differ.
+      change_learning_rate: whether the learning rate may differ.
 
     Returns:
       The fields that differ and may, as "field (old -> new)".

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: the numbers of a run, one line a time."""
+"""metrics.jsonl and TensorBoard: the numbers of a run, one line at a time."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from diffusion_jax.runtime import files
 
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """As if a module that nobody has imported yet were not installed."""
+    """Hide a module that nobody has imported yet, as if it were not installed."""
     if module in sys.modules:
         yield
         return
@@ -78,13 +78,13 @@ def _is_number(value: Any) -> bool:
 
 
 class MetricLog:
-    """Appends to a run's metrics.jsonl and its TensorBoard events.
+    """Writer of a run's metrics.jsonl and its TensorBoard events.
 
-    Without a thread of TensorBoard's own: a full disk is an error where it is met.
+    It has no thread of TensorBoard's own: a full disk is an error where it is met.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
-        """Goes on after `start_step`: later lines, of steps to be done again, go."""
+        """Go on after `start_step`: later lines, of steps to be done again, are removed."""
         path = workdir / "metrics.jsonl"
         texts = _texts(path)
         kept = []
@@ -105,7 +105,7 @@ class MetricLog:
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line, with these values at this step: numbers, or dicts of numbers."""
+        """Write a line with these values at this step: numbers, or dicts of numbers."""
         self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
         self._file.flush()
         for name, value in values.items():
@@ -114,7 +114,7 @@ class MetricLog:
                 self._show(step, scalar(f"{name}/{part}" if part else name, number))
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
-        """A picture for TensorBoard."""
+        """Write a picture for TensorBoard."""
         with Image.open(path) as image:
             self._show(step, summary_image(name, np.asarray(image), dataformats="HWC"))
 

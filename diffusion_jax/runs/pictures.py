@@ -32,7 +32,7 @@ def save_gif(path: pathlib.Path, frames: list[Image.Image]) -> None:
 
 
 def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: str) -> None:
-    """A PNG of the losses in the lines of a metrics.jsonl, logarithmic."""
+    """Save a PNG of the losses in the lines of a metrics.jsonl, logarithmic."""
     drawn = figure(7, 4)
     axes = drawn.add_subplot()
     for field, style in (("loss", "-"), ("held_out_loss", "o-")):
@@ -50,7 +50,7 @@ def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: st
 def save_rate_distortion(
     path: pathlib.Path, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray
 ) -> None:
-    """A PNG: bits spent and error left over the reverse steps, and one over the other.
+    """Save a PNG: bits spent and error left over the reverse steps, and one by the other.
 
     Args:
       path: of the PNG.

@@ -22,14 +22,14 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason, say, utc_now
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_MOST = {"steps_per_dispatch": 10**4}  # As of its field of the config.
+_MOST = {"steps_per_dispatch": 10**4}  # As the range of the config's field.
 
-FORMAT = 1  # Of a run folder; a checkpoint of another one may lack something.
+FORMAT = 1  # Format of a run folder; a checkpoint of another one may lack something.
 
 
 @dataclasses.dataclass
 class Record:
-    """run.json: what a run says of itself, for people and for later versions.
+    """The contents of run.json, a run's own record for people and for later versions.
 
     Attributes:
       format: of the run folder; see `FORMAT`.
@@ -59,7 +59,7 @@ class Record:
 
 
 def write_record(workdir: pathlib.Path, record: Record) -> None:
-    """Puts run.json into the run folder, whole or not at all."""
+    """Put run.json into the run folder, whole or not at all."""
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
     files.write_whole(workdir / "run.json", text)
 
@@ -134,7 +134,7 @@ def new_record(
     old: Record | None,
     num_parameters: int,
 ) -> Record:
-    """Return the new contents of run.json; of a new run it is written at once.
+    """Return the new contents of run.json, which are written at once for a new run.
 
     Args:
       config, data: of the run.

@@ -54,7 +54,7 @@ def unnamed(arrays: dict[str, Any], like: Any) -> Any:
 
 
 def write(path: pathlib.Path, weights: Weights, config: Config) -> None:
-    """Writes a .safetensors or .npz, by the suffix of `path`, whole or not at all."""
+    """Write a .safetensors or .npz, by the suffix of `path`, whole or not at all."""
     arrays: dict[str, Any] = {n: np.asarray(x) for n, x in named(weights.params).items()}
     about = {
         "kind": weights.kind,
@@ -68,8 +68,8 @@ def write(path: pathlib.Path, weights: Weights, config: Config) -> None:
             arrays[_ABOUT] = np.array(json.dumps(about))
             np.savez(file, **arrays)
         else:
-            # One entry: of several the order, and so the bytes, would be random. Written
-            # here, so that a full disk is the same error as everywhere.
+            # One entry: the order of several, and so the bytes, would be random. It is
+            # written here, so that a full disk is the same error as everywhere.
             file.write(save(arrays, metadata={_ABOUT: json.dumps(about)}))
 
 

@@ -1,4 +1,4 @@
-"""The weights of a run: which kinds it holds, out of it into a file, and in again."""
+"""The weights of a run: their kinds, saved to a file, and loaded into another run."""
 
 import pathlib
 import warnings
@@ -23,7 +23,7 @@ _MAX_NAMED = 5
 
 
 def check_kind(flag: str, text: str) -> str:
-    """ "ema", "raw", or the name of an average, "0.999" or "std:0.08", as they are spelled.
+    """Return "ema", "raw", or the name of an average as it is spelled: "0.999", "std:0.08".
 
     Raises:
       BadRequest: naming the flag, for another text.
@@ -65,7 +65,7 @@ def load_from_run(
       config: its config.
       kind: of `check_kind`.
       sharding: where the arrays are to lie; the first device unless given.
-      flag: that said which kind.
+      flag: the flag that gave the kind.
       step: of `checkpoint_choice.chosen_step`.
 
     Raises:
@@ -134,7 +134,7 @@ def _finite(weights: Weights, where: str) -> Weights:
 def save_to_file(
     path: pathlib.Path, weights: Weights, config: Config, *, overwrite: bool = False
 ) -> None:
-    """Writes weights to a .safetensors or .npz, whole or not at all.
+    """Write weights to a .safetensors or .npz, whole or not at all.
 
     Args:
       path: of the file; its suffix decides the format, of `weight_files`.
@@ -218,5 +218,5 @@ def identity_of(weights: Weights) -> dict[str, Any]:
 
 
 def _size(array: Any) -> str:
-    """ "float32 [3, 3, 1, 32]", or "missing"."""
+    """Return "float32 [3, 3, 1, 32]", or "missing"."""
     return "missing" if array is None else f"{array.dtype} {list(array.shape)}"

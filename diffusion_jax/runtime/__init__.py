@@ -1,1 +1,1 @@
-"""Files, text and the environment: what every room may use; imports none of ours."""
+"""Files, text and the environment, for all other packages; imports none of them."""

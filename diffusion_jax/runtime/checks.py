@@ -17,13 +17,13 @@ def values_refused() -> Iterator[None]:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises BadRequest, with the nearest of `choices`, unless `value` is one of them."""
+    """Raise BadRequest, with the nearest of `choices`, unless `value` is one of them."""
     if value not in choices:
         raise BadRequest(f"{name} ({value!r}) is unknown; {nearest(value, choices)}")
 
 
 def nearest(value: str, choices: tuple[str, ...]) -> str:
-    """ "did you mean X?" where one is near, and the list of all where it is short."""
+    """Return "did you mean X?" where one is near, and the list of all where it is short."""
     close = difflib.get_close_matches(value[:99], choices, n=1, cutoff=0.7)
     listed = f"it can be {', '.join(c for c in choices if c)}"
     if not close:

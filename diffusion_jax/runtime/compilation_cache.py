@@ -14,13 +14,13 @@ from diffusion_jax.runtime.text import say
 
 OFF = "off"
 HELP = "Folder of compiled programs, which later runs take from it; or off."
-_MOST_BYTES = 2**31  # Of the folder; the programs that were used longest ago go.
-_PROGRAM = re.compile(".+-[0-9a-f]{64}-cache")  # What jax calls a compiled program.
-_MIN_SECONDS = 0.2  # What compiles faster is not worth a file.
+_MOST_BYTES = 2**31  # Size of the folder; the programs that were used longest ago go.
+_PROGRAM = re.compile(".+-[0-9a-f]{64}-cache")  # Name that jax gives a compiled program.
+_MIN_SECONDS = 0.2  # Programs that compile faster are not worth a file.
 
 
 def default_folder() -> str:
-    """$JAX_COMPILATION_CACHE_DIR if it is set, else diffusion_jax in the user's cache."""
+    """Return $JAX_COMPILATION_CACHE_DIR, or else diffusion_jax in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or f"{cache}/diffusion_jax/compiled"
 
@@ -43,7 +43,7 @@ def _cannot(what: str, error: Exception) -> BadRequest:
 
 
 def use(folder: str | None) -> None:
-    """Keeps compiled programs in this folder from now on, and prints its name.
+    """Keep compiled programs in this folder from now on, and print its name.
 
     Args:
       folder: "off" for none; None for `default_folder`, which a warning leaves out if
@@ -78,7 +78,7 @@ def use(folder: str | None) -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
     mine = folder or "JAX_COMPILATION_CACHE_DIR" not in os.environ
-    most = _MOST_BYTES if mine else None  # Of others' programs nothing goes.
+    most = _MOST_BYTES if mine else None  # No programs of others are deleted.
     size = f"{bounded(path, most) / 2**20:,.0f} MiB"
     say(f"compilation cache: {path} ({size}{f' of {most / 2**20:,.0f}' if most else ''})")
 

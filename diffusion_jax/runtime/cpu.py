@@ -9,13 +9,13 @@ import jax
 
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _DOT, _REDUCE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_REDUCE"
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # Of mallopt, in malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # Parameters of mallopt, in malloc.h.
 _NEVER = 2**31 - 1
 
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """For `jax.jit(compiler_options=)` of a program with a network in it.
+    """Return the options for `jax.jit(compiler_options=)` of programs with a network.
 
     For matrix products, sums and convolutions XLA calls a library, YNNPACK, which leaves
     all but wide convolutions to a single core. Here it has the first two only, and XLA's
@@ -36,7 +36,7 @@ def compiler_options() -> dict[str, str]:
 
 
 def is_all_there_is() -> bool:
-    """Whether this machine seems to have no GPU or TPU; starts nothing."""
+    """Return whether this machine seems to have no GPU or TPU; nothing is started."""
     return not any(map(os.path.exists, ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")))
 
 
@@ -46,8 +46,8 @@ def keep_memory() -> None:
     XLA takes the temporary memory of a program again at each dispatch, and the system
     hands it out in pages of 4 KiB, with a fault and a page of zeros for each. Large
     blocks stay only in the heap of the main thread, so a dispatch has to run there: call
-    it before JAX's first. For Linux with glibc; otherwise, and where there is a GPU or
-    TPU, nothing changes.
+    this function before JAX's first one. It acts on Linux with glibc; otherwise, and where
+    there is a GPU or TPU, nothing changes.
     """
     if not (sys.platform.startswith("linux") and is_all_there_is()):
         return

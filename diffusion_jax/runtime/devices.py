@@ -29,12 +29,12 @@ def make_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def on_host(mesh: Mesh) -> Sharding:
-    """Return where arrays take no memory of the devices; on them if JAX has no CPU."""
+    """Return a sharding off the devices' memory, or on it if JAX has no CPU."""
     if mesh.devices.flat[0].platform == "cpu":
         return replicated(mesh)
     try:
@@ -44,7 +44,7 @@ def on_host(mesh: Mesh) -> Sharding:
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The array split over the devices along one axis."""
+    """Return the sharding of an array that is split over the devices along one axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
@@ -85,7 +85,7 @@ def say_devices() -> None:
 
 
 def check_batch_size(name: str, batch_size: int) -> None:
-    """Raises ValueError unless every device gets the same number of rows."""
+    """Raise ValueError unless every device gets the same number of rows."""
     count = jax.device_count()
     if batch_size % count:
         raise ValueError(

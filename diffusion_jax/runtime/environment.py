@@ -8,7 +8,7 @@ import jax
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason
 
-# What each may be, and why nothing else.
+# Values that each setting may have, and why no others.
 _SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "jax_enable_x64": ((False,), "all is of 32 bits here, in checkpoints as well"),
     "jax_default_prng_impl": (("threefry2x32",), "a seed would give other samples"),

@@ -6,4 +6,4 @@ class BadRequest(Exception):
 
 
 class RunFailed(Exception):
-    """A run cannot go on; str() is one line that says why and what to do."""
+    """A run that cannot go on; str() is one line that says why and what to do."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from diffusion_jax.runtime.checks import check_choice
 from diffusion_jax.runtime.errors import BadRequest
 
-# Conditions on another field: that it is, or is not, anything but 0, "" and ().
+# Conditions on another field: that it is, or is not, anything except 0, "" and ().
 SET, NOT_SET = "set", "not set"
 
 

@@ -31,7 +31,7 @@ _KINDS = {
 }
 _MOST_JSON = 2**26  # Bytes of a file; a config with a million betas has a third of it.
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.unfinished")
-# What no library takes for a pattern, an escape or the name of a protocol.
+# Characters that no library takes for a pattern, an escape or the name of a protocol.
 _PLAIN = re.compile(r"[\w./ +=@,~-]*", re.ASCII)
 
 
@@ -83,7 +83,7 @@ def read_text(path: str | os.PathLike, errors: str = "strict") -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON says.
+    """Return the value of a JSON text.
 
     Raises:
       ValueError: for all that is wrong with it.
@@ -172,7 +172,7 @@ def delete_unfinished(folder: pathlib.Path) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Lock an open file; False if it is locked, or the file system knows no locks."""
+    """Lock an open file; False if it is locked, or the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -181,7 +181,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def delete(paths: Iterable[pathlib.Path]) -> None:
-    """Delete files and folders; of a link the link alone.
+    """Delete files and folders; for a link, the link alone.
 
     Raises:
       OSError: naming what cannot be deleted, as far as permissions and mounts tell; then
@@ -262,8 +262,8 @@ def is_full(folder: str | os.PathLike) -> bool:
 def plain(path: pathlib.Path) -> pathlib.Path:
     """Return another name of a path, for a library that takes some characters for patterns.
 
-    That of a link, in a folder of its own below the system's temporary one, which goes
-    with the process; the absolute path itself where there is nothing to misread in it.
+    It is a link, in a folder of its own below the system's temporary one, which goes with
+    the process; or the absolute path itself where there is nothing to misread in it.
     """
     absolute = path.absolute()
     return absolute if _PLAIN.fullmatch(str(absolute)) else _link(absolute)
@@ -305,7 +305,7 @@ def project_file(name: str) -> pathlib.Path:
 
 
 def is_disk_failure(error: OSError) -> bool:
-    """Whether a write failed because of the disk, not because of what was asked for."""
+    """Return whether a write failed because of the disk, not of what was asked for."""
     return error.errno in (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a job to save and stop; a second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM as requests to save and stop; a second Ctrl-C leaves at once."""
 
 import contextlib
 import dataclasses
@@ -14,26 +14,26 @@ class Stop:
     """The signals that a long job looks at between its steps.
 
     Attributes:
-      wanted: it is to stop.
-      by_system: SIGTERM said so, as when a machine is taken away; not the user.
+      wanted: whether the job is to stop.
+      by_system: whether SIGTERM asked, as when a machine is taken away; not the user.
     """
 
     wanted: bool = False
     by_system: bool = False
 
     def check(self) -> None:
-        """Raises Stopped if it is to stop."""
+        """Raise Stopped if the job is to stop."""
         if self.wanted:
             raise Stopped
 
 
 class Stopped(Exception):
-    """Somebody waits for the job to stop."""
+    """A request of somebody who waits for the job to stop."""
 
 
 @contextlib.contextmanager
 def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[Stop]:
-    """Within this context Ctrl-C sets `stop.wanted` instead of raising.
+    """Let Ctrl-C set `stop.wanted` within this context, instead of raising.
 
     Raising is no choice: it may strike inside the compiler, or inside a callback of a
     running program, and crash the process. A thread is told of the signal: the main one
@@ -55,7 +55,7 @@ def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[
                 again = "; Ctrl-C again leaves at once" if is_interrupt else ""
                 say(f"stopping at the next point where all can be saved{again}")
                 was_interrupted |= is_interrupt
-                # What it was told first is what its exit status says.
+                # The exit status is that of the first signal.
                 stop.by_system = stop.by_system if stop.wanted else not is_interrupt
                 stop.wanted = True
         os.close(told)
@@ -79,7 +79,7 @@ def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[
 
 
 def leave() -> None:
-    """Ends the process with status 130, without the clean-up that would wait or crash."""
+    """End the process with status 130, without the clean-up that would wait or crash."""
     if sys.stdout.isatty():
         sys.stdout.write("\033[?25h\n")  # The progress bar has hidden the cursor.
     with contextlib.suppress(OSError):

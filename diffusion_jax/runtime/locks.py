@@ -17,7 +17,7 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
-    """Keeps a second process out of a folder; a kill leaves no lock behind.
+    """Keep a second process out of a folder; a kill leaves no lock behind.
 
     Raises:
       BadRequest: if another process is at work there; `what` says on what.

@@ -12,13 +12,13 @@ _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
 
 
 class ProgressBar:
-    """How far a job is, its rate, and the time left.
+    """Progress of a job, its rate, and the time left.
 
     The rate is measured from the first report on, which leaves compilation out.
     """
 
     def __init__(self, what: str, total: int, unit: str, start: int = 0):
-        """Shows `what`, from `start` to `total` units ("steps")."""
+        """Show `what`, from `start` to `total` units ("steps")."""
         self._what, self._total, self._unit = what, total, unit
         self._first: tuple[float, int] | None = None
         self._announced = False
@@ -36,7 +36,7 @@ class ProgressBar:
         self._bar.start()
 
     def report(self, done: int, text: str = "") -> None:
-        """`done` units are done; `text` is what else there is to say."""
+        """Report that `done` units are done; `text` is what else there is to report."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
@@ -58,7 +58,7 @@ class ProgressBar:
             self.say("  ".join([f"{self._what} {done:,}/{self._total:,}", *parts]))
 
     def rate(self, done: int) -> float | None:
-        """Units a second since the first report; None until there is a second one."""
+        """Units per second since the first report; None until there is a second one."""
         if self._first is None or done <= self._first[1]:
             return None
         return (done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
@@ -69,13 +69,13 @@ class ProgressBar:
             self._console.print(Text(shown(line)))
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Leave the terminal as it was."""
         with going_on():
             self._bar.stop()
 
 
 def duration(seconds: float) -> str:
-    """ "8 s", "1 min 40 s", "3 h 5 min", "2 d 4 h"."""
+    """Return "8 s", "1 min 40 s", "3 h 5 min", "2 d 4 h"."""
     whole = round(seconds)
     for large, size, small, unit in (
         ("d", 86400, "h", 3600),

@@ -1,4 +1,4 @@
-"""Imported by a command before all else: Ctrl-C, and settings that jax cannot read.
+"""The first import of a command: Ctrl-C, and settings that jax cannot read.
 
 Importing and loading take seconds. Until there is something to save, Ctrl-C leaves at
 once: Python's own exception may get lost, or end in a traceback, inside a library. And

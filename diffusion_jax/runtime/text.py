@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 
-# Those that change the direction of what follows.
+# Characters that change the direction of what follows.
 _DIRECTIONS = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )

@@ -195,7 +195,7 @@ def sample_chain(
     cond: Any = None,
     options: ChainOptions = DEFAULT_OPTIONS,
 ) -> tuple[jax.Array, jax.Array]:
-    """From noise to samples by the rows of `table`, as one scan.
+    """Turn noise into samples by the rows of `table`, as one scan.
 
     The scan carries x, what the method remembers and the few frames asked for, so memory
     does not grow with the number of rows. The noise of a sample is a function of (key,
@@ -203,8 +203,8 @@ def sample_chain(
     float32, or in float64 under jax.enable_x64.
 
     Args:
-      model, params: the network; t comes to it as real numbers, [B]. Of one with a learned
-        variance, a table that does not use it takes the prediction alone.
+      model, params: the network; t comes to it as real numbers, [B]. A table that does not
+        use its learned variance takes the prediction alone.
       table: rows of `diffusion_jax.samplers.methods`, made for the same model; under jit an
         argument, so that another table of the same length needs no compilation.
       samples: which samples to make.
@@ -229,13 +229,13 @@ def sample_chain(
 def even_frames(num_rows: int, count: int) -> tuple[int, ...]:
     """`count` states evenly over the chain, the noise and the finished sample included.
 
-    Fewer where the chain has fewer states than that.
+    There are fewer where the chain has fewer states than that.
     """
     return tuple(np.unique(np.linspace(0, num_rows, count).round().astype(int)).tolist())
 
 
 def _draw(samples: Samples, position: Any, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal [B, *shape]; 0 is the initial noise, row r draws at r + 1."""
+    """Draw standard normal [B, *shape]; 0 is the initial noise, row r draws at r + 1."""
     keys = jax.vmap(lambda i: jax.random.fold_in(samples.key, i))(samples.indices)
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, position), shape))(
         keys

@@ -36,8 +36,8 @@ from diffusion_jax.samplers.table import Coefficients, SamplerTable, assemble
 from diffusion_jax.samplers.timesteps import check_timesteps
 
 # Unseen (0.1): where a warning begins is a choice.
-_MAX_LEFT = 0.1  # Of Langevin's noise, in the same units as images in [-1, 1].
-_MAX_GAIN = 3.5  # Of the errors of predicted x_0: with more, digits show them.
+_MAX_LEFT = 0.1  # Langevin's noise that may be left, in the units of images in [-1, 1].
+_MAX_GAIN = 3.5  # Gain of the errors of predicted x_0: with more, digits show them.
 
 
 def ddpm_table(
@@ -138,7 +138,7 @@ def ddim_table(
     *,
     eta: float = 0.0,
 ) -> SamplerTable:
-    """DDIM: the family above with eta times DDPM's standard deviation (eq. 16).
+    """DDIM: `non_markovian_table` with eta times DDPM's standard deviation (eq. 16).
 
         std = eta sigma' / sigma sqrt(beta)
 
@@ -241,7 +241,7 @@ def unipc_table(model: Model, timesteps: Timesteps) -> SamplerTable:
     is of first order.
     """
     s = make_steps(model.process, timesteps)
-    # Of the step that led here: h, and the one before it over it (r_1, negative). Row 0
+    # The h of the step that led here, and the h before over that (r_1, negative). Row 0
     # has neither and row 1 no r_1: the -1 and 1 in their places are not used.
     # Unseen (1.0): it stands where nothing is read.
     h = np.append(1.0, s.h[:-1])
@@ -305,7 +305,7 @@ def heun_table(
 ) -> SamplerTable:
     """Heun's method on the probability flow (EDM algorithms 1 and 2), of second order.
 
-    Two rows a step: a trial step of Euler's, with x kept in the anchor, and from there
+    Two rows per step: a trial step of Euler's, with x kept in the anchor, and from there
     again with the mean of the slopes at both ends. The last step is Euler's alone, so S
     timesteps are 2 S - 1 calls of the network. A step multiplies what changes of x_0 by
     (sbar / sbar' - 1) / 2, so that long ones are ruinous, and warned of.
@@ -402,9 +402,9 @@ def with_langevin(
 ) -> SamplerTable:
     """Predictor and corrector (Song et al. 2021, algorithm 1): any table, corrected.
 
-    After each of its steps but the last, `num_steps` of `langevin_table` at the timestep
-    that it led to. They do not count among the predictions that a method remembers; an
-    anchor that the next row goes on from moves along.
+    Each of its steps except the last is followed by `num_steps` of `langevin_table` at the
+    timestep that it led to. They do not count among the predictions that a method
+    remembers; an anchor that the next row goes on from moves along.
 
     Args:
       table: of any method.
@@ -522,7 +522,7 @@ METHODS: dict[str, Callable[..., SamplerTable]] = {
     "heun": heun_table,
     "langevin": langevin_table,
 }
-# Those that take a list in which a timestep is repeated.
+# Methods that take a list in which a timestep is repeated.
 REPEATING = ("ddpm", "ddim")
 # The spacing of a method where none is named; trailing for all others.
 SPACINGS_OF = {"euler": "karras", "heun": "karras"}

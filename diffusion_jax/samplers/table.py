@@ -39,7 +39,7 @@ class Coefficients(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplerTable:
-    """S rows, in the order in which they run; NumPy float64 [S], where not said.
+    """S rows, in the order in which they run; NumPy float64 [S], unless stated otherwise.
 
     A pytree, so that a jitted function takes it as an argument: tables of the same
     length and the same static fields are one compiled program.
@@ -106,7 +106,7 @@ def assemble(
     """Return the table of rows at these timesteps.
 
     Args:
-      model: for which it is; what it predicts decides how x_0 is read.
+      model: the model of the table; what it predicts decides how x_0 is read.
       t: the timesteps, [S].
       level: the noise levels there, [S].
       to_x, to_anchor: coefficients by their names in `Coefficients`; 0 where there are

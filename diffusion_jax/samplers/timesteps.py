@@ -11,13 +11,13 @@ import numpy as np
 
 from diffusion_jax.diffusion.schedules import Schedule, times_at_log_snr
 
-AUTO = "auto"  # Chosen for a checkpoint: evaluation/optimal_timesteps.py.
+AUTO = "auto"  # Timesteps chosen for a checkpoint: evaluation/optimal_timesteps.py.
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
     """S timesteps from T - 1 downwards, evenly, the last one T // S - 1.
 
-    Integer arithmetic, so that there are exactly S of them for every S in 1 .. T.
+    The arithmetic is in integers, so that there are exactly S for every S in 1 .. T.
 
     Returns:
       float64 [S], whole numbers, strictly falling, the first T - 1.
@@ -47,7 +47,7 @@ def linspace_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarra
 def uniform_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
     """S timesteps upwards from 0, evenly, turned round: "uniform" in the code of DDIM.
 
-    That code's `range(0, T, T // S)` where S divides T, and exactly S of them elsewhere.
+    They are that code's `range(0, T, T // S)` where S divides T, and exactly S elsewhere.
     It starts below T - 1, at T - T // S, where there is still some signal: `trailing`
     is better with few steps.
 

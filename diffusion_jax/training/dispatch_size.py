@@ -6,8 +6,8 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data.kinds import kind_of
 
 _SECONDS = 1.0  # Short enough for SIGTERM, long enough that starting it costs nothing.
-_MEASURED_SECONDS = 0.5  # Of dispatches that are timed before it is chosen.
-_BATCH_BYTES = 2**25  # Of the batches of one dispatch.
+_MEASURED_SECONDS = 0.5  # Seconds of dispatches that are timed before the choice.
+_BATCH_BYTES = 2**25  # Bytes of the batches of one dispatch, at most.
 _MOST_STEPS = 100
 
 
@@ -22,20 +22,20 @@ def most_steps(data: DataConfig) -> int:
 
 
 class Pace:
-    """Chooses the number of steps from dispatches that are timed one by one.
+    """The choice of the number of steps, from dispatches that are timed one by one.
 
     Attributes:
       chosen: that number; 0 while it is not known yet.
     """
 
     def __init__(self, most: int, chosen: int = 0):
-        """`most` is the largest number; `chosen` one that was chosen before."""
+        """Take `most`, the largest number, and `chosen`, one that was chosen before."""
         self._most, self.chosen = most, min(chosen, most)
         self._asked, self._steps, self._seconds = 1, 0, 0.0
         self._is_first = True
 
     def steps(self) -> int:
-        """How many steps to dispatch next."""
+        """Return the number of steps to dispatch next."""
         return self.chosen or self._asked
 
     def took(self, steps: int, seconds: float) -> None:

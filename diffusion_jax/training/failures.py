@@ -11,7 +11,7 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.training.train_state import TrainState
 
-_SHARED_MEMORY = "/dev/shm"  # Where Python's processes have their locks.
+_SHARED_MEMORY = "/dev/shm"  # The locks of Python's processes lie here.
 
 
 @contextlib.contextmanager

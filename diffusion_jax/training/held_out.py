@@ -20,7 +20,7 @@ from diffusion_jax.runtime.interrupts import Stop, Stopped
 def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
     """The t of each example, int32 [B]: evenly through 0 .. T-1 with its index.
 
-    By the golden ratio, whose multiples stay even for any number of examples.
+    It goes by the golden ratio, whose multiples stay even for any number of examples.
     """
     golden = (5**0.5 - 1) / 2
     position = (indices.astype(jnp.float32) + 0.5) * golden % 1.0
@@ -66,7 +66,7 @@ class HeldOut:
         self._examples: Batch | None = None
 
     def examples(self) -> Batch:
-        """Return those that are evaluated, always the same ones."""
+        """Return the examples that are evaluated, always the same ones."""
         if self._examples is None:
             chosen = fixed_choice(len(self._split), self._wanted)
             self._examples = self._split[chosen]

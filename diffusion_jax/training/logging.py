@@ -14,7 +14,7 @@ from diffusion_jax.training.train_step import Dispatch
 
 
 class Reports:
-    """Turns what dispatches have to say into log lines, one dispatch late.
+    """Log lines from the metrics of dispatches, one dispatch late.
 
     So the host reads numbers that the device has long finished, and never waits.
 
@@ -47,12 +47,12 @@ class Reports:
         self.skipped_in_a_row = skipped_in_a_row
 
     def add(self, first: int, count: int, dispatch: Dispatch) -> None:
-        """`count` steps from `first` on; those before are reported."""
+        """Add `count` steps from `first` on; those before are reported."""
         self.flush()
         self._waiting = (first, count, dispatch)
 
     def flush(self) -> None:
-        """Reports what waits.
+        """Report what waits.
 
         Raises:
           RunFailed: if too many updates in a row were skipped, naming the step.

@@ -45,7 +45,7 @@ def due_at(training: TrainingConfig, step: int) -> Due:
 def still_due(config: Config, workdir: pathlib.Path, step: int) -> Due:
     """Return what is to be done after a step and has not been done yet.
 
-    It comes after the checkpoint, and a run may have been stopped in between.
+    The work comes after the checkpoint, and a run may have been stopped in between.
     """
     lines = read_metrics(workdir / "metrics.jsonl")
     done = {name for line in lines if line["step"] == step for name in line}
@@ -69,7 +69,7 @@ class Periodic:
         log: MetricLog,
         bar: ProgressBar,
     ):
-        """Prepare; each compiles when it is first due."""
+        """Prepare; each kind of work compiles when it is first due."""
         self.held_out = HeldOut(plan, mesh, stop)
         self.previews = Previews(plan, workdir, mesh, stop)
         self._config, self._workdir, self._stop = plan.config, workdir, stop

@@ -24,12 +24,12 @@ _AGREE = 0.02  # Mean difference of two sets of samples, over the range from -1 
 
 
 def preview_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Return where the samples at this step are drawn."""
+    """Return the path of the picture of the samples at this step."""
     return run_folder.samples_path(workdir) / f"step_{step:06d}.png"
 
 
 class Previews:
-    """Draws with the weights of a run, a batch over its mesh."""
+    """Pictures drawn with the weights of a run, a batch over its mesh."""
 
     def __init__(
         self, plan: Plan, workdir: pathlib.Path, mesh: jax.sharding.Mesh, stop: Stop
@@ -49,10 +49,10 @@ class Previews:
         )
 
     def draw(self, state: TrainState, step: int) -> None:
-        """samples/step_N.png, and reverse.png: noise becoming samples.
+        """Draw samples/step_N.png, and reverse.png: noise becoming samples.
 
-        The samples of the main average; as long as those of the raw weights are not the
-        same, these beside them. Nothing is drawn if it was stopped.
+        The samples are those of the main average, with those of the raw weights beside them
+        as long as the two are not the same. Nothing is drawn if the run was stopped.
         """
         try:
             raw, _ = self._samples(state.params)
@@ -83,7 +83,7 @@ class Previews:
         return np.asarray(samples)[:wanted], np.asarray(frames)[:, :wanted]
 
     def draw_forward(self) -> None:
-        """forward.png: a few clean examples noised by the chain of q(x_t | x_{t-1})."""
+        """Draw forward.png: a few clean examples noised by steps of q(x_t | x_{t-1})."""
         process, train = self._plan.model.process, self._plan.data.split("train")
         wanted = np.arange(min(self._kind.num_forward, len(train)))
         batch = jax.tree.map(jnp.asarray, train[wanted])

@@ -10,11 +10,11 @@ from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runs.record import Record, write_record
 from diffusion_jax.training.train_state import TrainState
 
-_READING_SHARE = 0.01  # Of the time between checkpoints, for reading them back.
+_READING_SHARE = 0.01  # Share of the time between checkpoints, for reading them back.
 
 
 class Saver:
-    """Saves states in the background; run.json names those that are on disk."""
+    """The saving of states in the background; run.json names those that are on disk."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Saver:
         """Save in the background."""
         self._log.sync()  # No checkpoint before the lines that lead up to it.
         self.checkpoints.save(state)
-        self._note_saved()  # Of the one before, which is on disk now.
+        self._note_saved()  # The checkpoint before is on disk now.
         seconds = self._wall_time + time.monotonic() - self._began
         self._waiting = int(state.step), round(seconds, 1)
 

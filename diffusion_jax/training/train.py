@@ -30,14 +30,14 @@ from diffusion_jax.training.trainer import Trainer, loss_curve_path
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How a run is to be started.
+    """A request to start a run, or to go on with it.
 
     Attributes:
       overwrite: delete the run that is in the folder and start again.
       init_from: another run, or a file of weights, to start a new run with.
       init_weights: which weights of that run; see `weights.check_kind`.
       init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
-      change_learning_rate: an existing run may go on with another one.
+      change_learning_rate: an existing run may go on with another learning rate.
     """
 
     overwrite: bool = False
@@ -243,7 +243,7 @@ def prepared_trainer(
     stop: Stop,
     initial: Weights | None = None,
 ) -> Trainer | TrainState:
-    """Return the trainer of a run; of one that is finished its last state instead."""
+    """Return the trainer of a run, or its last state instead if it is finished."""
     config, mesh = plan.config, devices.make_mesh()
     num_steps, curve = config.training.num_steps, loss_curve_path(workdir)
     first = first_state(plan, workdir, checkpoints, mesh, initial)

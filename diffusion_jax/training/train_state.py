@@ -17,7 +17,7 @@ class Tally(NamedTuple):
 
     Attributes:
       steps: float32, steps since the last log line whose update was made.
-      loss, grad_norm: float32, their sums.
+      loss, grad_norm: float32, sums over those steps.
       skipped: int32, steps of the whole run whose update was skipped, because its loss
         or gradient was not finite.
       skipped_in_a_row: int32, how many of the last steps were skipped without a break.
@@ -36,8 +36,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32, train steps done.
       params: float32 tree, the weights that the optimiser moves.
-      emas: their moving averages by name; see `averages.average_names`.
-      opt_state: the optimiser's.
+      emas: their moving averages by name; see `ema.average_names`.
+      opt_state: the state of the optimiser.
       loss_history: what timesteps are drawn by, if they are drawn by their losses; else
         ().
       tally: what the next log line will say.

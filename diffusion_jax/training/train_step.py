@@ -46,7 +46,7 @@ def make_train_step(
 
     Args:
       config: for how timesteps are drawn, and the EMA.
-      loss_fn: of `experiment.make_loss`.
+      loss_fn: of `experiment.build.make_loss`.
       process: the noise process.
       tx: the optimiser.
       training_batch: (key, batch) -> the batch with x as the network sees it; the key is

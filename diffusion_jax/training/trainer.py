@@ -219,7 +219,7 @@ class Trainer:
 
 
 def loss_curve_path(workdir: pathlib.Path) -> pathlib.Path:
-    """Return where the loss curve is drawn, when all else is done."""
+    """Return the path of the loss curve, which is drawn when all else is done."""
     return workdir / "loss.png"
 
 
