@@ -59,7 +59,11 @@ class Pictures:
         return len(self) * int(np.prod(self.form.shape))
 
     def __getitem__(self, wanted: np.ndarray, /) -> np.ndarray:
-        """Return the examples; raise Unreadable, naming the image, unless `form.skip`."""
+        """Return the examples.
+
+        Raises:
+          Unreadable: naming an image, unless `form.skip`; with it if no image can be read.
+        """
         return self.read(wanted)[0]
 
     def read(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -132,7 +132,7 @@ def negative_log_likelihood(data: Mixture, x0: jax.Array) -> jax.Array:
     """-log p(x_0) in nats, over all dimensions of each example; [B].
 
     p is the density, or for discrete data the probability: then the result is inf off the
-    points, which x_0 must meet to within 1e-5 of an 8-bit level's distance.
+    points, which x_0 must meet to within 1e-5.
     """
     x0 = jnp.asarray(x0)
     if data.is_discrete:

@@ -2,7 +2,7 @@
 
 config.json   run.json       checkpoints/    ema_snapshots/   metrics.jsonl
 tensorboard/  samples/       forward.png     reverse.png      loss.png
-damaged_checkpoints/, if there are any
+evaluations/  auto_timesteps/   damaged_checkpoints/, where there are any
 """
 
 import os

@@ -1,1 +1,1 @@
-"""The training of a network: state, optimiser, step, checkpoints, loop."""
+"""The training of a network: state, optimiser, train step, loop, saving."""
