@@ -8,6 +8,7 @@ answered with a line, the exit status.
 import json
 import os
 import runpy
+import signal
 import sys
 
 import diffusion_jax.jobs.auto_timesteps
@@ -35,5 +36,6 @@ for descriptor, path in enumerate([os.devnull, *request["said"]]):
     opened = os.open(path, os.O_RDWR | os.O_CREAT)
     os.dup2(opened, descriptor)
     os.close(opened)
+signal.alarm(600)  # Ends what hangs.
 sys.argv = request["args"]
 runpy.run_path(sys.argv[0], run_name="__main__")

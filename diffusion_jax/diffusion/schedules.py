@@ -192,7 +192,7 @@ def named_betas(
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r} is unknown; it can be {', '.join(SCHEDULES)}")
     ends = {"beta_start": beta_start, "beta_end": beta_end}
-    taken = {end: ends[end] for end in ends if name in schedules_with(end)}
+    taken = {end: beta for end, beta in ends.items() if name in schedules_with(end)}
     return SCHEDULES[name](num_timesteps, **taken)
 
 

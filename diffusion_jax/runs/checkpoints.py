@@ -227,7 +227,7 @@ class Checkpoints:
         parts = {"step": step_of, **like}
         wanted = {"parts": parts, "checksums": dict.fromkeys(parts, number)}
         context = ocp.Context()
-        # Without this Orbax wants to be told of every part that there is.
+        # Parts that are not named here are not read; Orbax would refuse to leave them out.
         context.pytree.loading.partial_load = True
         try:
             self._check_files(step)

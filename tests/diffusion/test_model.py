@@ -27,27 +27,16 @@ def predicted(output, x_t, variance):
     return model.predict(None, x_t, jnp.zeros(len(x_t), jnp.int32))
 
 
-@pytest.fixture(scope="module", params=SCHEDULES)
-def schedule(request):
-    return SCHEDULES[request.param]
-
-
-@pytest.fixture(scope="module")
-def images():
-    x0 = jax.random.uniform(jax.random.key(0), (6, 4, 4, 3), minval=-1.0, maxval=1.0)
-    return x0, jax.random.normal(jax.random.key(1), x0.shape)
-
-
 def truth(process, images):
     """x_t, and what each kind of model should say there."""
-    x0, noise = images
+    x0, _, noise = images
     x_t = forward_process.q_sample(process, x0, T, noise)
     return x_t, {kind: Model(process, kind).target(x0, T, noise) for kind in KINDS}
 
 
 def test_the_targets_are_those_of_the_definitions(schedule, images):
     """In float64, from x_0 and the noise."""
-    x0, noise = (np.asarray(a, np.float64) for a in images)
+    x0, _, noise = (np.asarray(a, np.float64) for a in images)
     share = np.array([np.prod(1 - schedule.betas[: t + 1]) for t in np.asarray(T)])
     share = share.reshape(-1, 1, 1, 1)
     expected = {

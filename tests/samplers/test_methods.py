@@ -5,7 +5,6 @@ Everything here is NumPy in float64; test_chain.py runs the tables in a scan.
 
 import dataclasses
 import functools
-import inspect
 import warnings
 from typing import NamedTuple
 
@@ -59,13 +58,6 @@ TRAITS = {
 
 def traits(name):
     return TRAITS.get(name, Traits())
-
-
-def taking(option):
-    """The names of the methods that have this option."""
-    return [
-        n for n, make in METHODS.items() if option in inspect.signature(make).parameters
-    ]
 
 
 def is_deterministic(name):
@@ -327,7 +319,7 @@ OPTIONS = {"eta": 0.5, "churn": 20.0, "steps_per_level": 2}
     ("name", "option"),
     [
         *((name, None) for name in METHODS),
-        *((name, option) for option in OPTIONS for name in taking(option)),
+        *((name, option) for option in OPTIONS for name in methods.methods_with(option)),
     ],
 )
 def test_the_level_of_a_row_is_the_noise_level_of_its_timestep(name, option, schedule):
@@ -465,7 +457,7 @@ def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("name", taking("eta"))
+@pytest.mark.parametrize("name", methods.methods_with("eta"))
 def test_eta_out_of_range_is_refused(name, bad):
     with pytest.raises(ValueError, match="eta"):
         METHODS[name](MODEL, [5, 1], eta=bad)
@@ -474,8 +466,8 @@ def test_eta_out_of_range_is_refused(name, bad):
 def test_other_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="'huge'"):
         methods.ddpm_table(MODEL, [5, 1], variance="huge")
-    assert set(taking("churn")) >= {"euler", "heun"}
-    for name in taking("churn"):
+    assert set(methods.methods_with("churn")) >= {"euler", "heun"}
+    for name in methods.methods_with("churn"):
         for bad in (-1.0, float("nan")):
             with pytest.raises(ValueError, match="churn"):
                 METHODS[name](MODEL, [5, 1], churn=bad)
