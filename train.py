@@ -2,6 +2,7 @@
 
     python train.py --config configs/digits.py
     python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
+    python train.py --config configs/digits.py --smoke
 
 The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field of the
 config can be given as --config.SECTION.FIELD=VALUE; --config FILE --help lists them.
@@ -12,13 +13,13 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 from absl import flags
 
 from diffusion_jax.config import Config, to_json
-from diffusion_jax.jobs import command_line
+from diffusion_jax.jobs import command_line, likelihood, sample
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs.weights import check_kind
 from diffusion_jax.runtime import compilation_cache, devices, files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import train
+from diffusion_jax.training import smoke, train
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; runs/NAME of the config unless given."
@@ -28,6 +29,11 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check the config and the data, print the config and stop."
+)
+_SMOKE = flags.DEFINE_bool(
+    "smoke",
+    False,
+    "Try everything in small, in runs/smoke/NAME, and say what the whole run would take.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start a new run from the weights of a run, or of an exported file."
@@ -43,9 +49,13 @@ _CHANGE_RATE = flags.DEFINE_bool(
 )
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
+# What --smoke tries beside the training, by the names of the commands.
+_TRIED_OUT = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
+
 
 def main(config: Config) -> None:
-    workdir = files.expanded("--workdir", _WORKDIR.value or f"runs/{config.name}")
+    usual = smoke.default_workdir(config) if _SMOKE.value else f"runs/{config.name}"
+    workdir = files.expanded("--workdir", _WORKDIR.value or str(usual))
     init_from = None
     if _INIT_FROM.value is not None:
         init_from = files.expanded("--init_from", _INIT_FROM.value)
@@ -55,6 +65,9 @@ def main(config: Config) -> None:
                 raise BadRequest(f"--{flag.name} {flag.value} needs --init_from")
     if _CHANGE_RATE.value and _OVERWRITE.value:
         raise BadRequest("--change_learning_rate is of a run that goes on: no --overwrite")
+    for flag in (_DRY_RUN, _OVERWRITE, _CHANGE_RATE):
+        if _SMOKE.value and flag.value:
+            raise BadRequest(f"--smoke and --{flag.name}: give one of them")
     request = train.Request(
         overwrite=_OVERWRITE.value,
         init_from=init_from,
@@ -71,6 +84,9 @@ def main(config: Config) -> None:
         print(to_json(start.plan.config), end="", flush=True)
         return
     compilation_cache.use(_CACHE.value)
+    if _SMOKE.value:
+        smoke.run(config, workdir, request, _TRIED_OUT)
+        return
     say(f"run: {workdir}")
     train.train(config, workdir, None, request)
 

@@ -35,8 +35,8 @@ def get_config() -> Config:
             eval_every=500,
             checkpoint_every=1000,
             sample_every=1000,
-            num_samples=2000,
-            sample_steps=100,
+            num_samples=750,
+            sample_steps=50,
         ),
         sampling=SamplingConfig(sampler="ddpm", steps=100, batch_size=2000),
     )

@@ -337,7 +337,11 @@ class TrainingConfig:
         only_with={"training.eval_every": SET, "training.likelihood_every": SET},
     )
     num_samples: int = described(
-        64, "Samples in each grid.", range=(1, 2**16), only_with=_OF_GRIDS
+        64,
+        "Samples in each grid, fewer where all grids would take more than a tenth of the "
+        "network calls of the train steps.",
+        range=(1, 2**16),
+        only_with=_OF_GRIDS,
     )
     sample_steps: int = described(
         50,

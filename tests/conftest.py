@@ -26,7 +26,7 @@ import jax
 import pytest
 
 from diffusion_jax.runtime import cpu
-from helpers import ROOT
+from helpers import ROOT, SHARED
 
 cpu.keep_memory()  # As the commands do.
 jax.config.update("jax_num_cpu_devices", 4)
@@ -84,6 +84,21 @@ def fork(tmp_path_factory):
     yield run
     server.stdin.close()
     server.wait()
+
+
+@pytest.fixture(scope="session")
+def tfds_sets(tmp_path_factory):
+    """A data_dir with the real CIFAR-10 and MNIST, from the files that TFDS downloads."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the real data in ../shared/data")
+    folder = tmp_path_factory.mktemp("tfds")
+    for name in ("cifar10", "mnist"):
+        for command in (
+            [SHARED / "tools/prepare_tfds.py", folder, name],
+            ["-m", "diffusion_jax.data.prepare", name, folder],
+        ):
+            subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    return folder
 
 
 # Rooms whose tests have a marker of their own.

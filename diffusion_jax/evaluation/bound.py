@@ -37,7 +37,11 @@ class BatchTerms(NamedTuple):
 
 
 class Bound:
-    """The compiled evaluation of one network."""
+    """The compiled evaluation of one network.
+
+    Attributes:
+      num_strata: M, the network calls of each image.
+    """
 
     def __init__(
         self, model: Model, mesh: jax.sharding.Mesh, num_strata: int, *, seed: int = 0
@@ -55,7 +59,7 @@ class Bound:
         def measure(params: Any, batch: Batch, draw: Draw) -> BoundTerm:
             return bound_term(model, params, batch, draw)
 
-        self._mesh = mesh
+        self._mesh, self.num_strata = mesh, num_strata
         self._scan = TimestepScan(
             measure, process.num_timesteps, mesh, num_strata, seed=seed
         )

@@ -32,7 +32,7 @@ from diffusion_jax.samplers.timesteps import AUTO, check_timesteps, spaced_times
 _CALLBACKS_ARE_CACHED = jax.__version_info__ >= (0, 12)
 _MIN_LAST_SIGNAL = 0.1  # alphas_cumprod of the last timestep.
 _SEGMENTS = 100  # Dispatches of a chain whose progress is told between them.
-_SEGMENT_ROWS = 10  # Fewest rows of such a dispatch.
+_SEGMENT_ROWS = 5  # Fewest rows of such a dispatch.
 
 # Fields of a SamplingConfig that only some samplers have, and those samplers.
 _SAMPLERS = {

@@ -16,6 +16,10 @@ from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.progress import ProgressBar
 
+# Of network calls, a forward and a backward pass of a train step being three of them.
+_CALLS_PER_EXAMPLE, _PREVIEW_SHARE = 3, 0.1
+_FEWEST_SAMPLES, _FEWEST_STEPS = 4, 10
+
 
 class Plan(NamedTuple):
     """A checked config and the parts that it describes.
@@ -26,7 +30,7 @@ class Plan(NamedTuple):
       init_fn: init_fn(key) gives the parameters of its network.
       model: its network, with the noise process and what it predicts.
       loss_fn: its loss.
-      preview: how the pictures are sampled that are drawn while it trains.
+      preview: how the pictures are sampled that are drawn while it trains; `preview_of`.
     """
 
     config: Config
@@ -70,16 +74,37 @@ def make_plan(
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have {data.shape}"
         )
-    preview = SamplingConfig(
-        sampler="ddim",
-        steps=min(config.training.sample_steps, config.process.num_timesteps),
-        threshold=config.sampling.threshold,
-        dynamic_percentile=config.sampling.dynamic_percentile,
-    )
     init_fn, apply_fn = build.make_network(config)
     model = dataclasses.replace(model, apply_fn=apply_fn)
     loss_fn = build.make_loss(config, model)
-    return Plan(config, data, init_fn, model, loss_fn, preview)
+    return Plan(config, data, init_fn, model, loss_fn, preview_of(config))
+
+
+def preview_of(config: Config) -> SamplingConfig:
+    """Return how the sample grids of a training are drawn: DDIM; batch_size samples each.
+
+    All grids of a run, each drawn with the raw weights and with the average, take at most
+    a tenth of the network calls of its train steps. Where the config asks for more, they
+    have fewer samples, down to 4, and then fewer steps, down to 10, which they always have.
+    """
+    training = config.training
+    num_grids = max(1, times_due(training.sample_every, training.num_steps))
+    calls = _CALLS_PER_EXAMPLE * training.num_steps * config.data.batch_size
+    most = int(_PREVIEW_SHARE * calls / num_grids) // len(("raw weights", "average"))
+    steps = min(training.sample_steps, config.process.num_timesteps)
+    num = min(training.num_samples, max(most // steps, _FEWEST_SAMPLES))
+    return SamplingConfig(
+        sampler="ddim",
+        steps=min(steps, max(most // num, _FEWEST_STEPS)),
+        threshold=config.sampling.threshold,
+        dynamic_percentile=config.sampling.dynamic_percentile,
+        batch_size=num,
+    )
+
+
+def times_due(every: int, num_steps: int) -> int:
+    """Return how often a run does what is due at an interval, and at its end; 0: never."""
+    return -(-num_steps // every) if every else 0
 
 
 def load_data(plan: Plan) -> Plan:

@@ -17,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import respaced
@@ -89,6 +90,7 @@ def prepare(
     bound: pathlib.Path | None = None,
     flow: pathlib.Path | None = None,
     overwrite: bool = False,
+    data: DataSet | None = None,
 ) -> list[Callable[[], dict[str, Any]]]:
     """Check all that is wanted of a run's newest checkpoint, so that it can begin.
 
@@ -101,6 +103,7 @@ def prepare(
         curves). Without it there is no bound.
       flow: for the likelihood under the probability-flow ODE: P of P.json.
       overwrite: replace files that exist.
+      data: the examples of the run, if they are in memory already.
 
     Returns:
       A function for each of the two that is wanted, which does it and returns what P.json
@@ -116,7 +119,7 @@ def prepare(
         results[bound] = _results(workdir, bound, (".png", ".csv", ".json"))
     if flow is not None:
         results[flow] = _results(workdir, flow, (".json",))
-    subject = _subject(workdir, config, request)
+    subject = _subject(workdir, config, request, data)
     jobs = []
     if bound is not None:
         about = {
@@ -135,6 +138,18 @@ def prepare(
         run = functools.partial(_flow, request, subject, partial)
         jobs.append(_claimed(partial, results[flow], overwrite, run))
     return jobs
+
+
+def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
+    """Evaluate the bound of a batch at two timesteps for a smoke run, if it applies."""
+    if not kind_of(config.data).has_levels:
+        return False
+    few = min(2, config.process.num_timesteps)
+    request = Request(max_examples=config.data.batch_size, num_timesteps_sampled=few)
+    out = run_folder.evaluations_path(workdir) / "smoke"
+    for job in prepare(workdir, config, request, bound=out, overwrite=True, data=data):
+        job()
+    return True
 
 
 def _checked_chain(
@@ -293,9 +308,11 @@ def _results(
     return results
 
 
-def _subject(workdir: pathlib.Path, config: Config, request: Request) -> _Subject:
+def _subject(
+    workdir: pathlib.Path, config: Config, request: Request, data: DataSet | None
+) -> _Subject:
     check_data_there(workdir, config)
-    plan = make_plan(config)
+    plan = make_plan(config, data)
     mesh = devices.make_mesh()
     weights = load_from_run(
         workdir, config, request.weights, devices.replicated(mesh), step=request.step

@@ -16,6 +16,7 @@ import numpy as np
 
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data.kinds import Kind, kind_of
+from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps
@@ -134,6 +135,15 @@ def generate(
             raise RunFailed(f"{error}; try another sampler{more}") from error
         _finish(job)
     say("wrote", *results)
+
+
+def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
+    """Draw one batch for a smoke run; True, as there are samples of every run."""
+    del data
+    request = Request(num=config.sampling.batch_size)
+    out = run_folder.samples_path(workdir) / "smoke"
+    generate(workdir, config, request, out=out, overwrite=True)
+    return True
 
 
 def _results(

@@ -1,6 +1,8 @@
 """Progress of a long job: a live bar on a terminal, lines elsewhere."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,23 +19,25 @@ class ProgressBar:
     The rate is measured from the first report on, which leaves compilation out.
     """
 
-    def __init__(self, what: str, total: int, unit: str, start: int = 0):
-        """Show `what`, from `start` to `total` units ("steps")."""
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        unit: str,
+        start: int = 0,
+        *,
+        above: "ProgressBar | None" = None,
+    ):
+        """Show `what`, from `start` to `total` units ("steps"); `part` gives `above`."""
         self._what, self._total, self._unit = what, total, unit
         self._first: tuple[float, int] | None = None
         self._announced = False
         self._last_line = time.monotonic()
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,}"),
-            TextColumn("{task.fields[text]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._console: Console = above._console if above else _console()
+        self._bar: Progress = above._bar if above else _bar(self._console)
         self._task = self._bar.add_task(what, total=total, completed=start, text="")
-        self._bar.start()
+        if above is None:
+            self._bar.start()
 
     def report(self, done: int, text: str = "") -> None:
         """Report that `done` units are done; `text` is what else there is to report."""
@@ -68,10 +72,35 @@ class ProgressBar:
         with going_on():
             self._console.print(Text(shown(line)))
 
+    @contextlib.contextmanager
+    def part(self, what: str, total: int, unit: str) -> Iterator["ProgressBar"]:
+        """Show the progress of a part of this job below it, while this job waits."""
+        bar = ProgressBar(what, total, unit, above=self)
+        try:
+            yield bar
+        finally:
+            with going_on():
+                self._bar.remove_task(bar._task)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         with going_on():
             self._bar.stop()
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,}"),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def duration(seconds: float) -> str:

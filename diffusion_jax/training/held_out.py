@@ -15,6 +15,7 @@ from diffusion_jax.experiment.build import LossFn
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.runtime.interrupts import Stop, Stopped
+from diffusion_jax.runtime.progress import ProgressBar
 
 
 def held_out_timesteps(indices: jax.Array, num_timesteps: int) -> jax.Array:
@@ -50,8 +51,10 @@ def make_held_out_loss(
 class HeldOut:
     """Loss and bound of a run, in batches of one shape over its mesh; None if stopped."""
 
-    def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop):
+    def __init__(self, plan: Plan, mesh: jax.sharding.Mesh, stop: Stop, bar: ProgressBar):
+        """Prepare; the first batch compiles. `bar` is that of the training."""
         self._split, self._mesh, self._stop = plan.data.split("held_out"), mesh, stop
+        self._bar = bar
         self._kind = kind_of(plan.config.data)
         self._num_timesteps = plan.model.process.num_timesteps
         self._batch_size = plan.config.data.batch_size
@@ -78,15 +81,17 @@ class HeldOut:
         size, total = self._batch_size, len(examples.x)
         rows = devices.split_batch(self._mesh)
         losses = []
-        for begin in range(0, total, size):
-            # The last batch is filled up with examples that are then left out.
-            indices = np.arange(begin, begin + size) % total
-            batch = jax.device_put(_rows(examples, indices), rows)
-            where = jax.device_put(indices.astype(np.int32), rows)
-            batch = self._kind.network_batch(batch)
-            losses.append(np.asarray(self._loss(params, batch, where)))
-            if self._stop.wanted:
-                return None
+        with self._bar.part("held-out loss", total, self._kind.name) as bar:
+            for begin in range(0, total, size):
+                # The last batch is filled up with examples that are then left out.
+                indices = np.arange(begin, begin + size) % total
+                batch = jax.device_put(_rows(examples, indices), rows)
+                where = jax.device_put(indices.astype(np.int32), rows)
+                batch = self._kind.network_batch(batch)
+                losses.append(np.asarray(self._loss(params, batch, where)))
+                bar.report(min(begin + size, total))
+                if self._stop.wanted:
+                    return None
         all_losses = np.concatenate(losses)[:total]
         t = np.asarray(held_out_timesteps(jnp.arange(total), self._num_timesteps))
         ends = [i * self._num_timesteps // 4 for i in range(5)]
@@ -100,17 +105,21 @@ class HeldOut:
     def bound(self, params: Any) -> BatchTerms | None:
         """The terms of the bound with these weights."""
         examples, size = self.examples(), self._batch_size
-        parts = []
+        parts, begins = list[BatchTerms](), range(0, len(examples.x), size)
+        calls = self._bound.num_strata
+
+        def on_progress(done: int) -> None:
+            bar.report(len(parts) * calls + done)
+            self._stop.check()
+
         try:
-            for begin in range(0, len(examples.x), size):
-                here = np.arange(begin, min(begin + size, len(examples.x)))
-                batch = jax.tree.map(jnp.asarray, _rows(examples, here))
-                batch = jax.tree.map(np.asarray, self._kind.network_batch(batch))
-                parts.append(
-                    self._bound.terms(
-                        params, batch, here, size, lambda done: self._stop.check()
-                    )
-                )
+            with self._bar.part("bits/dim", len(begins) * calls, "calls") as bar:
+                for begin in begins:
+                    here = np.arange(begin, min(begin + size, len(examples.x)))
+                    batch = jax.tree.map(jnp.asarray, _rows(examples, here))
+                    batch = jax.tree.map(np.asarray, self._kind.network_batch(batch))
+                    terms = self._bound.terms(params, batch, here, size, on_progress)
+                    parts.append(terms)
         except Stopped:
             return None
         return combined(parts)

@@ -16,11 +16,14 @@ from diffusion_jax.runs.ema import average_names
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.training.held_out import HeldOut
 from diffusion_jax.training.previews import Previews, preview_path
 from diffusion_jax.training.train_state import TrainState
 
 LOSS, BITS = "held_out_loss", "bits_per_dim"
+# The names of the work on a stopwatch.
+HELD_OUT_LOSS, BITS_PER_DIM = "held-out loss", "bits/dim"
 
 
 class Due(NamedTuple):
@@ -68,11 +71,13 @@ class Periodic:
         stop: Stop,
         log: MetricLog,
         bar: ProgressBar,
+        stopwatch: Stopwatch,
     ):
         """Prepare; each kind of work compiles when it is first due."""
-        self.held_out = HeldOut(plan, mesh, stop)
-        self.previews = Previews(plan, workdir, mesh, stop)
+        self.held_out = HeldOut(plan, mesh, stop, bar)
+        self.previews = Previews(plan, workdir, mesh, stop, bar, stopwatch)
         self._config, self._workdir, self._stop = plan.config, workdir, stop
+        self._preview, self._stopwatch = plan.preview, stopwatch
         self._log, self._bar = log, bar
         self._main = average_names(plan.config.ema)[0]
 
@@ -84,13 +89,16 @@ class Periodic:
         """
         params, found = state.emas[self._main], dict[str, float]()
         if due.evaluate and not self._stop.wanted:
-            found |= self._evaluate(params, step)
+            with self._stopwatch.timed(HELD_OUT_LOSS):
+                found |= self._evaluate(params, step)
         if due.bound and not self._stop.wanted:
-            found |= self._bound(params, step)
+            with self._stopwatch.timed(BITS_PER_DIM):
+                found |= self._bound(params, step)
         if due.draw and not self._stop.wanted:
             training = self._config.training
             if step in (training.sample_every, training.num_steps):  # It may take long.
-                self._bar.say(f"drawing {training.num_samples} samples")
+                steps = f"{self._preview.steps} DDIM steps"
+                self._bar.say(f"drawing {self._preview.batch_size:,} samples by {steps}")
             self.previews.draw(state, step)
         return found
 

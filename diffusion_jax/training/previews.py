@@ -1,6 +1,7 @@
 """The pictures that a run draws while it trains."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +16,13 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.ema import average_names
 from diffusion_jax.runtime.interrupts import Stop, Stopped
+from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.training.train_state import TrainState
 
+SAMPLE_GRID = "sample grid"  # The sampling of one, on a stopwatch.
 _STRIP_FRAMES = 10
 _AGREE = 0.02  # Mean difference of two sets of samples, over the range from -1 to 1.
 
@@ -32,10 +36,18 @@ class Previews:
     """Pictures drawn with the weights of a run, a batch over its mesh."""
 
     def __init__(
-        self, plan: Plan, workdir: pathlib.Path, mesh: jax.sharding.Mesh, stop: Stop
+        self,
+        plan: Plan,
+        workdir: pathlib.Path,
+        mesh: jax.sharding.Mesh,
+        stop: Stop,
+        bar: ProgressBar,
+        stopwatch: Stopwatch,
     ):
+        """Prepare; the first picture compiles. `bar` is that of the training."""
+        self._stopwatch = stopwatch
         self._plan, self._config, self._workdir = plan, plan.config, workdir
-        self._mesh, self._stop = mesh, stop
+        self._mesh, self._stop, self._bar = mesh, stop, bar
         self._kind = kind_of(plan.config.data)
         self._table = build_sampler.make_table(plan.model, plan.preview)
         self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
@@ -44,9 +56,10 @@ class Previews:
             plan.model,
             mesh,
             frames=self._frames,
-            on_progress=lambda rows_done: stop.check(),
+            on_progress=lambda calls: self._on_progress(calls),
             in_segments=True,
         )
+        self._on_progress: Callable[[int], None] = lambda calls: None
 
     def draw(self, state: TrainState, step: int) -> None:
         """Draw samples/step_N.png, and reverse.png: noise becoming samples.
@@ -54,9 +67,14 @@ class Previews:
         The samples are those of the main average, with those of the raw weights beside them
         as long as the two are not the same. Nothing is drawn if the run was stopped.
         """
+        average, calls = average_names(self._config.ema)[0], self._table.num_rows
         try:
-            raw, _ = self._samples(state.params)
-            ema, frames = self._samples(state.emas[average_names(self._config.ema)[0]])
+            with (
+                self._stopwatch.timed(SAMPLE_GRID),
+                self._bar.part("drawing", 2 * calls, "calls") as bar,
+            ):
+                raw, _ = self._samples(state.params, bar, 0)
+                ema, frames = self._samples(state.emas[average], bar, calls)
         except Stopped:
             return
         if not np.isfinite(ema).all():
@@ -74,8 +92,15 @@ class Previews:
             )
         pictures.save_png(preview_path(self._workdir, step), picture)
 
-    def _samples(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
-        wanted = self._config.training.num_samples
+    def _samples(
+        self, params: Any, bar: ProgressBar, done: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        def on_progress(calls: int) -> None:
+            bar.report(done + calls)
+            self._stop.check()
+
+        self._on_progress = on_progress
+        wanted = self._plan.preview.batch_size
         count = -(-wanted // self._mesh.size) * self._mesh.size
         key = jax.random.key(self._config.seed)
         samples, frames = self._sampler(params, self._table, key, np.arange(count))

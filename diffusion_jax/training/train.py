@@ -20,6 +20,7 @@ from diffusion_jax.runtime import devices, files, locks
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import without_effect
 from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
+from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import say
 from diffusion_jax.training.failures import check_an_update_was_made, explained
 from diffusion_jax.training.first_state import first_state
@@ -38,6 +39,7 @@ class Request:
       init_weights: which weights of that run; see `weights.check_kind`.
       init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
       change_learning_rate: an existing run may go on with another learning rate.
+      is_smoke: part of a smoke run, which says nothing of going on, nor that it is small.
     """
 
     overwrite: bool = False
@@ -45,6 +47,7 @@ class Request:
     init_weights: str = "ema"
     init_step: str = checkpoint_choice.NEWEST
     change_learning_rate: bool = False
+    is_smoke: bool = False
 
 
 AS_IT_IS = Request()
@@ -109,6 +112,8 @@ def prepare(
         check_examples(plan.config, plan.data, workdir, read_record(workdir))
     if not goes_on:
         _warn_of_odd_lengths(plan)
+        if not request.is_smoke:
+            _say_smaller_grids(plan)
         for said in without_effect(plan.config):
             warnings.warn(said, stacklevel=2)
     return Start(plan, changed, initial)
@@ -175,11 +180,27 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
         )
 
 
+def _say_smaller_grids(plan: Plan) -> None:
+    training, preview = plan.config.training, plan.preview
+    fewer_samples = preview.batch_size < training.num_samples
+    fewer_steps = preview.steps < min(
+        training.sample_steps, plan.config.process.num_timesteps
+    )
+    if training.sample_every and (fewer_samples or fewer_steps):
+        say(
+            f"sample grids have {preview.batch_size:,} samples of {preview.steps:,} steps "
+            f"(training.num_samples {training.num_samples:,}, training.sample_steps "
+            f"{training.sample_steps:,}), as all of them take at most a tenth of the "
+            "network calls of the run"
+        )
+
+
 def train(
     config: Config,
     workdir: pathlib.Path,
     data: sources.DataSet | None = None,
     request: Request = AS_IT_IS,
+    stopwatch: Stopwatch | None = None,
 ) -> TrainState:
     """Train until `config.training.num_steps`, or go on where the run stopped.
 
@@ -188,6 +209,7 @@ def train(
       workdir: the run folder; an existing run in it is resumed.
       data: examples of the caller's own; otherwise those of `config.data.source`.
       request: what else is wanted.
+      stopwatch: is given the seconds of the pieces of the work.
 
     Returns:
       The last state; after SIGTERM that of the last step done, which is saved.
@@ -208,17 +230,18 @@ def train(
         run_folder.delete_unfinished(workdir)
         if deletes:
             run_folder.delete_run(workdir)
-        if changed:
+        if changed and not request.is_smoke:
             _say_changes(config, workdir, changed)
         keep = config.training.keep_checkpoints
         with (
             Checkpoints(workdir, keep, writing=True) as checkpoints,
             explained(workdir, checkpoints),
         ):
-            state = run(plan, workdir, checkpoints, stop, initial)
+            state = run(plan, workdir, checkpoints, stop, initial, stopwatch)
     if stop.wanted:
-        hint = ", without --overwrite" if request.overwrite else ""
-        say(f"the same command{hint} goes on from step {int(state.step):,}")
+        if not request.is_smoke:
+            hint = ", without --overwrite" if request.overwrite else ""
+            say(f"the same command{hint} goes on from step {int(state.step):,}")
         if not stop.by_system:
             raise KeyboardInterrupt
     return state
@@ -230,9 +253,10 @@ def run(
     checkpoints: Checkpoints,
     stop: Stop,
     initial: Weights | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> TrainState:
     """Train in a folder that is locked, unless the run there is finished."""
-    trainer = prepared_trainer(plan, workdir, checkpoints, stop, initial)
+    trainer = prepared_trainer(plan, workdir, checkpoints, stop, initial, stopwatch)
     return trainer.run() if isinstance(trainer, Trainer) else trainer
 
 
@@ -242,6 +266,7 @@ def prepared_trainer(
     checkpoints: Checkpoints,
     stop: Stop,
     initial: Weights | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Trainer | TrainState:
     """Return the trainer of a run, or its last state instead if it is finished."""
     config, mesh = plan.config, devices.make_mesh()
@@ -267,7 +292,8 @@ def prepared_trainer(
     for step, loss in by_step.items():
         if step <= start:
             checkpoints.score(step, loss)
-    return Trainer(plan, workdir, checkpoints, mesh, stop, first, due)
+    watch = stopwatch or Stopwatch()
+    return Trainer(plan, workdir, checkpoints, mesh, stop, first, watch)
 
 
 def _say_changes(config: Config, workdir: pathlib.Path, changed: list[str]) -> None:

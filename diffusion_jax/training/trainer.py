@@ -16,6 +16,7 @@ from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import command, quoted, say
 from diffusion_jax.training.dispatch_size import Pace, most_steps
 from diffusion_jax.training.failures import (
@@ -38,6 +39,8 @@ from diffusion_jax.training.saving import Saver
 from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.training.train_step import make_train_step, make_train_steps
 
+TRAIN_STEP, CHECKPOINT = "train step", "checkpoint"  # The names on a stopwatch.
+
 
 class Trainer:
     """One run, from the state that it starts with to its last; `run` is the loop."""
@@ -50,7 +53,7 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         stop: Stop,
         first: FirstState,
-        due: Due,
+        stopwatch: Stopwatch,
     ):
         """Make every part of the run; the first dispatch compiles.
 
@@ -61,17 +64,17 @@ class Trainer:
           mesh: the devices.
           stop: the signals to stop.
           first: the state to go on from. It is donated to the first step.
-          due: what is to be done before that step.
+          stopwatch: of the pieces of the work.
         """
         self.plan, self.config, self.workdir = plan, plan.config, workdir
         self.stop, self._mesh = stop, mesh
-        self._first, self._due = first, due
+        self._first, self._stopwatch = first, stopwatch
         training = plan.config.training
         self.train_steps = _compiled(plan, mesh)
         self._most_steps = training.steps_per_dispatch or most_steps(plan.config.data)
         self._log = MetricLog(workdir, first.step)
         self._bar = ProgressBar("training", training.num_steps, "steps", first.step)
-        self.periodic = Periodic(plan, workdir, mesh, stop, self._log, self._bar)
+        self.periodic = Periodic(plan, workdir, mesh, stop, self._log, self._bar, stopwatch)
         on_host = parts_of(abstract(first.state, devices.on_host(mesh)))
         self.saver = Saver(workdir, checkpoints, first.record, self._log, on_host)
         self.reports = Reports(
@@ -92,14 +95,15 @@ class Trainer:
                 self.periodic.previews.draw_forward()
             if self._first.is_unsaved:  # A later start need not be told of them again.
                 self.saver.save(state)
-            self._run_due(state, step, self._due)
+            self._run_due(state, step, still_due(self.config, self.workdir, step))
             if step < num_steps and not self.stop.wanted:
                 self._bar.say("compiling the train step")
                 state, step = self._dispatch(state, step)
         finally:
             self._bar.close()
             self._log.close()
-        self.saver.wait()
+        with self._stopwatch.timed(CHECKPOINT):
+            self.saver.wait()
         if step == num_steps:
             check_an_update_was_made(state)
         left = still_due(self.config, self.workdir, step)
@@ -133,7 +137,9 @@ class Trainer:
                 self.reports.add(first, done, said)
                 if not pace.chosen:
                     jax.block_until_ready(said)
-                    pace.took(done, time.monotonic() - began)
+                    seconds = time.monotonic() - began
+                    self._stopwatch.add(TRAIN_STEP, seconds / done)
+                    pace.took(done, seconds)
                     if pace.chosen:
                         self.saver.choose_steps_per_dispatch(pace.chosen)
                 self.saver.note_if_saved()
@@ -191,7 +197,8 @@ class Trainer:
             self._bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
             save = False
         if save:
-            self.saver.save(state)
+            with self._stopwatch.timed(CHECKPOINT):
+                self.saver.save(state)
         if not stopping:
             self._run_due(state, step, due)
             if self.stop.wanted and not save:  # What was cut short is made up from here.

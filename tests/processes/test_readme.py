@@ -2,14 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import ROOT, SHARED
+from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
 # Whose commands are run, in this order.
@@ -57,8 +55,7 @@ LONG = {
     "python train.py --config configs/digits.py --config.process.variance=learned "
     "--config.loss.kind=hybrid --workdir runs/learned": FEWER_STEPS,
     PICTURES: f"{FEWER_STEPS} {NARROW}",
-    f"{PICTURES} --config.training.num_steps=20 --config.data.batch_size=4 "
-    "--config.model.base_channels=32 --workdir runs/smoke": "",
+    f"{PICTURES} --smoke": "--config.model.base_channels=64",
     "python train.py --config configs/digits.py --init_from runs/digits "
     "--workdir runs/tuned": FEWER_STEPS,
     "python train.py --config configs/digits.py --init_from digits.safetensors "
@@ -127,20 +124,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def prepared(folder):
-    """The real CIFAR-10 in the folder's tfds/, from the files that TFDS downloads."""
-    if not (SHARED / "data").is_dir():
-        pytest.skip("needs the real data in ../shared/data")
-    for command in (
-        [SHARED / "tools/prepare_tfds.py", folder / "tfds", "cifar10"],
-        ["-m", "diffusion_jax.data.prepare", "cifar10", folder / "tfds"],
-    ):
-        subprocess.run([sys.executable, *command], check=True, cwd=folder)
-
-
 @pytest.mark.slow
-def test_the_commands_run_in_their_order(folder, prepared, command):
+def test_the_commands_run_in_their_order(folder, tfds_sets, command):
+    (folder / "tfds").symlink_to(tfds_sets)
     for line in (x for c in COMMANDS for x in (DEMO if c == "make demo" else [c])):
         if line.startswith("python "):
             arguments = shlex.split(f"{line} {LONG.get(line, '')}")[1:]

@@ -1,6 +1,7 @@
 """What is due while a run trains, and by what the best checkpoint is chosen."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.experiment import validation
 from diffusion_jax.experiment.setup import make_plan
 from diffusion_jax.runs.checkpoints import Checkpoints
+from diffusion_jax.runtime import progress
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training import train
@@ -104,3 +106,35 @@ def test_points_have_no_bound():
     config.training.likelihood_every = 10
     with pytest.raises(BadRequest, match=r"training\.likelihood_every \(10\)"):
         validation.check(config)
+
+
+def test_what_takes_long_tells_its_progress(tmp_path, monkeypatch, capsys):
+    """A line for each batch, segment and stratum, where no bar is shown."""
+    monkeypatch.setattr(progress, "_LINE_EVERY", -1.0)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
+    config = config_of(
+        num_steps=100,
+        steps_per_dispatch=100,
+        eval_every=100,
+        likelihood_every=100,
+        likelihood_timesteps=3,
+        sample_every=100,
+        num_samples=4,
+        sample_steps=15,
+        num_held_out=12,
+    )
+    train.train(config, tmp_path, sources.arrays(images[:28], images[28:]))
+    said = capsys.readouterr().out
+    for line in (
+        "held-out loss 8/12",
+        "held-out loss 12/12",
+        "bits/dim 3/6",
+        "bits/dim 6/6",
+        "drawing 5/30",  # With the raw weights.
+        "drawing 10/30",
+        "drawing 20/30",  # With the average.
+        "drawing 25/30",
+    ):
+        assert f"\n{line}" in said, line
+    assert re.search(r"drawing 25/30  [\d.,]+ calls/s  \d+ s left", said)

@@ -1,0 +1,266 @@
+"""A smoke run: all that a config asks for, in small, with its own network and data.
+
+Data, two train steps, held-out loss, bits per dimension, a checkpoint, sample grids; a
+second start from the checkpoint; the other commands, where they apply. Then it says how
+long each took, and how long the whole run would take on this machine.
+"""
+
+import dataclasses
+import math
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.data.sources import DataSet
+from diffusion_jax.experiment import build_sampler
+from diffusion_jax.experiment.setup import Plan, preview_of, times_due
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.progress import duration
+from diffusion_jax.runtime.stopwatch import Stopwatch
+from diffusion_jax.runtime.text import command, say
+from diffusion_jax.samplers.timesteps import AUTO
+from diffusion_jax.training import periodic, train
+from diffusion_jax.training.previews import SAMPLE_GRID
+from diffusion_jax.training.trainer import CHECKPOINT, TRAIN_STEP
+
+_SUFFIX = ".smoke"  # Of the run's name, by which a later smoke run knows that it may go.
+_FLOP = 5e10  # Of the network's forward passes in a train step on a CPU: a few seconds.
+_FEW_STEPS, _FEW_TIMESTEPS = 4, 2
+_FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
+_MORE_SECONDS = 2.0  # Seconds of train steps of the second start.
+_DATA, _FIRST_START = "data", "first start"
+_SAMPLES = 64  # Samples whose time is told.
+
+# try_out(workdir, config, data) -> whether the command is for such a run.
+TryOut = Callable[[pathlib.Path, Config, DataSet], bool]
+
+
+class _Took(NamedTuple):
+    """Seconds of the stages, and of the pieces of the two starts."""
+
+    stages: Stopwatch
+    first: Stopwatch
+    again: Stopwatch
+
+
+def default_workdir(config: Config) -> pathlib.Path:
+    """Return the folder of a smoke run, which `sample.py` does not take for the newest."""
+    return pathlib.Path("runs") / "smoke" / config.name
+
+
+def run(
+    config: Config,
+    workdir: pathlib.Path,
+    request: train.Request,
+    commands: Mapping[str, TryOut],
+) -> None:
+    """Do the smoke run of a config; an earlier one in the folder is replaced.
+
+    Args:
+      config: the experiment.
+      workdir: a folder that is new, empty, or that of an earlier smoke run.
+      request: what else is wanted.
+      commands: what is tried on the trained run, by the names of the commands.
+
+    Raises:
+      BadRequest: as `train.train`, before anything is compiled or written.
+      RunFailed: as the parts of it.
+      KeyboardInterrupt: after Ctrl-C.
+    """
+    _check_replaceable(config, workdir)
+    replaces = run_folder.config_path(workdir).exists()
+    request = dataclasses.replace(request, overwrite=replaces)
+    took = _Took(Stopwatch(), Stopwatch(), Stopwatch())
+    with took.stages.timed(_DATA):
+        plan = train.prepare(config, workdir, None, request).plan
+    config, data = plan.config, plan.data
+    small = _small(plan)
+    size, whole = small.data.batch_size, config.data.batch_size
+    what = f"batches of {size:,} instead of {whole:,}" if size < whole else "whole batches"
+    say(f"smoke run in {workdir}: the config's own network, {what}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # The whole config has warned.
+        request = dataclasses.replace(request, is_smoke=True)
+        with took.stages.timed(_FIRST_START):
+            state = train.train(small, workdir, data, request, took.first)
+        if state.step < small.training.num_steps:
+            return  # The system has taken the machine away.
+        small = _longer(small, min(took.first.seconds[TRAIN_STEP]))
+        say(f"second start: {small.training.num_steps - _FIRST_STEPS} more train steps")
+        request = dataclasses.replace(request, overwrite=False, init_from=None)
+        with took.stages.timed("second start"):
+            state = train.train(small, workdir, data, request, took.again)
+        if state.step < small.training.num_steps:
+            return
+        for name, try_out in commands.items():
+            with took.stages.timed(name):
+                applies = try_out(workdir, small, data)
+            if not applies:
+                del took.stages.seconds[name]
+                say(f"{name}: not for {kind_of(config.data).name}")
+    steps = took.first.seconds[TRAIN_STEP] + took.again.seconds.get(TRAIN_STEP, [])
+    took.again.seconds[TRAIN_STEP] = [min(steps)]
+    _say_stages(took, workdir)
+    _say_whole_run(plan, small, took)
+
+
+def _check_replaceable(config: Config, workdir: pathlib.Path) -> None:
+    if not run_folder.config_path(workdir).exists():
+        return
+    there = run_folder.read_config(workdir)
+    is_smoke_run = there.name.endswith(_SUFFIX) and (
+        there.training.num_steps <= _FIRST_STEPS + _MOST_MORE_STEPS
+    )
+    if not is_smoke_run:
+        raise BadRequest(
+            f"--smoke: {workdir} holds a run that is no smoke run; give another --workdir, "
+            f"or none for {default_workdir(config)}"
+        )
+
+
+def _small(plan: Plan) -> Config:
+    """Return the config of the first start: the same network and data, few of all else."""
+    config, size = plan.config, _batch_size(plan, jax.device_count())
+    training, sampling = config.training, config.sampling
+    return dataclasses.replace(
+        config,
+        name=config.name + _SUFFIX,
+        data=dataclasses.replace(config.data, batch_size=size),
+        optimizer=dataclasses.replace(
+            config.optimizer, warmup_steps=min(config.optimizer.warmup_steps, 1)
+        ),
+        ema=dataclasses.replace(config.ema, snapshots=min(config.ema.snapshots, 1)),
+        training=dataclasses.replace(
+            training,
+            num_steps=_FIRST_STEPS,
+            steps_per_dispatch=0,  # Those that are timed to choose it are told.
+            num_held_out=min(training.num_held_out, size),
+            likelihood_timesteps=min(training.likelihood_timesteps, _FEW_TIMESTEPS),
+            num_samples=min(training.num_samples, size),
+            sample_steps=min(training.sample_steps, _FEW_STEPS),
+            **_intervals(config, _FIRST_STEPS),
+        ),
+        sampling=dataclasses.replace(
+            sampling,
+            steps=min(sampling.steps, _FEW_STEPS),
+            timesteps=_few_of(sampling.timesteps),
+            spacing="" if sampling.spacing == AUTO else sampling.spacing,
+            batch_size=min(sampling.batch_size, size),
+        ),
+    )
+
+
+def _batch_size(plan: Plan, num_devices: int) -> int:
+    """Return the size of a batch: the config's, or on a CPU what a few seconds allow."""
+    whole = plan.config.data.batch_size
+    if jax.default_backend() != "cpu":
+        return whole
+    params = jax.eval_shape(plan.init_fn, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *plan.config.data.shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+    def forward(params, x, t):
+        return plan.model.apply_fn(params, x, t, {}, train=False, key=None)
+
+    cost: Any = jax.jit(forward).lower(params, x, t).cost_analysis()
+    per_device = int(_FLOP / max(cost["flops"], 1)) // num_devices
+    return min(whole, max(1, per_device) * num_devices)
+
+
+def _intervals(config: Config, every: int) -> dict[str, Any]:
+    """Return intervals for all that the training of a config does at intervals.
+
+    That of log lines stays, as it is part of the compiled program, which both starts use.
+    """
+    names = ("eval", "likelihood", "checkpoint", "sample")
+    given = {f"{name}_every": getattr(config.training, f"{name}_every") for name in names}
+    return {name: every if value else 0 for name, value in given.items()}
+
+
+def _few_of(timesteps: tuple[float, ...]) -> tuple[float, ...]:
+    return timesteps[:: max(1, math.ceil(len(timesteps) / _FEW_STEPS))]
+
+
+def _longer(small: Config, seconds_per_step: float) -> Config:
+    """Return the config of the second start: more steps, about as many as take 2 s.
+
+    What is done at intervals is done at the last two, the second time without compilation.
+    """
+    most = int(_MORE_SECONDS / max(seconds_per_step, 1e-6))
+    num_steps = _FIRST_STEPS + min(max(2, most), _MOST_MORE_STEPS)
+    intervals = _intervals(small, num_steps - 1)
+    training = dataclasses.replace(small.training, num_steps=num_steps, **intervals)
+    return dataclasses.replace(small, training=training)
+
+
+def _say_stages(took: _Took, workdir: pathlib.Path) -> None:
+    total = sum(seconds for (seconds,) in took.stages.seconds.values())
+    say(f"the smoke run is finished, and everything worked; it took {duration(total)}:")
+    for stage, (seconds,) in took.stages.seconds.items():
+        say(f"  {stage:15} {seconds:6.1f} s")
+        if stage == _FIRST_START:
+            for piece, (at_first, *_) in took.first.seconds.items():
+                later = f"then {min(took.again.seconds[piece]):.3g} s"
+                say(f"    {piece:13} {at_first:6.1f} s the first time, {later}")
+    size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    say(f"its pictures are in {workdir}/, which holds {size / 2**20:,.0f} MiB")
+
+
+def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
+    config, training = plan.config, plan.config.training
+    first, again = took.first.seconds, took.again.seconds
+    size, whole = small.data.batch_size, config.data.batch_size
+    num_held_out = min(training.num_held_out, len(plan.data.split("held_out")))
+    batches = -(-num_held_out // size)
+    strata = min(training.likelihood_timesteps, config.process.num_timesteps)
+    grid, small_grid = preview_of(config), preview_of(small)
+    of_grid = small_grid.batch_size * small_grid.steps
+    each = {
+        TRAIN_STEP: whole / size,
+        periodic.HELD_OUT_LOSS: batches,
+        periodic.BITS_PER_DIM: batches * strata / small.training.likelihood_timesteps,
+        SAMPLE_GRID: grid.batch_size * grid.steps / of_grid,
+        CHECKPOINT: 1.0,
+    }
+    times = {
+        TRAIN_STEP: training.num_steps,
+        periodic.HELD_OUT_LOSS: times_due(training.eval_every, training.num_steps),
+        periodic.BITS_PER_DIM: times_due(training.likelihood_every, training.num_steps),
+        SAMPLE_GRID: times_due(training.sample_every, training.num_steps),
+        CHECKPOINT: max(1, times_due(training.checkpoint_every, training.num_steps)),
+    }
+    seconds = {
+        piece: times[piece] * each[piece] * min(again[piece])
+        for piece in times
+        if piece in again
+    }
+    compiling = sum(first[name][0] - min(again[name]) for name in seconds)
+    seconds["data, compiling"] = took.stages.seconds[_DATA][0] + compiling
+    say(
+        f"the whole run, on this machine: about {duration(sum(seconds.values()))} for "
+        f"{training.num_steps:,} train steps of {whole:,} {kind_of(config.data).name}"
+    )
+    for piece, estimate in seconds.items():
+        count = f"{times[piece]:,} times" if piece in times else ""
+        say(f"  {piece:15} {duration(estimate):>12}  {count}".rstrip())
+    if SAMPLE_GRID in seconds:
+        per_call = min(again[SAMPLE_GRID]) / (2 * of_grid)
+        _say_sampling(plan, per_call)
+
+
+def _say_sampling(plan: Plan, seconds_per_call: float) -> None:
+    sampling = build_sampler.before_choice(plan.config.sampling)
+    calls = build_sampler.make_table(plan.model, sampling).num_rows
+    num = -(-_SAMPLES // sampling.batch_size) * sampling.batch_size
+    seconds = num * calls * seconds_per_call
+    say(
+        f"then {command('sample')} --num {_SAMPLES}, with {sampling.sampler} and its "
+        f"{calls:,} network calls: about {duration(seconds)}"
+    )

@@ -1,0 +1,128 @@
+"""A smoke run: everything in small with the config's own network, and what it foretells."""
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from diffusion_jax.config import DataConfig, UNetConfig
+from diffusion_jax.jobs import likelihood, sample
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.metrics_log import read_metrics
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training import smoke, train
+from helpers import ROOT, SHARED, TINY, points_config
+
+COMMANDS = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
+
+
+def picture_config(tmp_path):
+    """A run of tiny pictures of four colours, which asks for everything."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", arr_0=rng.integers(0, 256, (40, 4, 4, 3)).astype("u1"))
+    config = points_config(num_steps=9000, sample_every=3000, likelihood_every=3000)
+    config.data = DataConfig(
+        source="npz",
+        path=str(tmp_path / "x.npz"),
+        image_size=(4,),
+        channels=3,
+        batch_size=8,
+        held_out_fraction=0.2,
+    )
+    config.model = UNetConfig(
+        base_channels=4,
+        channel_mults=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        num_groups=4,
+    )
+    config.training.eval_every = 300
+    return config
+
+
+def test_a_smoke_run_does_all_that_the_config_asks_for(tmp_path, capsys):
+    """With the network and the data of the config, twice in the same folder."""
+    config, workdir = picture_config(tmp_path), tmp_path / "run"
+    said = []
+    for _ in range(2):
+        smoke.run(config, workdir, train.Request(), COMMANDS)
+        said.append(capsys.readouterr().out)
+    there = run_folder.read_config(workdir)
+    assert there.model == config.model and there.data == config.data
+    last = there.training.num_steps
+    assert run_folder.saved_steps(workdir)[-1] == last and last >= 4
+    lines = read_metrics(workdir / "metrics.jsonl")
+    for name in ("held_out_loss", "bits_per_dim"):
+        assert [x["step"] for x in lines if name in x] == [2, last - 1, last]
+    grids = sorted(p.name for p in (workdir / "samples").glob("step_*.png"))
+    assert grids == [f"step_{step:06d}.png" for step in (2, last - 1, last)]
+    with np.load(workdir / "samples/smoke.npz") as file:
+        assert file["arr_0"].shape[1:] == (4, 4, 3)
+    assert json.loads((workdir / "evaluations/smoke.json").read_text())["bits_per_dim"] > 0
+    for output in said:
+        assert f"resuming {workdir} at step 2" in output
+        assert not re.search("warning|goes on from|sample grids have", output)
+        for words in ("first start", "second start", "sample.py", "evaluate.py"):
+            assert re.search(rf"^  {words} +[\d.]+ s$", output, re.MULTILINE), words
+        assert "for 9,000 train steps of 8 images" in output
+        for words in ("9,000", "held-out loss .* 30", "bits/dim .* 3", "sample grid .* 3"):
+            assert re.search(f"^  .*{words} times$", output, re.MULTILINE), words
+
+
+def test_a_smoke_run_leaves_another_run_alone(tmp_path):
+    config = dataclasses.replace(picture_config(tmp_path), name="mine")
+    for name in ("mine", "other.smoke"):  # By its name and by its length.
+        run_folder.write_config(tmp_path, dataclasses.replace(config, name=name))
+        with pytest.raises(BadRequest, match="no smoke run; .* or none for runs/smoke/min"):
+            smoke.run(config, tmp_path, train.Request(), COMMANDS)
+    assert run_folder.read_config(tmp_path).name == "other.smoke"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--overwrite"], "--smoke and --overwrite: give one of them"),
+        (["--dry_run"], "--smoke and --dry_run"),
+        (["--change_learning_rate"], "--smoke and --change_learning_rate"),
+        (["--config.data.source=folder", "--config.data.path=no_such"], "no_such"),
+        (["--config.data.source=npz", "--config.data.path=no.npz"], "no.npz"),
+    ],
+)
+def test_a_smoke_run_that_cannot_be_is_refused(command, tmp_path, flags, said):
+    result = command(
+        "train.py", *TINY, "--smoke", f"--workdir={tmp_path / 'run'}", *flags, check=2
+    )
+    assert said in result.stderr and not (tmp_path / "run").exists()
+
+
+PHOTOGRAPHS = SHARED / "data/stanford_cars_train_128x96.zip"
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_smoke_run_of_every_config(name, command, tmp_path, request):
+    data = []
+    if name == "fashion_mnist":
+        pytest.skip("its data are not in ../shared/data")
+    if name.startswith(("cifar", "mnist")):
+        data = [f"--config.data.path={request.getfixturevalue('tfds_sets')}"]
+    if name.startswith("folder"):
+        if not PHOTOGRAPHS.exists():
+            pytest.skip("needs the real data in ../shared/data")
+        data = [f"--config.data.path={PHOTOGRAPHS}"]
+    began = time.monotonic()
+    result = command("train.py", f"--config={name}", "--smoke", *data, cwd=tmp_path)
+    took = time.monotonic() - began
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "everything worked" in result.stdout
+    run_folder.read_config(tmp_path / "runs/smoke" / name)
+    with np.load(tmp_path / f"runs/smoke/{name}/samples/smoke.npz") as file:
+        assert len(file["arr_0"])
+    shutil.rmtree(tmp_path / "runs")  # Gigabytes.
+    if name == "cifar10":
+        assert took < 180
