@@ -90,9 +90,11 @@ def for_myst(app, name: str, source: list[str]) -> None:
     """Turn GitHub's inline formulas into MyST's, the index's links into its contents."""
     text = re.sub(r"\$`(.+?)`\$", r"$\1$", source[0])
     if name == root_doc:
-        pages = re.findall(r"\]\(([\w./-]+)\.md\)", text)
-        listed = "\n".join([*pages, "api/modules"])
-        text += f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+        pages = re.findall(r"\[([^]]+)\]\(([\w./-]+)\.md\)", text)
+        listed = [f"{title} <{page}>" for title, page in [*pages, ("API", "api/modules")]]
+        contents = "\n".join(listed)
+        text += "\nEvery public function and class: [API](api/modules).\n"
+        text += f"\n```{{toctree}}\n:hidden:\n\n{contents}\n```\n"
     source[0] = text
 
 
