@@ -20,7 +20,7 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The formulas alone, in about a minute.
+# The tests of the formulas alone, in about a minute.
 test-maths: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "maths and not slow"
 
@@ -37,19 +37,19 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Network, train step, samplers and whole commands beside PyTorch and diffusers.
+# Compare network, train step, samplers and whole commands with PyTorch and diffusers.
 bench: .venv-parity/compiled/done
 	.venv-parity/bin/python benchmarks/against/compare.py
 	.venv-parity/bin/python benchmarks/against/table.py
 
-# The same on a GPU, with the packages of $(PYTHON): jax[cuda], torch, diffusers, accelerate.
+# The same comparison on a GPU, with the packages of $(PYTHON): jax[cuda], torch, diffusers, accelerate.
 bench-gpu:
 	$(PYTHON) benchmarks/against/compare.py --gpu
 
 bench-parity: .venv-parity/installed
 	.venv-parity/bin/python benchmarks/parity.py
 
-# What the project promises of itself.
+# The project's own targets for speed and size.
 bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/training.py
@@ -58,11 +58,11 @@ bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/convergence.py
 
-# The pictures of docs/samplers.md, after training digits and swiss_roll.
+# The pictures of docs/samplers.md; they need the runs digits and swiss_roll.
 pictures: $(VENV)/core
 	$(BIN)/python benchmarks/pictures.py
 
-# The site, in docs/_build; a broken link, formula or docstring ends it.
+# The site, in docs/_build; fails on a broken link, formula or docstring.
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
 

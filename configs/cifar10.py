@@ -6,11 +6,11 @@ Time:      not measured (the paper: 10.6 hours)
 Result:    not measured (the paper: FID 3.17)
 
 35,746,307 parameters. The set is downloaded and prepared once by tensorflow-datasets
-(docs/data.md says where it lies). --config.model.dtype=bfloat16 computes in bfloat16;
+(docs/data.md explains where it is). --config.model.dtype=bfloat16 computes in bfloat16;
 parameters, schedule, EMA and loss stay in float32.
 
-One thing differs: the gradient is clipped after the mean over devices, where the authors
-clip on each replica before it.
+One thing differs: the gradient is clipped after the mean over devices; the authors clip it
+on each replica before the mean.
 """
 
 from diffusion_jax.config import (

@@ -7,9 +7,9 @@ Result:    not measured (the paper, after 500k steps: FID 3.19, 3.17 bits/dim)
 
 Nichol and Dhariwal 2021, with the hyper-parameters of the authors' README. For their
 likelihoods (L_vlb: 2.94 bits/dim, FID 11.47) add --config.loss.kind=variational
---config.loss.timesteps=loss_second_moment. Three things differ, and are those of the DDPM
-code: the network is told t itself, not t * 1000 / T; the order of the time embedding's
-sines; and the initialisation.
+--config.loss.timesteps=loss_second_moment. Three things differ and follow the DDPM code:
+the network gets t itself, not t * 1000 / T; the order of the time embedding's sines; and
+the initialisation.
 """
 
 from diffusion_jax.config import (

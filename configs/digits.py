@@ -1,11 +1,11 @@
-"""scikit-learn's real handwritten digits, 8x8: the whole job in minutes on a laptop.
+"""scikit-learn's real handwritten digits, 8x8: trained in minutes on a laptop.
 
 Command:   python train.py --config configs/digits.py
 Hardware:  2 CPU cores
 Time:      2 min 13 s
 Result:    held-out loss 0.134; digits that can be read
 
-`python sample.py --num 1024` then takes 1,000 DDPM steps: about 4 minutes there.
+`python sample.py --num 1024` then takes about 4 minutes there, with 1,000 DDPM timesteps.
 """
 
 from diffusion_jax.config import (

@@ -5,7 +5,7 @@ Hardware:  2 CPU cores
 Time:      not measured (mnist.py, of the same size: 15 min)
 Result:    not measured
 
-The set is downloaded and prepared once (30 MB; docs/data.md says where it lies).
+The set is downloaded and prepared once (30 MB; docs/data.md explains where it is).
 """
 
 from diffusion_jax.config import (

@@ -7,7 +7,8 @@ Result:    not measured
 
 PNG, JPEG and WebP of any size; sub-folders are classes. The middle of each image is taken,
 or all of it with --config.data.resize=squash; --config.data.image_size=96,64 is (height,
-width). Grey pictures give a grey model, colour a coloured one.
+width). Grey pictures give a grey model, coloured pictures
+a coloured one.
 """
 
 from diffusion_jax.config import (

@@ -6,8 +6,8 @@ Time:      not measured
 Result:    not measured
 
 113,673,219 parameters; every hyper-parameter as in the authors' code for CelebA-HQ (Ho et
-al. 2020). A large set streams from the disk: --config.data.num_workers says by how many
-processes. --config.model.dtype=bfloat16 needs half of the memory for activations.
+al. 2020). A large set streams from the disk, by --config.data.num_workers processes.
+--config.model.dtype=bfloat16 needs half of the memory for activations.
 """
 
 from diffusion_jax.config import (

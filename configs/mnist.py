@@ -5,7 +5,7 @@ Hardware:  2 CPU cores
 Time:      15 min
 Result:    held-out loss 0.118 (of v); digits that can be read, in docs/results
 
-The set is downloaded and prepared once (11 MB; docs/data.md says where it lies).
+The set is downloaded and prepared once (11 MB; docs/data.md explains where it is).
 """
 
 from diffusion_jax.config import (

@@ -24,8 +24,8 @@ def get_config() -> Config:
         name="swiss_roll",
         data=DataConfig(source="swiss_roll", image_size=(), channels=2, batch_size=256),
         model=MLPConfig(width=128, num_blocks=3),
-        # Of the cosine schedule every step shows. It ends in so little signal that eps
-        # would determine x0 badly there; v does it well, without clipping.
+        # With the cosine schedule every timestep changes the picture. Its end has too
+        # little signal for eps to determine x0 well; v does, without clipping.
         process=ProcessConfig(schedule="cosine", num_timesteps=100, prediction="v"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
