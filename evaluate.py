@@ -5,8 +5,9 @@
     python evaluate.py --likelihood --steps 20 --spacing auto
     python evaluate.py --likelihood --ode
 
-Takes the newest run under runs/ and the images that were held out of its training. Writes
-P.json, and of the bound P.csv and P.png; P is --out, or lies in the run's evaluations/.
+Unless flags say otherwise, the run is the newest one under runs/, and the examples are
+those that were held out of its training. Writes P.json, and for the bound also P.csv and
+P.png, where P is --out or a name in the run's evaluations/.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
@@ -30,43 +31,59 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
-_LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "The variational bound.")
-_ODE = flags.DEFINE_bool("ode", False, "The likelihood under the probability-flow ODE.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; default the newest under runs/."
+)
+_LIKELIHOOD = flags.DEFINE_bool(
+    "likelihood", False, "Evaluate the variational bound on the likelihood."
+)
+_ODE = flags.DEFINE_bool(
+    "ode", False, "Evaluate the likelihood under the probability-flow ODE."
+)
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
 _STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
 _DATA_PATH = flags.DEFINE_string(
-    "data_path", None, "Where the run's data lie now, if they were moved."
+    "data_path", None, "New place of the run's data.path, if the data were moved."
 )
 _DATA_HELD_OUT = flags.DEFINE_string(
-    "data_held_out", None, "The same of what data.held_out names."
+    "data_held_out", None, "New place of the run's data.held_out, if the data were moved."
 )
-_SPLIT = flags.DEFINE_string("split", "held_out", "held_out or train.")
-_MAX_EXAMPLES = flags.DEFINE_integer("max_examples", None, "At most this many images.")
+_SPLIT = flags.DEFINE_string("split", "held_out", "Split to evaluate: held_out or train.")
+_MAX_EXAMPLES = flags.DEFINE_integer(
+    "max_examples", None, "Evaluate at most this many examples."
+)
 _SAMPLED = flags.DEFINE_integer(
-    "num_timesteps_sampled", None, "Timesteps of each image, for an estimate; 1 .. T."
+    "num_timesteps_sampled",
+    None,
+    "Timesteps per image, for an estimate of the bound, 1 .. T; default all.",
 )
-_STEPS = flags.DEFINE_integer("steps", None, "The bound over this many timesteps, 2 .. T.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Evaluate the bound over this many timesteps, 2 .. T; default all."
+)
 _SPACING = flags.DEFINE_string(
-    "spacing", None, f"With --steps: {', '.join((*SPACINGS, AUTO))}."
+    "spacing",
+    None,
+    f"Spacing of the timesteps of --steps: {', '.join((*SPACINGS, AUTO))}.",
 )
 _ODE_STEPS = flags.DEFINE_integer(
     "ode_steps",
     None,
-    "Of the ODE, each with four calls of the network; 50 unless given.",
+    "Steps of the ODE, each with four calls of the network; default 50.",
     lower_bound=1,
     upper_bound=100_000,
 )
 _VARIANCE = flags.DEFINE_string(
-    "variance", None, f"Of the reverse steps, if not the run's: {', '.join(VARIANCES)}."
+    "variance",
+    None,
+    f"Variance of the reverse steps, if not the run's: {', '.join(VARIANCES)}.",
 )
 _OF_THE_BOUND = (_STEPS, _SPACING, _SAMPLED, _VARIANCE)
 # On the digits, beside 50 steps: 20 are 0.1 % off, 10 1.6 %, 3 36 % too low, 1 900,000 %.
 _FEW_ODE_STEPS = 20
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Of timesteps and noise.", lower_bound=0, upper_bound=2**31 - 1
+    "seed", 0, "Seed of timesteps and noise.", lower_bound=0, upper_bound=2**31 - 1
 )
-_OUT = flags.DEFINE_string("out", None, "Prefix P of the files.")
+_OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
@@ -75,7 +92,9 @@ def main() -> None:
     if not (_LIKELIHOOD.value or _ODE.value):
         raise BadRequest("nothing to evaluate; give --likelihood, or --ode, or both")
     if _LIKELIHOOD.value and _ODE.value and _OUT.value is not None:
-        raise BadRequest("--out: give it with one of --likelihood and --ode at a time")
+        raise BadRequest(
+            f"--out {_OUT.value} is for one evaluation: give --likelihood or --ode alone"
+        )
     if _SPACING.value is not None and _STEPS.value is None:
         raise BadRequest(f"--spacing {_SPACING.value} needs --steps")
     for wanted, flag in ((_ODE, _ODE_STEPS), *((_LIKELIHOOD, f) for f in _OF_THE_BOUND)):
@@ -83,8 +102,8 @@ def main() -> None:
             raise BadRequest(f"--{flag.name} {flag.value} needs --{wanted.name}")
     if _ODE_STEPS.value is not None and _ODE_STEPS.value < _FEW_ODE_STEPS:
         warnings.warn(
-            f"--ode_steps {_ODE_STEPS.value}: fewer than {_FEW_ODE_STEPS} give another "
-            "figure than many, too low ones as well; take more",
+            f"--ode_steps {_ODE_STEPS.value}: fewer than {_FEW_ODE_STEPS} give a wrong "
+            "figure, which may be too low; take more",
             stacklevel=2,
         )
     request = likelihood.Request(
@@ -102,7 +121,7 @@ def main() -> None:
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
-    warnings.simplefilter("ignore", OddBetas)  # train.py has said it.
+    warnings.simplefilter("ignore", OddBetas)  # train.py has warned of them.
     request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
@@ -112,7 +131,8 @@ def main() -> None:
         if (_VARIANCE.value == "learned") != learned:
             raise BadRequest(
                 f"--variance {_VARIANCE.value}: the network of {workdir} "
-                f"{'has learned' if learned else 'has not learned'} its variances"
+                f"{'has learned' if learned else 'has not learned'} its variances; leave "
+                "the flag out"
             )
         config.process.variance = _VARIANCE.value
     devices.say_devices()

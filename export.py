@@ -3,8 +3,8 @@
     python export.py --workdir runs/digits --out digits.safetensors
     python train.py --config configs/digits.py --init_from digits.safetensors
 
-The name of the file ends in .safetensors or .npz; diffusion_jax/runs/weights.py
-says what lies in it.
+The name of the file must end in .safetensors or .npz; diffusion_jax/runs/weight_files.py
+describes its contents.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
@@ -18,9 +18,11 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; default the newest under runs/."
+)
 _OUT = flags.DEFINE_string(
-    "out", None, "The file; WEIGHTS_STEP.safetensors in the run unless given."
+    "out", None, "The file to write; default WEIGHTS_STEP.safetensors in the run's folder."
 )
 _WEIGHTS = flags.DEFINE_string("weights", "ema", weights.HELP)
 _STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
@@ -37,7 +39,7 @@ def main() -> None:
     name = f"{found.kind.replace(':', '')}_{found.step:06d}.safetensors"
     out = files.expanded("--out", _OUT.value) if _OUT.value else workdir / name
     if run_folder.is_part(workdir, out):
-        raise BadRequest(f"--out {out} belongs to the run; give another")
+        raise BadRequest(f"--out {out} belongs to the run; give another --out")
     weights.save_to_file(out, found, config, overwrite=_OVERWRITE.value)
     say(f"wrote {out}: the {found.kind} weights of {workdir} at step {found.step:,}")
 

@@ -3,8 +3,9 @@
     python sample.py --num 1024
     python sample.py --workdir runs/digits --num 64 --sampler dpmpp_2m --steps 20
 
-Takes the newest run under runs/ and what its config says about sampling, unless flags
-say otherwise. Writes P.npz, P.png and P.json; P is --out, or lies in the run's samples/.
+Unless flags say otherwise, the run is the newest one under runs/, and its config decides
+how to sample. Writes P.npz, P.png and P.json, where P is --out or a name in the run's
+samples/.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
@@ -29,21 +30,27 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run; the newest under runs/.")
-_NUM = flags.DEFINE_integer("num", 64, "How many samples.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; default the newest under runs/."
+)
+_NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Decides every sample, with its index.", lower_bound=0, upper_bound=2**31 - 1
+    "seed",
+    0,
+    "Seed; each sample depends on it and on the sample's index alone.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
 _WEIGHTS = flags.DEFINE_string("weights", "ema", WEIGHTS_HELP)
 _STEP = flags.DEFINE_string("step", checkpoint_choice.NEWEST, checkpoint_choice.HELP)
 _DATA_PATH = flags.DEFINE_string(
-    "data_path", None, "Where the run's data lie now, if they were moved."
+    "data_path", None, "New place of the run's data.path, for --spacing auto."
 )
 _DATA_HELD_OUT = flags.DEFINE_string(
-    "data_held_out", None, "The same of what data.held_out names."
+    "data_held_out", None, "New place of the run's data.held_out, for --spacing auto."
 )
-_SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw noise becoming samples.")
+_SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
@@ -61,7 +68,7 @@ def main() -> None:
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
-    warnings.simplefilter("ignore", OddBetas)  # train.py has said it.
+    warnings.simplefilter("ignore", OddBetas)  # train.py has warned of them.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
     moved = _DATA_PATH.value or _DATA_HELD_OUT.value

@@ -1,11 +1,12 @@
-"""Train a diffusion model, or go on with a run that was stopped.
+"""Train a diffusion model, or resume a run that was stopped.
 
     python train.py --config configs/digits.py
     python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
     python train.py --config configs/digits.py --smoke
 
-The same command again resumes the run. Ctrl-C and SIGTERM save first. Any field of the
-config can be given as --config.SECTION.FIELD=VALUE; --config FILE --help lists them.
+Giving the same command again resumes the run. Ctrl-C and SIGTERM save before they stop
+it. Any field of the config can be set as --config.SECTION.FIELD=VALUE; --config FILE
+--help lists them.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
@@ -22,7 +23,7 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.training import smoke, train
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder; runs/NAME of the config unless given."
+    "workdir", None, "The run's folder; default runs/NAME, with the name of the config."
 )
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Delete the run that is in the folder and start again."
@@ -33,23 +34,28 @@ _DRY_RUN = flags.DEFINE_bool(
 _SMOKE = flags.DEFINE_bool(
     "smoke",
     False,
-    "Try everything in small, in runs/smoke/NAME, and say what the whole run would take.",
+    "Try everything on a small scale in runs/smoke/NAME, and print how long the whole run "
+    "would take.",
 )
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", None, "Start a new run from the weights of a run, or of an exported file."
+    "init_from", None, "Start a new run from the weights of another run or exported file."
 )
 _INIT_WEIGHTS = flags.DEFINE_string(
-    "init_weights", None, "Of that run; as --weights of sample.py; ema unless given."
+    "init_weights",
+    None,
+    "Weights of the --init_from run to start from, as --weights of sample.py; default ema.",
 )
 _INIT_STEP = flags.DEFINE_string(
-    "init_step", None, f"Of that run; {checkpoint_choice.HELP}"
+    "init_step",
+    None,
+    "Checkpoint of the --init_from run, as --step of sample.py; default newest.",
 )
 _CHANGE_RATE = flags.DEFINE_bool(
-    "change_learning_rate", False, "Go on with another optimizer.learning_rate than before."
+    "change_learning_rate", False, "Resume a run with another optimizer.learning_rate."
 )
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
-# What --smoke tries beside the training, by the names of the commands.
+# Commands that --smoke tries besides the training, by their names.
 _TRIED_OUT = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
 
 
@@ -64,7 +70,10 @@ def main(config: Config) -> None:
             if flag.value is not None:
                 raise BadRequest(f"--{flag.name} {flag.value} needs --init_from")
     if _CHANGE_RATE.value and _OVERWRITE.value:
-        raise BadRequest("--change_learning_rate is of a run that goes on: no --overwrite")
+        raise BadRequest(
+            "--change_learning_rate is for resuming a run, which --overwrite deletes: give "
+            "one of them"
+        )
     for flag in (_DRY_RUN, _OVERWRITE, _CHANGE_RATE):
         if _SMOKE.value and flag.value:
             raise BadRequest(f"--smoke and --{flag.name}: give one of them")

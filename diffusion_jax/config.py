@@ -54,57 +54,58 @@ class DataConfig:
         "digits, swiss_roll, two_moons, eight_gaussians, folder (or zip), npz, tfds:NAME.",
     )
     path: str = described(
-        "", "Of the folder, .zip or .npz; for tfds: its data_dir, if not its own."
+        "", "Path of the folder, .zip or .npz; for tfds its data_dir, if not the usual one."
     )
     image_size: tuple[int, ...] = described(
-        (8,), "(size,) or (height, width); () for points."
+        (8,), "Size of an image, (size,) or (height, width); () for points."
     )
     channels: int = described(
         1,
-        "Image channels, or coordinates of a point; 0: as the data has.",
+        "Channels of an image, or coordinates of a point; 0: as many as the data has.",
         range=(0, 4096),
     )
     resize: str = described(
         "crop",
-        "To another shape: crop its middle, or squash.",
+        "How an image of another shape is made to fit: crop its middle, or squash it.",
         choices=("crop", "squash"),
-        only_with=_OF_FILES,
+        only_with={"data.source": ("folder", "npz", "tfds:*")},
     )
     unreadable: str = described(
         "refuse",
-        "Images that cannot be read.",
+        "What to do with images that cannot be read.",
         choices=("refuse", "skip"),
         only_with=_OF_FILES,
     )
     split: str = described(
         "train",
-        "tfds: what to train on, such as train or train[:90%].",
+        "Split of a tfds set to train on, such as train or train[:90%].",
         only_with={"data.source": ("tfds:*",)},
     )
     held_out: str = described(
         "",
-        "tfds: a split; folder, npz: another path; if empty the set's own, or a fraction.",
+        "Held-out examples: a split (tfds) or another path (folder, npz); if empty, the "
+        "set's own, or a fraction of the examples.",
         only_with={"data.source": ("folder", "npz", "tfds:*")},
     )
     held_out_fraction: float = described(
         0.02,
-        "Of the examples, always the same ones.",
+        "Fraction of the examples to hold out, always the same ones.",
         range=(0.0001, 0.5),
         only_with={"data.held_out": NOT_SET},
     )
     batch_size: int = described(
-        64, "Examples of one train step, over all devices.", range=(1, 2**20)
+        64, "Examples per train step, over all devices.", range=(1, 2**20)
     )
     random_flip: bool = described(False, "Mirror each training image with probability 1/2.")
     memory_gib: float = described(
         2.0,
-        "Images that need more are read again for each batch.",
+        "GiB of memory for decoded images; a set that needs more is read for each batch.",
         range=(0, 2**20),
         only_with=_OF_FILES,
     )
     num_workers: int = described(
         2,
-        "Processes that read them; 0: threads of this one.",
+        "Processes that read images for each batch; 0: threads of this process.",
         range=(0, 256),
         only_with=_OF_FILES,
     )
@@ -120,9 +121,11 @@ class DataConfig:
 class UNetConfig:
     """The fields of `diffusion_jax.networks.UNet`, which explains them."""
 
-    base_channels: int = described(128, "Width of the first level.", range=(4, 2**14))
+    base_channels: int = described(
+        128, "Number of channels that channel_mults multiply.", range=(4, 2**14)
+    )
     channel_mults: tuple[int, ...] = described(
-        (1, 2, 2, 2), "Width of each level over that of the first.", range=_SIZES
+        (1, 2, 2, 2), "Channels of each level, as multiples of base_channels.", range=_SIZES
     )
     num_res_blocks: int = described(2, "Residual blocks of each level.", range=(1, 100))
     attn_resolutions: tuple[int, ...] = described(
@@ -134,7 +137,7 @@ class UNetConfig:
     scale_shift_norm: bool = described(
         False, "Let the time scale and shift the normalised features."
     )
-    dtype: str = described("float32", "Type that is computed in.", choices=_DTYPES)
+    dtype: str = described("float32", "Type of the computations.", choices=_DTYPES)
 
 
 @dataclasses.dataclass(slots=True)
@@ -143,7 +146,11 @@ class MLPConfig:
 
     width: int = described(128, "Width of the layers.", range=(4, 2**16))
     num_blocks: int = described(3, "Residual blocks.", range=(0, 1000))
-    dtype: str = described("float32", "Type that is computed in.", choices=_DTYPES)
+    dtype: str = described("float32", "Type of the computations.", choices=_DTYPES)
+
+
+# Schedules that leave some signal in x_T.
+_ENDS_IN_SIGNAL = tuple(name for name in (*SCHEDULES, "custom") if name != "jsd")
 
 
 @dataclasses.dataclass(slots=True)
@@ -151,9 +158,11 @@ class ProcessConfig:
     """The noise process, and what the network predicts of its reverse."""
 
     schedule: str = described(
-        "linear", "Form of the betas.", choices=(*SCHEDULES, "custom")
+        "linear", "Schedule of the betas.", choices=(*SCHEDULES, "custom")
     )
-    num_timesteps: int = described(1000, "T.", range=(2, 10**6))
+    num_timesteps: int = described(
+        1000, "T, the number of timesteps of the noise process.", range=(2, 10**6)
+    )
     beta_start: float = described(
         1e-4,
         "The first beta.",
@@ -163,27 +172,31 @@ class ProcessConfig:
     )
     beta_end: float = described(
         0.02,
-        "The last beta; of constant every one.",
+        "The last beta; with schedule constant, every beta.",
         range=(0, 1),
         excluded=(0, 1),
         only_with={"process.schedule": schedules_with("beta_end")},
     )
     betas: tuple[float, ...] = described(
-        (), "One for each timestep.", only_with={"process.schedule": ("custom",)}
+        (), "The betas, one per timestep.", only_with={"process.schedule": ("custom",)}
     )
     log_snr_shift: float = described(
-        0.0, "Added to log SNR; 2 ln(64 / size) for larger pictures.", range=(-10, 10)
+        0.0,
+        "Number added to log SNR; 2 ln(64 / size) for images larger than 64x64.",
+        range=(-10, 10),
     )
     zero_terminal_snr: bool = described(
-        False, "Rescale the betas to end in pure noise; not with eps."
+        False,
+        "Rescale the betas to end in pure noise; not with prediction eps.",
+        only_with={"process.schedule": _ENDS_IN_SIGNAL},
     )
     prediction: str = described(
         "eps", "What the network predicts.", choices=PREDICTION_TYPES
     )
     variance: str = described(
         "fixed_small",
-        "Of the reverse step; learned: the network has twice the channels, and the loss "
-        "is of kind hybrid or variational.",
+        "Variance of the reverse step; with learned the network has twice the output "
+        "channels, and loss.kind must be hybrid or variational.",
         choices=VARIANCES,
     )
 
@@ -196,14 +209,16 @@ class LossConfig:
     """The training loss: the equations are in `diffusion_jax.diffusion`."""
 
     kind: str = described(
-        "prediction", "The loss.", choices=("prediction", "hybrid", "variational")
+        "prediction",
+        "Loss: the error of the prediction, the variational bound, or both (hybrid).",
+        choices=("prediction", "hybrid", "variational"),
     )
     norm: str = described(
-        "l2", "Of the prediction's error.", choices=NORMS, only_with=_OF_PREDICTION
+        "l2", "Norm of the prediction's error.", choices=NORMS, only_with=_OF_PREDICTION
     )
     huber_delta: float = described(
         1.0,
-        "Where huber turns from squares to absolute values.",
+        "Error at which huber turns from squares to absolute values.",
         range=(1e-6, 10**6),
         only_with={"loss.norm": ("huber",)},
     )
@@ -226,7 +241,7 @@ class LossConfig:
         1.0,
         "k of SNR / (k + SNR)^gamma.",
         range=(1e-6, 10**12),
-        only_with={"loss.weighting": ("p2",)},
+        only_with={"loss.p2_gamma": SET},
     )
     sigmoid_bias: float = described(
         0.0,
@@ -236,7 +251,7 @@ class LossConfig:
     )
     variational_scale: float = described(
         0.001,
-        "Of the bound's part in the hybrid loss.",
+        "Factor of the variational bound in the hybrid loss.",
         range=(0, 10**6),
         only_with={"loss.kind": ("hybrid",)},
     )
@@ -256,7 +271,7 @@ class OptimizerConfig:
     b1: float = described(0.9, "Decay of the first moment.", range=(0, 0.9999999))
     b2: float = described(0.999, "Decay of the second moment.", range=(0, 0.9999999))
     eps: float = described(
-        1e-8, "Beside the root of the second moment.", range=(0, 1), excluded=(0,)
+        1e-8, "Number added to the root of the second moment.", range=(0, 1), excluded=(0,)
     )
     weight_decay: float = described(
         0.0,
@@ -268,7 +283,9 @@ class OptimizerConfig:
         5000, "Train steps of the warm-up, linear from 0.", range=_STEPS
     )
     decay: str = described(
-        "constant", "After the warm-up.", choices=("constant", "cosine", "inverse_sqrt")
+        "constant",
+        "Decay of the learning rate after the warm-up.",
+        choices=("constant", "cosine", "inverse_sqrt"),
     )
     grad_clip: float = described(
         1.0, "Largest global norm of the gradient; 0 is off.", range=(0, 10**9)
@@ -285,18 +302,20 @@ class EMAConfig:
         range=(0, 1),
         excluded=(1,),
     )
-    warmup: bool = described(False, "min(rate, (1 + step) / (10 + step)), for short runs.")
+    warmup: bool = described(
+        False, "Limit the rates to (1 + step) / (10 + step), for short runs."
+    )
     more_decays: tuple[float, ...] = described(
-        (), "Other rates to keep as well.", range=(0, 1), excluded=(1,)
+        (), "Rates of further averages to keep.", range=(0, 1), excluded=(1,)
     )
     stds: tuple[float, ...] = described(
         (0.05, 0.1),
-        "Power-function averages (EDM2), by length as a share of the training so far.",
+        "Lengths of power-function averages (EDM2), as shares of the training so far.",
         range=(MIN_STD, MAX_STD),
     )
     snapshots: int = described(
         50,
-        "Times that a run saves those, to rebuild others; 0: never.",
+        "Snapshots of the averages of stds per run, to rebuild other lengths; 0: none.",
         range=(0, 10**4),
         only_with={"ema.stds": SET},
     )
@@ -309,10 +328,10 @@ _OF_GRIDS = {"training.sample_every": SET}
 class TrainingConfig:
     """Length and intervals of the training. Intervals are in train steps; 0 is never."""
 
-    num_steps: int = described(800_000, "Train steps.", range=(1, 2**31 - 1))
+    num_steps: int = described(800_000, "Number of train steps.", range=(1, 2**31 - 1))
     steps_per_dispatch: int = described(
         0,
-        "Train steps of one call of the compiled program; 0: as many as take a second.",
+        "Train steps per dispatch of the compiled program; 0: as many as take a second.",
         range=(0, 10**4),
     )
     log_every: int = described(100, "Interval of log lines.", range=(1, 2**31 - 1))
@@ -322,7 +341,7 @@ class TrainingConfig:
     )
     likelihood_timesteps: int = described(
         50,
-        "Timesteps of each image in that bound.",
+        "Timesteps per image of the bound of likelihood_every.",
         range=(1, 2**31 - 1),
         only_with={"training.likelihood_every": SET},
     )
@@ -330,9 +349,9 @@ class TrainingConfig:
     sample_every: int = described(5000, "Interval of sample grids.", range=_STEPS)
     num_held_out: int = described(
         2048,
-        "Examples of the held-out loss, each at one t: good to three digits for a "
-        "prediction loss; for loss.kind variational, to which few t give most, only to "
-        "compare runs.",
+        "Held-out examples to evaluate. The held-out loss takes one t for each: enough for "
+        "three digits of a prediction loss, but with loss.kind variational, where few t "
+        "contribute most, only for comparing runs.",
         range=(1, 2**31 - 1),
         only_with={"training.eval_every": SET, "training.likelihood_every": SET},
     )
@@ -345,16 +364,16 @@ class TrainingConfig:
     )
     sample_steps: int = described(
         50,
-        "DDIM steps of the grids while training.",
+        "DDIM steps of each sample grid.",
         range=(1, 2**31 - 1),
         only_with=_OF_GRIDS,
     )
     keep_checkpoints: int = described(
-        2, "The newest ones that are kept; the best one stays too.", range=(1, 10**6)
+        2, "Number of newest checkpoints to keep, besides the best one.", range=(1, 10**6)
     )
     best_by: str = described(
         "held_out_loss",
-        "What the best checkpoint has the lowest of.",
+        "Figure that is lowest for the best checkpoint.",
         choices=("held_out_loss", "bits_per_dim"),
     )
     max_skipped_in_a_row: int = described(
@@ -380,56 +399,57 @@ class SamplingConfig:
     )
     spacing: str = described(
         "",
-        "Of the timesteps; auto: the best for the checkpoint; if none is named karras for "
-        f"{' and '.join(SPACINGS_OF)}, and trailing for the others.",
+        "Spacing of the timesteps; auto: the best for the checkpoint; default karras for "
+        f"{' and '.join(SPACINGS_OF)}, trailing for the others.",
         choices=("", *SPACINGS, AUTO),
         only_with=_NO_LIST,
     )
     timesteps: tuple[float, ...] = described(
-        (), "A falling list, as 999,500,20.5, instead of steps and spacing."
+        (), "Falling list of timesteps such as 999,500,20.5, instead of steps and spacing."
     )
     eta: float = described(
         0.0,
-        "0 (deterministic) .. 1 (as noisy as ddpm).",
+        "Noise of the sampler, from 0 (deterministic) to 1 (as noisy as ddpm).",
         range=(0, 1),
         only_with={"sampling.sampler": methods_with("eta")},
     )
     churn: float = described(
         0.0,
-        "S_churn of EDM; 0 is deterministic.",
+        "Noise of the sampler, S_churn of EDM; 0 is deterministic.",
         range=(0, 10**6),
         only_with={"sampling.sampler": methods_with("churn")},
     )
     variance: str = described(
         "",
-        "Another one than that of the process.",
+        "Variance of the reverse step, if not process.variance.",
         choices=("", *VARIANCES),
         only_with={"sampling.sampler": methods_with("variance")},
     )
     langevin_steps: int = described(
         0,
-        "Corrector steps after each step of a sampler; of langevin, at each timestep.",
+        "Langevin steps after each step of the sampler; with sampler langevin, at each "
+        "timestep.",
         range=(0, 10**4),
     )
     langevin_step_size: float = described(
         0.05,
-        "Over the variance of the noise at that timestep.",
+        "Size of a Langevin step, as a share of the noise variance at its timestep.",
         range=(1e-6, 1),
         only_with={"sampling.sampler": ("langevin",), "sampling.langevin_steps": SET},
     )
     threshold: str = described(
         "static",
-        "Of the predicted x_0 of images.",
+        "How the predicted x_0 of images is kept in range.",
         choices=THRESHOLDS,
         only_with={"data.image_size": SET},
     )
     dynamic_percentile: float = described(
         0.995,
-        "Of absolute values, which dynamic leaves in range.",
+        "Share of the values of x_0 that threshold dynamic does not clip.",
         range=(0, 1),
         only_with={"sampling.threshold": ("dynamic",)},
     )
-    batch_size: int = described(64, "Samples at a time.", range=(1, 2**20))
+    batch_size: int = described(64, "Samples to draw at a time.", range=(1, 2**20))
 
 
 @dataclasses.dataclass(slots=True)

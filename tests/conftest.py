@@ -1,4 +1,4 @@
-"""Set before JAX starts: four CPU devices, no silent rank promotion, a compile cache."""
+"""Settings before JAX starts: four CPU devices, no silent rank promotion, a cache."""
 
 import atexit
 import importlib.metadata
@@ -35,9 +35,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def command(fork):
-    """Runs `python train.py ...` or sample.py as a user does, and returns the result.
+    """Run `python train.py ...` or sample.py as a user does, and return the result.
 
-    One that is to be refused (check=2) runs in a fork, except with `options` for its start.
+    A command that is to be refused (check=2) runs in a fork, unless it has `options`.
     """
 
     def run(*args, cwd=ROOT, check=None, **options):
@@ -62,7 +62,7 @@ def command(fork):
 
 @pytest.fixture(scope="session")
 def fork(tmp_path_factory):
-    """Runs a command by forks.py."""
+    """Run a command in a fork, by forks.py."""
     folder = tmp_path_factory.mktemp("forks")
     server = subprocess.Popen(
         [sys.executable, ROOT / "tests" / "forks.py"],

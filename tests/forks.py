@@ -1,6 +1,6 @@
-"""Runs commands in forks of one process that has imported what they import.
+"""Run commands in forks of one process that has imported what they import.
 
-A fork is a process as any other, with its own arguments, folder, output and exit status,
+A fork is a process like any other, with its own arguments, folder, output and exit status,
 without the second of importing. The requests come as lines of JSON, each of which is
 answered with a line, the exit status.
 """
@@ -36,6 +36,6 @@ for descriptor, path in enumerate([os.devnull, *request["said"]]):
     opened = os.open(path, os.O_RDWR | os.O_CREAT)
     os.dup2(opened, descriptor)
     os.close(opened)
-signal.alarm(600)  # Ends what hangs.
+signal.alarm(600)  # The alarm ends what hangs.
 sys.argv = request["args"]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""What tests of several rooms share."""
+"""Helpers of tests in several rooms."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_s
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Of files and folders, which a file system allows and a program may trip over.
+# Names of files and folders that a file system allows and a program may trip over.
 ODD_NAMES = [
     "a b",
     "[v2]",
@@ -48,7 +48,7 @@ SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
 
 
 def points_config(**training):
-    """A run of seconds: points, a tiny network."""
+    """Config of a run of seconds: points, a tiny network."""
     return Config(
         name="points",
         data=DataConfig(source="two_moons", image_size=(), channels=2, batch_size=32),
@@ -141,7 +141,7 @@ def run_table(table, network, x, noises, hook=None, cond=None):
       x: the initial noise.
       noises: one array for each row.
       hook: hook(x0, x, level, cond) -> x0.
-      cond: what the hook is told.
+      cond: the conditions that the hook gets.
     """
     anchor = prev = prev2 = np.zeros_like(x)
     states = [x]
@@ -207,7 +207,7 @@ TINY = (
     "--config.training.eval_every=0",
     "--config.ema.snapshots=2",
 )
-# Of a line in metrics.jsonl, what is a matter of time.
+# Fields of a line in metrics.jsonl that depend on time.
 TIMING = {"steps_per_sec", "images_per_sec"}
 
 
@@ -223,7 +223,7 @@ def train_arguments(workdir, *more):
 
 
 def start_training(workdir, log, *more, **options):
-    """A process; what it says goes into the file `log`."""
+    """A process that trains; its output goes into the file `log`."""
     return subprocess.Popen(
         [sys.executable, *train_arguments(workdir, *more)],
         cwd=ROOT,
@@ -234,7 +234,7 @@ def start_training(workdir, log, *more, **options):
 
 
 def lines_of(workdir):
-    """metrics.jsonl without what is a matter of time."""
+    """Lines of metrics.jsonl without the fields that depend on time."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
 
@@ -244,13 +244,13 @@ def steps_logged(workdir):
 
 
 def files_of(workdir):
-    """What else a run leaves: its pictures and snapshots, byte for byte."""
+    """Pictures and snapshots of a run, byte for byte."""
     found = [*workdir.glob("*.png"), *workdir.glob("samples/*"), *workdir.glob("ema_*/*")]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in found}
 
 
 def saved_steps(workdir):
-    """Checkpoints that are whole."""
+    """Steps of the checkpoints that are whole."""
     done = workdir.glob("checkpoints/[0-9]*/commit_success.txt")
     return sorted(int(p.parent.name) for p in done if p.parent.name.isdigit())
 

@@ -3,7 +3,7 @@
 A mutant is one copy of a module in which one number, one operand of a sum, a difference or
 a power, one argument that is computed, or one returned value or table column is
 multiplied by 1.01 (a 0 becomes 0.01). Operands of one product change it alike, so one of
-them stands for all. `python tests/mutants.py [module ...]` lists who survives.
+them stands for all. `python tests/mutants.py [module ...]` lists those that survive.
 
 A change that no test can see is excused by a comment above its statement, or above its
 line: "# Unseen: why" for all that is changed there, "# Unseen (0): why" for what becomes of
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "diffusion_jax"
-SECONDS = 30  # That the tests of one mutant may take.
+SECONDS = 30  # Time that the tests of one mutant may take.
 # Each module, and the test files whose deterministic tests must kill its mutants.
 MODULES = {
     "diffusion/schedules": "schedules",
@@ -114,7 +114,7 @@ def excuses_of(module: str) -> list[Excuse]:
         match = re.match(r"\s*# Unseen(?: \((.+)\))?: ", line)
         if match:
             here = [s for s in statements if s.lineno == number + 1]
-            last = _end(here[0]) if here else number + 1  # Else inside a statement.
+            last = _end(here[0]) if here else number + 1  # Inside a statement.
             found.append(Excuse(number, number + 1, last, match[1] or ""))
     return found
 
@@ -153,7 +153,7 @@ def _places(tree: ast.Module) -> Iterator[tuple[str, Path]]:
 
 
 def _is_skipped(node: ast.AST, field: str) -> bool:
-    """What computes no number of the result: tests, errors, indices, shapes, names."""
+    """Return whether a field computes no number: tests, errors, indices, shapes, names."""
     if isinstance(node, ast.If | ast.IfExp | ast.While) and field == "test":
         return True
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.AnnAssign | ast.arg):
@@ -218,7 +218,7 @@ def _follow(tree: ast.AST, path: Path) -> tuple[ast.AST, str, int | None]:
 
 
 def survivors(mutants: list[Mutant], workers: int = 2) -> list[Mutant]:
-    """Those that the tests of their module do not kill, in at most SECONDS each."""
+    """Mutants that the tests of their module do not kill, in at most SECONDS each."""
     with tempfile.TemporaryDirectory(prefix="mutants_") as name:
         folder = pathlib.Path(name)
         environment = {
@@ -254,7 +254,7 @@ def survivors(mutants: list[Mutant], workers: int = 2) -> list[Mutant]:
 def _passes(
     module: str, place: pathlib.Path, environment: dict[str, str], seconds: int
 ) -> bool:
-    """Whether the tests pass on the copy in `place`; not having ended counts as passing."""
+    """Return whether the tests on the copy in `place` pass, or have not ended in time."""
     room = module.split("/")[0]
     folder = ROOT / "tests" / room
     tests = [str(folder / f"test_{name}.py") for name in MODULES[module].split()]

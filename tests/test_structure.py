@@ -40,7 +40,7 @@ def test_no_signature_has_more_than_seven_arguments(room):
 
 
 def test_no_function_is_longer_than_a_screen():
-    """Lines of the body, without its docstring."""
+    """Bodies of functions have few lines, counted without the docstring."""
     long = {}
     for path, node in FUNCTIONS:
         body = node.body
@@ -89,7 +89,7 @@ def floors(room):
 
 
 def test_there_are_at_most_seven_floors():
-    """A circle would be a RecursionError; import-linter says what may import what."""
+    """Floors of the rooms by their imports; a circle would be a RecursionError."""
     assert max(map(floors, ROOMS)) <= 7
     assert ROOMS["runtime"] == set() == ROOMS["diffusion"] == ROOMS["networks"]
     assert floors("jobs") > floors("diffusion")

@@ -103,7 +103,7 @@ class ZippedFiles(Files):
         """Open an entry; it gives no more bytes than the zip claims, which are bounded."""
         archive, info = self._entry(index)
         if info.flag_bits & 1:
-            raise Unreadable("it is encrypted; unpack the zip by its password")
+            raise Unreadable("it is encrypted; unpack the zip with its password")
         if info.file_size > _MAX_BYTES:
             raise _too_large()
         if info.file_size > max(_MAX_PACKED_BYTES, _MAX_RATIO * info.compress_size):

@@ -177,7 +177,7 @@ def _check_webp(head: bytes, num_bytes: int | None) -> None:
     elif kind == b"VP8 " and size[3:6] == b"\x9d\x01\x2a":
         width, height = (int.from_bytes(size[i : i + 2], "little") % 2**14 for i in (6, 8))
     else:
-        raise Unreadable("it is damaged: it has no header of a WebP")
+        raise Unreadable("it is damaged: it has no WebP header")
     _check_size(width, height)
     if num_bytes is not None and num_bytes < int.from_bytes(head[4:8], "little") + 8:
         raise Unreadable("it is truncated")

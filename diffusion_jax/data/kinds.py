@@ -141,7 +141,7 @@ class _Points(Kind):
             return "; for images set data.image_size"
         if array.ndim != self.ndim or array.dtype.kind not in "fiu":
             return ""
-        return f"; {array.dtype.name} becomes it by arr_0.astype(np.float32)"
+        return f"; convert {array.dtype.name} with arr_0.astype(np.float32)"
 
     def to_network(self, x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32)
@@ -225,10 +225,10 @@ def _to_8_bits(images: np.ndarray) -> str:
     if kind == "f" and np.isfinite(images).all():
         low, high = float(images.min()), float(images.max())
         if 0 <= low and high <= 1:
-            return "; values from 0 to 1 become it by np.rint(arr_0 * 255).astype(np.uint8)"
+            return "; convert values from 0 to 1 with np.rint(arr_0 * 255).astype(np.uint8)"
         if -1 <= low and high <= 1:
             return (
-                "; values from -1 to 1 become it by "
+                "; convert values from -1 to 1 with "
                 "np.rint((arr_0 + 1) * 127.5).astype(np.uint8)"
             )
         return "; scale it to 0 to 255, and save np.rint(arr_0).astype(np.uint8)"
@@ -253,7 +253,8 @@ def _fitted(images: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
         return images
     if channels not in (1, 3) or shape[-1] not in (1, 3):
         raise BadRequest(
-            f"{where}: arr_0 has {list(images.shape[1:])}, the config {list(shape)}"
+            f"{where}: arr_0 has images of {list(images.shape[1:])}, but data.image_size "
+            f"and data.channels say {list(shape)}"
         )
     flat = images[..., 0] if channels == 1 else images
     return np.stack([fit(Image.fromarray(x), shape, config.resize) for x in flat])

@@ -48,7 +48,7 @@ def read_npz(
         raise BadRequest(f"{field} is empty; give the file: --config.{field}=FILE.npz")
     file = existing(path, field, "file")
     if file.is_dir():
-        raise BadRequest(f"{where} is a folder; of images: --config.data.source=folder")
+        raise BadRequest(f"{where} is a folder; for images: --config.data.source=folder")
     try:
         examples, labels = _arrays(file, config.memory_gib * 2**30)
     except _Refused as error:
@@ -114,7 +114,7 @@ def _without_examples(names: list[str]) -> str:
 def _read_member(archive: zipfile.ZipFile, name: str, most: float) -> np.ndarray:
     info = archive.getinfo(name + _ARRAY)
     if info.flag_bits & 1:
-        raise _Refused("is encrypted; unpack the zip by its password")
+        raise _Refused("is encrypted; unpack the zip with its password")
     with archive.open(info) as member:
         return _read_array(member, name, info.file_size, info.compress_size, most)
 
@@ -131,7 +131,7 @@ def _read_array(
     if num_bytes > max(_MAX_BYTES, most, _MAX_RATIO * packed):
         raise _Refused(
             f"has {num_bytes:,} bytes packed into {packed:,}, and is taken for a bomb; if "
-            "that is meant, data.memory_gib allows it"
+            "it is not one, raise data.memory_gib"
         )
     version = np.lib.format.read_magic(file)
     read_header = {
@@ -139,7 +139,7 @@ def _read_array(
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read_header is None:
-        raise _Refused(f"has {name} in a form that is not read: version {version}")
+        raise _Refused(f"has {name} in version {version} of .npy, which is not supported")
     shape, is_fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise _Refused(

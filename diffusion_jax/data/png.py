@@ -142,7 +142,7 @@ def _header(head: bytes) -> Header:
         apple = (
             ": it is of the kind that only Apple's tools read" if b"CgBI" in head else ""
         )
-        raise Unreadable("it has no header of a PNG" + apple)
+        raise Unreadable("it has no PNG header" + apple)
     if len(head) < 33:
         raise Unreadable("it is truncated")
     if zlib.crc32(head[12:29]) != int.from_bytes(head[29:33], "big"):

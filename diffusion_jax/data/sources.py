@@ -118,7 +118,8 @@ def open_data_set(
     source = config.source
     if config.path and source in EMBEDDED:
         raise BadRequest(
-            f"data.path ({config.path!r}) is for sources that read files; {source} does not"
+            f"data.path ({config.path!r}) is for sources that read files, which {source} "
+            "does not; leave it empty"
         )
     if source == "digits":
         images, num = embedded.digits(), embedded.NUM_HELD_OUT_DIGITS
@@ -135,7 +136,8 @@ def open_data_set(
     kind = kind_of(config)
     if kind is not PICTURES:
         raise BadRequest(
-            f"data.image_size () is for {kind.name}, but {source} is of {PICTURES.name}"
+            f"data.image_size () is for {kind.name}, but {source} is of {PICTURES.name}; "
+            "set it to (height, width)"
         )
     if config.channels not in (0, 1, 3):
         raise BadRequest(
@@ -211,13 +213,13 @@ def _usable(
     headers = read_headers(files, progress)
     if files.others:
         say(
-            f"left out of {where}, as no images: {by_suffix(files.others)} "
+            f"left out of {where}, as they are not images: {by_suffix(files.others)} "
             f"({named(files.others)})"
         )
     if headers.again:
         say(
-            f"counted once in {where}: {len(headers.again):,} names of files that have "
-            f"another name there: {named(headers.again)}"
+            f"left out of {where}, as other names of the same files: "
+            f"{len(headers.again):,} ({named(headers.again)})"
         )
     all_bad = not len(headers.indices)
     _report_unreadable(headers.bad, len(files), where, config, all_bad=all_bad)
@@ -305,8 +307,8 @@ def _check_apart(config: DataConfig, what: str) -> None:
     )
     if os.path.commonpath([path, held_out]) in (path, held_out):
         raise BadRequest(
-            f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) lie in "
-            "one another: what is held out would be trained on"
+            f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) must not "
+            "contain one another: what is held out would be trained on"
         )
 
 
@@ -329,7 +331,7 @@ def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray
     """Return the indices to train on and those held out, always the same; none is empty."""
     if len(indices) < 2:
         raise BadRequest(
-            "data.path has one example; it takes two, to train on one and hold out one"
+            "data.path has one example; it needs two, one to train on and one to hold out"
         )
     count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
     order = np.random.default_rng(0).permutation(len(indices))
@@ -354,8 +356,8 @@ def into_memory(
         if config.unreadable == "refuse":
             say(
                 f"streamed: {total:,} images need {num_bytes / 2**30:,.1f} GiB in memory "
-                f"(data.memory_gib is {config.memory_gib:g}), so that they are not decoded "
-                "now: one that proves damaged stops the run when its batch comes"
+                f"(data.memory_gib is {config.memory_gib:g}), so they are decoded for each "
+                "batch: a damaged one stops the run when its batch comes"
             )
         return data
     decoded: dict[str, Any] = {}

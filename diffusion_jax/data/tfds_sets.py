@@ -147,7 +147,7 @@ def _open(
         raise BadRequest(
             f"{_named(builder.data_path, data_dir)} was prepared as "
             f"{builder.info.file_format.value}, which only TensorFlow reads; prepare it "
-            f"once more: {_command(name, 'DIR')}, and train with --config.data.path=DIR"
+            f"again: {_command(name, 'DIR')}, and train with --config.data.path=DIR"
         ) from error
     except (ValueError, KeyError) as error:
         raise BadRequest(
@@ -163,7 +163,7 @@ def _open(
             )
             raise BadRequest(
                 f"{_named(path, data_dir)} {problem}; remove "
-                f"{_named(builder.data_path, data_dir)} and prepare it once more"
+                f"{_named(builder.data_path, data_dir)} and prepare it again"
             ) from error
     return opened
 
@@ -190,7 +190,7 @@ def _find(name: str, data_dir: str) -> Any:
         # Only the first of its many lines says what is wrong.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadRequest(
-            f"data.source (tfds:{name}): what lies in {_place(data_dir)} cannot be read: "
+            f"data.source (tfds:{name}) in {_place(data_dir)} cannot be read: "
             f"{_named(first, data_dir)}"
         ) from error
 
@@ -205,7 +205,7 @@ def _check_known(name: str) -> None:
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "see `tfds.list_builders()`"
         )
-        raise BadRequest(f"data.source (tfds:{name}): TFDS knows no {base!r}; {hint}")
+        raise BadRequest(f"data.source (tfds:{name}): TFDS has no set {base!r}; {hint}")
 
 
 def _prepare(name: str, data_dir: str) -> None:
@@ -234,7 +234,7 @@ def _prepare(name: str, data_dir: str) -> None:
         why = last[0].removeprefix("error: ") if last else f"status {process.returncode}"
         raise BadRequest(
             f"data.source (tfds:{name}) is not prepared in {_place(data_dir)} (data.path), "
-            f"and preparing it failed: {shown(why)}; where there is internet it is: "
+            f"and preparing it failed: {shown(why)}; prepare it where there is internet: "
             f"{_command(name, data_dir)}"
         )
 

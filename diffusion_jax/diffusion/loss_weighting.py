@@ -70,7 +70,7 @@ def p2_weights(schedule: Schedule, gamma: float = 1.0, k: float = 1.0) -> np.nda
             f"p2_gamma ({gamma}) must be at least 0 and p2_k ({k}) above 0; the paper "
             "uses 1 and 1"
         )
-    with np.errstate(over="ignore", divide="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return schedule.snr / (k + schedule.snr) ** gamma
 
 
@@ -96,7 +96,9 @@ def variational_weights(schedule: Schedule, variance: str = "fixed_small") -> np
     """
     check_variance(variance)
     if variance == "learned":
-        raise ValueError("a learned variance has no variational weights; use its own loss")
+        raise ValueError(
+            "variance 'learned' has no variational weights; use the variational loss"
+        )
     spread = np.exp(fixed_log_variance(schedule, variance))
     nats = schedule.posterior_mean_coef1**2 / (2 * spread)
     return schedule.num_timesteps * nats / math.log(2)
@@ -144,24 +146,31 @@ def loss_weights(
     process = model.process
     if (
         weighting != "simple"
-        and model.prediction == "eps"
+        and model.prediction in ("eps", "score")
         and process.has_zero_terminal_snr
     ):
         raise ValueError(
-            "eps prediction has no weights at a zero terminal signal-to-noise ratio; "
-            "predict v or x0"
+            f"prediction {model.prediction!r} has no weights at a zero terminal "
+            "signal-to-noise ratio; predict v or x0"
         )
-    weights = WEIGHTINGS[weighting](process, model.variance, parameters)
-    if weighting == "simple":
-        return weights
-    level = variance_preserving(process.alphas_cumprod)
-    _, of_prediction = x0_coefficients(model.prediction, level)
-    weights = weights * of_prediction**2  # x_0 error = of_prediction * prediction error.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        weights = WEIGHTINGS[weighting](process, model.variance, parameters)
+        if weighting == "simple":
+            return weights
+        level = variance_preserving(process.alphas_cumprod)
+        _, of_prediction = x0_coefficients(model.prediction, level)
+        # x_0 error = of_prediction * prediction error.
+        weights = weights * of_prediction**2
     largest = weights.max()
     of_float32 = np.finfo(np.float32)
     if not of_float32.tiny <= largest <= of_float32.max:
+        own = [
+            f"{name} ({value:g})"
+            for name, value in parameters._asdict().items()
+            if name.startswith(f"{weighting}_")
+        ]
         raise ValueError(
             f"weighting {weighting!r} has a largest weight of {largest:.3g}, beyond "
-            "float32; change its parameters"
+            f"float32; change {' or '.join(own) or 'the schedule'}"
         )
     return weights

@@ -173,7 +173,9 @@ def hybrid_loss(
       ValueError: for a model without a learned variance.
     """
     if model.variance != "learned":
-        raise ValueError(f"the hybrid loss is of a learned variance, not {model.variance}")
+        raise ValueError(
+            f"the hybrid loss needs variance 'learned'; got {model.variance!r}"
+        )
     prediction = _predict(model, params, batch, draw, key)
     target = model.target(batch.x, draw.t, draw.noise)
     loss = distance.of_each_example(prediction.output, target, draw.t)

@@ -77,13 +77,13 @@ def mixture(weights: Any, means: Any, variances: Any) -> Mixture:
             "and [K, D...]"
         )
     if not (np.isfinite(weights) & (weights > 0)).all():
-        raise ValueError(f"weights ({weights.min()} the least) must be above 0")
+        raise ValueError(f"weights must be above 0; the smallest is {weights.min()}")
     variances = np.asarray(variances, np.float64)
     try:
         variances = np.array(np.broadcast_to(variances, means.shape))
     except ValueError as error:
         raise ValueError(
-            f"variances {variances.shape} must broadcast to the means' {means.shape}"
+            f"variances {variances.shape} must broadcast to means {means.shape}"
         ) from error
     if not ((variances > 0).all() or (variances == 0).all()):
         raise ValueError("variances must all be above 0, or all 0 for points")

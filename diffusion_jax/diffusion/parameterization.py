@@ -271,8 +271,8 @@ def _combine(a: np.ndarray | None, b: np.ndarray, x_t, t, other) -> jax.Array:
         known = not isinstance(t, jax.core.Tracer)
         if known and np.isin(np.asarray(t), np.flatnonzero(undefined)).any():
             raise ValueError(
-                f"alphas_cumprod is 0, or nearly, at t = {np.flatnonzero(undefined)[0]}: "
-                "the noise there says nothing of x_0; predict v or x0"
+                f"alphas_cumprod is 0, or nearly, at t = {np.flatnonzero(undefined)[0]}, "
+                "where the noise does not determine x_0; predict v or x0"
             )
     scaled = at(b, t, x_t) * other
     return scaled if a is None else at(a, t, x_t) * x_t + scaled

@@ -356,8 +356,8 @@ def check_betas(betas: np.ndarray) -> np.ndarray:
     good[-1] |= betas[-1] == 1
     for t in np.flatnonzero(~good)[:1]:
         raise ValueError(
-            f"betas[{t}] ({betas[t]}) must be between 0 and 1, both excluded (except the "
-            "last, which 1 gives a zero terminal signal-to-noise ratio)"
+            f"betas[{t}] ({betas[t]}) must be between 0 and 1, both excluded (the last may "
+            "be 1, for a zero terminal signal-to-noise ratio)"
         )
     return betas
 
@@ -378,7 +378,7 @@ def _warn_of_odd_betas(betas: np.ndarray, terminal: float) -> None:
         warnings.warn(
             f"x_T is not noise: alphas_cumprod[-1] is {terminal:.4g}, so it keeps "
             f"{100 * terminal**0.5:.3g} % of the signal's amplitude, and sampling starts "
-            "from something that training never saw; take more steps or larger betas",
+            "from something never trained on; take more timesteps or larger betas",
             OddBetas,
             stacklevel=3,
         )

@@ -90,8 +90,8 @@ class Bound:
         off = np.abs(levels - np.clip(np.rint(levels), 0, 255)).max()
         if off > 1e-3:
             raise ValueError(
-                f"the bound is of images on 256 levels, k / 127.5 - 1; these are up to "
-                f"{off:.3g} levels off them"
+                "the bound needs images on the 256 levels k / 127.5 - 1; these are up to "
+                f"{off:.3g} levels off"
             )
         totals, terms, errors = self._scan.run(params, batch, indices, size, on_progress)
         filled = devices.put_filled(self._mesh, as_float32(batch).x, size)

@@ -46,10 +46,10 @@ def make_schedule(process: ProcessConfig) -> Schedule:
         schedule = schedules.make_schedule(betas)
     if schedule.has_zero_terminal_snr and process.prediction == "eps":
         raise BadRequest(
-            "process.prediction ('eps') cannot be with a zero terminal signal-to-noise "
-            f"ratio (process.schedule {process.schedule!r}, process.zero_terminal_snr "
-            f"{process.zero_terminal_snr}), where the noise says nothing of x_0; "
-            "set it to v or x0"
+            "process.prediction ('eps') cannot be used with a zero terminal "
+            f"signal-to-noise ratio (process.schedule {process.schedule!r}, "
+            f"process.zero_terminal_snr {process.zero_terminal_snr}), where it does not "
+            "determine x_0; set it to v or x0"
         )
     return schedule
 

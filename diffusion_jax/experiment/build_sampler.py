@@ -63,7 +63,7 @@ def change(config: Config, given: dict[str, Any]) -> None:
             times = tuple(float(t) for t in given["timesteps"])
         except ValueError as error:
             raise BadRequest(
-                f"--timesteps must be numbers, as 999,500,20: {error}"
+                f"--timesteps must be numbers, such as 999,500,20: {error}"
             ) from error
         if not all(map(math.isfinite, times)):
             raise BadRequest(f"--timesteps must be finite: {', '.join(map(str, times))}")
@@ -295,8 +295,8 @@ def _warn_of_odd_choices(
     if end < _MIN_LAST_SIGNAL:
         warnings.warn(
             f"the last step goes straight to x_0 from timestep {timesteps[-1]:g}, where x "
-            f"holds {100 * end**0.5:.3g} % of the signal's amplitude: expect what the "
-            "network guesses there; take more steps, or a list that goes down further",
+            f"holds {100 * end**0.5:.3g} % of the signal's amplitude: the samples are "
+            "rough guesses; take more steps, or a list that goes down further",
             stacklevel=3,
         )
     if model.prediction == "eps" and sampling.threshold == "none" and share < 1e-6:

@@ -1,4 +1,4 @@
-"""The plan of a run: all that can be known, and refused, before anything starts."""
+"""The plan of a run: all that can be checked, and refused, before anything starts."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,8 @@ from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.progress import ProgressBar
 
-# Of network calls, a forward and a backward pass of a train step being three of them.
+# Network calls per example of a train step (the backward pass counts as two), and the
+# share of all of them that sample grids may take.
 _CALLS_PER_EXAMPLE, _PREVIEW_SHARE = 3, 0.1
 _FEWEST_SAMPLES, _FEWEST_STEPS = 4, 10
 
@@ -27,10 +28,10 @@ class Plan(NamedTuple):
     Attributes:
       config: the experiment.
       data: its examples.
-      init_fn: init_fn(key) gives the parameters of its network.
+      init_fn: init_fn(key) returns the initial params of its network.
       model: its network, with the noise process and what it predicts.
       loss_fn: its loss.
-      preview: how the pictures are sampled that are drawn while it trains; `preview_of`.
+      preview: sampling of the pictures that are drawn while it trains; see `preview_of`.
     """
 
     config: Config
@@ -48,7 +49,7 @@ def make_plan(
 
     Args:
       config: the experiment.
-      data: examples of the caller's own; otherwise those of `config.data.source`.
+      data: the caller's own examples; if None, those of `config.data.source`.
       prepare: whether to download and prepare a tfds set that is not there.
 
     Raises:
@@ -72,7 +73,8 @@ def make_plan(
         raise BadRequest(
             f"data.image_size {config.data.image_size} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
-            f"{config.data.shape}, but those of {config.data.source} have {data.shape}"
+            f"{config.data.shape}, but those of {config.data.source} have the shape "
+            f"{data.shape}"
         )
     init_fn, apply_fn = build.make_network(config)
     model = dataclasses.replace(model, apply_fn=apply_fn)
@@ -81,11 +83,12 @@ def make_plan(
 
 
 def preview_of(config: Config) -> SamplingConfig:
-    """Return how the sample grids of a training are drawn: DDIM; batch_size samples each.
+    """Return the sampling of a run's sample grids: DDIM, with `batch_size` samples each.
 
-    All grids of a run, each drawn with the raw weights and with the average, take at most
-    a tenth of the network calls of its train steps. Where the config asks for more, they
-    have fewer samples, down to 4, and then fewer steps, down to 10, which they always have.
+    Each grid is drawn twice, with the raw weights and with the average. All grids of a run
+    take at most a tenth of the network calls of its train steps: if the config asks for
+    more, they have fewer samples, but at least 4, and then fewer steps, but at least 10.
+    The least grid is drawn even where it takes more than the tenth.
     """
     training = config.training
     num_grids = max(1, times_due(training.sample_every, training.num_steps))
@@ -103,12 +106,12 @@ def preview_of(config: Config) -> SamplingConfig:
 
 
 def times_due(every: int, num_steps: int) -> int:
-    """Return how often a run does what is due at an interval, and at its end; 0: never."""
+    """Return how many times in a run something at this interval, and at its end, is due."""
     return -(-num_steps // every) if every else 0
 
 
 def load_data(plan: Plan) -> Plan:
-    """The plan with its images decoded, if they fit into memory.
+    """Return the plan with its images decoded, if they fit into memory.
 
     Raises:
       BadRequest: if some cannot be read, unless the config skips them.
@@ -120,7 +123,7 @@ def load_data(plan: Plan) -> Plan:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """progress(what, done, total): a bar for each `what`."""
+    """Give progress(what, done, total), which shows a bar for each `what`."""
     bars: dict[str, ProgressBar] = {}
 
     def progress(what: str, done: int, total: int) -> None:

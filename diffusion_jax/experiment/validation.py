@@ -25,7 +25,8 @@ def check(config: Any) -> None:
     check_types(config)
     if not re.fullmatch(r"[\w.-]*\w", config.name):
         raise BadRequest(
-            f"name ({config.name!r}) names the run's folder: letters, digits, _ . -"
+            f"name ({config.name!r}) must be of letters, digits, _ . - (it names the run's "
+            "folder), and not end in . or -"
         )
     check_values(config)
     _check_loss(config)
@@ -39,13 +40,15 @@ def check(config: Any) -> None:
         )
     _check_sampling(config)
     if config.data.random_flip and not kind_of(config.data).can_flip:
-        raise BadRequest("data.random_flip (True) is for images, not for points")
+        raise BadRequest(
+            "data.random_flip (True) is for images, not for points; set it to False"
+        )
     if hasattr(config.model, "channel_mults"):
         _check_unet(config)
     elif not isinstance(config.model, kind_of(config.data).network):
         raise BadRequest(
-            f"data.image_size {config.data.image_size} is that of an image, but the "
-            "config's model is an MLP, for points: it needs a UNetConfig"
+            f"data.image_size {config.data.image_size} is for images, but the config's "
+            "model is an MLP, for points; give it a UNetConfig"
         )
     _check_network_size(config)
 
@@ -86,7 +89,7 @@ def _check_sampling(config: Any) -> None:
             raise BadRequest(f"sampling.timesteps: {error}") from error
     elif config.sampling.spacing == AUTO and not kind_of(config.data).has_levels:
         raise BadRequest(
-            "sampling.spacing ('auto') is chosen by the likelihood of images; these are "
+            "sampling.spacing ('auto') chooses by the likelihood of images, but these are "
             "points; take another spacing"
         )
     elif config.sampling.spacing == "ddim_quadratic" and (
@@ -116,8 +119,8 @@ def _check_loss(config: Any) -> None:
     process, loss = config.process, config.loss
     if bool(process.betas) != (process.schedule == "custom"):
         raise BadRequest(
-            f"process.schedule ({process.schedule!r}) and process.betas "
-            f"({len(process.betas)} of them): betas are given for custom, and only then"
+            f"process.betas ({len(process.betas)} values) must be given with "
+            f"process.schedule 'custom', and only then; it is {process.schedule!r}"
         )
     if process.betas and len(process.betas) != process.num_timesteps:
         raise BadRequest(
@@ -127,7 +130,7 @@ def _check_loss(config: Any) -> None:
     learned = process.variance == "learned"
     if learned and loss.kind == "prediction":
         raise BadRequest(
-            "process.variance ('learned') is trained by the bound alone: set loss.kind "
+            "process.variance ('learned') is trained by the bound only; set loss.kind "
             "to hybrid or variational"
         )
     if loss.kind == "hybrid" and not learned:
@@ -137,17 +140,18 @@ def _check_loss(config: Any) -> None:
         )
     if config.sampling.variance == "learned" and not learned:
         raise BadRequest(
-            f"sampling.variance ('learned') needs a network that has learned it; "
-            f"process.variance is {process.variance!r}"
+            "sampling.variance ('learned') needs a network that has learned it, but "
+            f"process.variance is {process.variance!r}; take a fixed one"
         )
     if loss.kind != "prediction" and not kind_of(config.data).has_levels:
         raise BadRequest(
-            f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of points"
+            f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of points; "
+            "set it to prediction"
         )
     if loss.kind == "variational" and (loss.weighting, loss.norm) != ("simple", "l2"):
         raise BadRequest(
-            f"loss.weighting ({loss.weighting!r}) and loss.norm ({loss.norm!r}) are of "
-            "the prediction's error, which loss.kind 'variational' does not use"
+            f"loss.weighting ({loss.weighting!r}) and loss.norm ({loss.norm!r}) have no "
+            "effect with loss.kind 'variational'; set them to simple and l2"
         )
     if loss.timesteps == "stratified":
         most = MAX_STRATA // process.num_timesteps
@@ -167,19 +171,19 @@ def _check_unet(config: Any) -> None:
     model = config.model
     if not isinstance(model, kind_of(config.data).network):
         raise BadRequest(
-            "data.image_size () is that of points, but the config's model is a "
-            "U-Net: it needs an MLPConfig"
+            "data.image_size () is for points, but the config's model is a U-Net, for "
+            "images; give it an MLPConfig"
         )
     mults = model.channel_mults
     if not 1 <= len(mults) <= _MAX_LEVELS:
         raise BadRequest(
-            f"model.channel_mults {text(mults)} must hold one width for each of at most "
-            f"{_MAX_LEVELS} levels"
+            f"model.channel_mults {text(mults)} must hold one multiple for each of at "
+            f"most {_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
     if any(n % factor for n in config.data.image_size):
         raise BadRequest(
-            f"data.image_size {config.data.image_size} must divide by {factor}, "
+            f"data.image_size {config.data.image_size} must be divisible by {factor}, "
             f"because model.channel_mults {model.channel_mults} has "
             f"{len(model.channel_mults)} levels; resize, or take fewer levels"
         )

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation.optimal_timesteps import (
 from diffusion_jax.evaluation.timestep_scan import TimestepScan
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.setup import load_data, make_plan
-from diffusion_jax.jobs.batches import means, over_images, select
+from diffusion_jax.jobs.batches import means, over_examples, select
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
@@ -102,15 +102,15 @@ def choose(
     about = {**about, "variance": variance, "clip": clip, "num_images": _NUM_IMAGES}
     for out in (own, other):
         if result_path(out, ".npz").is_dir():
-            raise BadRequest(f"{out}.npz is a folder, where a file is kept; move it away")
+            raise BadRequest(f"{out}.npz is a folder, but must be a file; move it away")
     kept = _read(result_path(own, ".npz"), about) or _read(
         result_path(other, ".npz"), about
     )
     out = own if files.is_writable(own.parent) else other
     if kept is None:
         say(
-            f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images; "
-            f"once for these weights: {out}.npz will keep what it takes"
+            f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images, "
+            f"once for these weights: {out}.npz will keep the statistics"
         )
         kept = _measure(workdir, config, weights.params, about, out, variance, clip)
     timesteps, _ = best_timesteps(
@@ -157,7 +157,7 @@ def _measure(
     partial = Partial(out, {**about, "batch_size": size})
     partial.begin()
     with locks.locked(partial.folder, "writing to"):
-        rows = over_images(partial, "timesteps", images, total, row)
+        rows = over_examples(partial, "timesteps", images, total, row)
         mean = means(rows, len(images.chosen), size)
         w = len(shares_of(variance))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)

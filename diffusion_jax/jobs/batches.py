@@ -1,4 +1,4 @@
-"""A measurement over many images, batch by batch, which continues where it stopped."""
+"""A measurement over many examples, batch by batch, which continues where it stopped."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -49,29 +49,29 @@ def select(
     return Selection(kind, split, chosen, batch_size(len(chosen), most, mesh))
 
 
-def over_images(
-    partial: Partial, what: str, images: Selection, calls: int, measure: MeasureBatch
+def over_examples(
+    partial: Partial, what: str, examples: Selection, calls: int, measure: MeasureBatch
 ) -> list[np.ndarray]:
     """Measure batch after batch.
 
     Args:
       partial: where the parts are kept, claimed and locked; those that are there stand.
       what: the name of the measurement.
-      images: the ones to measure.
+      examples: the ones to measure.
       calls: steps of `measure` that it reports for each batch.
-      measure: see `MeasureBatch`; the last batch may have fewer images.
+      measure: see `MeasureBatch`; the last batch may have fewer examples.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the next step.
     """
-    chosen, size = images.chosen, images.size
+    chosen, size = examples.chosen, examples.size
     num_batches = -(-len(chosen) // size)
     first = partial.first_missing()
     with stop_on_interrupt(say, sigterm=False) as stop:
         bar = ProgressBar(what, num_batches * calls, "calls", first * calls)
         bar.say(
-            f"{what}: {len(chosen):,} images, {calls:,} network calls each, {size} at a "
-            "time; compiling"
+            f"{what}: {len(chosen):,} {examples.kind.name}, {calls:,} network calls each, "
+            f"{size} at a time; compiling"
         )
 
         def progress(i: int) -> Callable[[int], None]:
@@ -84,8 +84,8 @@ def over_images(
         try:
             for i in range(first, num_batches):
                 here = chosen[i * size : (i + 1) * size]
-                batch = jax.tree.map(jnp.asarray, images.split[here])
-                batch = jax.tree.map(np.asarray, images.kind.network_batch(batch))
+                batch = jax.tree.map(jnp.asarray, examples.split[here])
+                batch = jax.tree.map(np.asarray, examples.kind.network_batch(batch))
                 partial.save(f"{i:06d}", measure(batch, here, progress(i)))
         except Stopped:
             bar.say(
@@ -99,6 +99,6 @@ def over_images(
 
 
 def means(rows: list[np.ndarray], num: int, size: int) -> np.ndarray:
-    """The mean over `num` images of what are means over batches of `size`."""
+    """The mean over `num` examples of what are means over batches of `size`."""
     counts = [min(size, num - i * size) for i in range(len(rows))]
     return np.average(np.stack(rows), axis=0, weights=counts)

@@ -68,7 +68,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _fail(f"{str(error).splitlines()[0]}; a smaller batch size needs less", 1)
+        _fail(f"{str(error).splitlines()[0]}; a smaller batch size needs less memory", 1)
     except OSError as error:
         # A name that cannot be written to was a wrong request; a full disk was not.
         where = f"{error.filename}: " if error.filename else ""
@@ -106,8 +106,8 @@ def _config_file(path: str) -> pathlib.Path:
     if path in ours:
         if file.exists():
             raise BadRequest(
-                f"--config {path}: that is the name of a config, and a file or folder here "
-                f"has it too; give {ours[path]}, or ./{path}"
+                f"--config {path} is the name of a config and of a file or folder here; "
+                f"give {ours[path]}, or ./{path}"
             )
         return ours[path]
     if file.is_file():
@@ -118,7 +118,7 @@ def _config_file(path: str) -> pathlib.Path:
     hint = f"there are {', '.join(known.values())}; or give the path to a .py file"
     what = "there is no such file"
     if file.exists():
-        what = "that is a folder" if file.is_dir() else "that is no regular file"
+        what = "it is a folder" if file.is_dir() else "it is not a regular file"
     elif near:
         hint = f"did you mean {known[near[0]]}?"
     raise BadRequest(f"--config {path}: {what}; {hint}")
@@ -137,12 +137,12 @@ def load_config(path: str) -> Config:
     try:
         spec = importlib.util.spec_from_file_location("config", file)
         if spec is None or spec.loader is None:
-            raise BadRequest(f"--config {path}: the name of a config file ends in .py")
+            raise BadRequest(f"--config {path}: the name of the file must end in .py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise BadRequest(
-                f"--config {path}: it defines no function get_config(), which returns the "
+                f"--config {path} must define a function get_config() that returns a "
                 "diffusion_jax.config.Config"
             )
         config = module.get_config()
@@ -312,15 +312,15 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(
-            f"{rest[1]!r} is no flag; they are written --name value or --name=value"
+            f"{rest[1]!r} is not a flag; flags are written --name value or --name=value"
         )
     for name in flags.FLAGS:
         value = flags.FLAGS[name].value
         if isinstance(value, str) and value.startswith("--"):
-            raise BadRequest(f"--{name} needs a value, and {value} looks like a flag")
+            raise BadRequest(f"--{name} needs a value, but {value} looks like a flag")
     for name in _own_flags():
         if flags.FLAGS[name].value == "":
-            raise BadRequest(f"--{name} is empty")
+            raise BadRequest(f"--{name} is empty; give it a value, or leave it out")
     _hear_orbax()
     return rest
 

@@ -1,6 +1,6 @@
 """The likelihood of a trained run over a data set, in files.
 
-The t and the noise of an image depend on the seed and its number alone, so an interrupted
+The t and the noise of an example depend on the seed and its number alone, so an interrupted
 evaluation continues (batches.py), batch by batch; at the end the parts become P.json, and
 for the bound also P.csv and P.png.
 """
@@ -30,7 +30,7 @@ from diffusion_jax.evaluation.ode_likelihood import CALLS_PER_STEP, Flow
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.experiment.setup import load_data, make_plan
 from diffusion_jax.jobs import auto_timesteps
-from diffusion_jax.jobs.batches import Selection, over_images, select
+from diffusion_jax.jobs.batches import Selection, over_examples, select
 from diffusion_jax.jobs.likelihood_report import in_words, is_whole, write_bound, write_flow
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
@@ -72,13 +72,13 @@ class Request:
 
 
 class _Subject(NamedTuple):
-    """A model with its weights, and the images that it is evaluated on."""
+    """A model with its weights, and the examples that it is evaluated on."""
 
     config: Config
     model: Model
     weights: Weights
     mesh: jax.sharding.Mesh
-    images: Selection
+    examples: Selection
     about: dict[str, Any]
 
 
@@ -159,8 +159,8 @@ def _checked_chain(
     kind = kind_of(config.data)
     if not kind.has_levels:
         raise BadRequest(
-            f"--likelihood: the run in {workdir} is of {kind.name}; the bound has L_0 of "
-            f"images on 256 levels (--ode has the density of {kind.name})"
+            f"--likelihood is for images on 256 levels, but the run in {workdir} is of "
+            f"{kind.name}; --ode evaluates their density"
         )
     chain = _chain(config, request)
     total = len(chain)
@@ -189,7 +189,7 @@ def _claimed(
 
     def done() -> dict[str, Any]:
         path = result_path(partial.out, ".json")
-        say(f"{path} is of the same request already: {in_words(found)}")
+        say(f"{path} has the result of this request already: {in_words(found)}")
         return found
 
     return done
@@ -221,14 +221,14 @@ def _bound(
 
         def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
             terms = bound.terms(
-                subject.weights.params, batch, indices, subject.images.size, on_progress
+                subject.weights.params, batch, indices, subject.examples.size, on_progress
             )
             return _packed(terms)
 
-        rows = over_images(
+        rows = over_examples(
             partial,
             "likelihood",
-            subject.images,
+            subject.examples,
             num_strata,
             measure,
         )
@@ -258,15 +258,15 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
 
     def measure(batch: Batch, indices: np.ndarray, on_progress: Any) -> np.ndarray:
         return flow.bits(
-            subject.weights.params, batch, indices, subject.images.size, on_progress
+            subject.weights.params, batch, indices, subject.examples.size, on_progress
         )
 
     with locks.locked(partial.folder, "writing to"):
         bits = np.concatenate(
-            over_images(
+            over_examples(
                 partial,
                 "ode",
-                subject.images,
+                subject.examples,
                 CALLS_PER_STEP * request.ode_steps,
                 measure,
             )
@@ -304,7 +304,8 @@ def _results(
     results = [result_path(out, suffix) for suffix in suffixes]
     for path in results:
         if run_folder.is_part(workdir, path) or path.is_dir():
-            raise BadRequest(f"--out {out}: {path} is taken; give another --out")
+            what = "is a folder" if path.is_dir() else "belongs to the run"
+            raise BadRequest(f"--out {out}: {path} {what}; give another --out")
     return results
 
 
@@ -322,16 +323,16 @@ def _subject(
     check_same_data(workdir, plan.config, plan.data)
     split = plan.data.split(request.split)
     if not len(split):
-        raise BadRequest(f"--split {request.split} of {config.data.source} holds no images")
+        raise BadRequest(f"--split {request.split} of {config.data.source} has no examples")
     most = request.max_examples or len(split)
-    images = select(kind_of(config.data), split, most, config.data.batch_size, mesh)
+    examples = select(kind_of(config.data), split, most, config.data.batch_size, mesh)
     about = {
         "run": str(workdir),
         **identity_of(weights),
         "config_sha256": to_sha256(config),
         "split": request.split,
-        "num_examples": len(images.chosen),
-        "batch_size": images.size,
+        "num_examples": len(examples.chosen),
+        "batch_size": examples.size,
         "variance": config.process.variance,
         "seed": request.seed,
         "devices": devices.describe_devices(),
@@ -341,7 +342,7 @@ def _subject(
         plan.model,
         weights,
         mesh,
-        images,
+        examples,
         about,
     )
 

@@ -77,9 +77,7 @@ class Partial:
         # A kill can leave the folder without anything in it.
         if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
             if old is None or not overwrite:
-                what = (
-                    "something else" if old is None else "the beginning of another request"
-                )
+                what = "other files" if old is None else "the beginning of another request"
                 hint = "" if old is None else ", or --overwrite to delete it"
                 raise BadRequest(
                     f"--out {self.out}: {self.folder} holds {what}; "

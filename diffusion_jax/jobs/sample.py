@@ -235,8 +235,8 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
     enough = -(-num // job.mesh.size) * job.mesh.size
     if 2 * enough <= sampling.batch_size:
         bar.say(
-            f"{num} samples take as long as {sampling.batch_size}, so that --num changes "
-            f"no bit of them; --batch_size {enough} takes less"
+            f"{num} samples take as long as {sampling.batch_size}, because a batch is "
+            f"always computed in full; --batch_size {enough} takes less"
         )
 
 

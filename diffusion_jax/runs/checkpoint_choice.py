@@ -9,7 +9,7 @@ from diffusion_jax.runs.metrics_log import losses_by_step
 from diffusion_jax.runtime.errors import BadRequest
 
 NEWEST, BEST = "newest", "best"
-HELP = "The checkpoint: its step, newest, or best (by training.best_by)."
+HELP = "Checkpoint to use: its step, newest, or best (by training.best_by)."
 _STEP = re.compile("[0-9]{1,18}")
 
 
@@ -22,7 +22,7 @@ def check_step(flag: str, text: str) -> str:
     plain = text.replace(",", "")
     if text in (NEWEST, BEST) or _STEP.fullmatch(plain):
         return plain
-    raise BadRequest(f"{flag} {text!r} is neither the number of a step nor newest nor best")
+    raise BadRequest(f"{flag} {text!r} must be the number of a step, newest or best")
 
 
 def chosen_step(
@@ -46,8 +46,8 @@ def chosen_step(
     scored = [step for step in run_folder.saved_steps(workdir) if step in losses]
     if not scored:
         raise BadRequest(
-            f"{flag} best: of no checkpoint of {workdir} does metrics.jsonl have {by}; "
-            f"{run_folder.steps_there(workdir)}"
+            f"{flag} best: {workdir} has no checkpoint with a {by} in metrics.jsonl; name "
+            f"a step: {run_folder.steps_there(workdir)}"
         )
     return min(scored, key=lambda step: losses[step])
 
@@ -61,5 +61,7 @@ def of_source(source: pathlib.Path, text: str) -> int | None:
     if source.is_dir():
         return chosen_step(source, run_folder.read_config(source), text, "--init_step")
     if text != NEWEST:
-        raise BadRequest(f"--init_step {text}: --init_from {source} is not a run")
+        raise BadRequest(
+            f"--init_step {text}: --init_from {source} is not a run; leave --init_step out"
+        )
     return None

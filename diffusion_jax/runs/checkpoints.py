@@ -113,7 +113,7 @@ class Checkpoints:
             left = f"that of step {max(older):,} is whole" if older else "there is no other"
             raise RunFailed(
                 f"the checkpoint of step {step:,} cannot be written "
-                f"({_reason(error)}); {left}; when that is mended, give the same command "
+                f"({_reason(error)}); {left}; when that is fixed, give the same command "
                 "again"
             ) from error
 
@@ -195,8 +195,8 @@ class Checkpoints:
                 self._load(step, {name: part}, record)
         except _Unreadable as error:
             raise RunFailed(
-                f"the checkpoint of step {step:,} was written, and cannot be read back "
-                f"({error}); so the run stops while there is little to lose"
+                f"the checkpoint of step {step:,} was written, but cannot be read back "
+                f"({error}); the run stops while there is little to lose"
             ) from error
 
     def set_aside(self, damaged: Mapping[int, str]) -> None:
@@ -246,9 +246,9 @@ class Checkpoints:
             cause = _first_cause(error)
             if _is_of_the_system(cause):
                 raise RunFailed(
-                    f"{self._folder(step)} cannot be read ({_reason(cause)}), which says "
-                    "nothing of the checkpoint itself; nothing was changed; when that is "
-                    "mended, give the same command again"
+                    f"{self._folder(step)} cannot be read ({_reason(cause)}), though the "
+                    "checkpoint may be whole; nothing was changed; when that is fixed, "
+                    "give the same command again"
                 ) from error
             raise _Unreadable(_reason(cause)) from error
         if other:  # Orbax gives what the file says that it is, as bits without a type.

@@ -116,7 +116,7 @@ def rebuild(
         for key, array in arrays.items():
             total[key] = total.get(key, 0) + weight * array.astype(np.float64)
     say(
-        f"{name} at step {wanted.step:,}, rebuilt from {len(paths)} snapshots: its density "
-        f"is met except for {100 * misfit:.2g} %"
+        f"{name} at step {wanted.step:,}, rebuilt from {len(paths)} snapshots with an "
+        f"error of {100 * misfit:.2g} % in its density"
     )
     return {key: array.astype(np.float32) for key, array in total.items()}, wanted.step

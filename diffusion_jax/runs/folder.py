@@ -205,7 +205,10 @@ def check_deletable(workdir: pathlib.Path, needed: Mapping[str, str]) -> None:
         there = pathlib.Path(path).expanduser().resolve()
         for part in parts:
             if not part.is_symlink() and part.resolve() in (there, *there.parents):
-                raise BadRequest(f"--overwrite would delete {part}, and so {flag} ({path})")
+                raise BadRequest(
+                    f"--overwrite would delete {part}, and with it {flag} ({path}); move "
+                    "that first"
+                )
     files.check_deletable(workdir / name for name in _PARTS)
 
 
@@ -234,7 +237,7 @@ def check_resumable(
             raise BadRequest(f"--workdir {workdir} is a file; name a folder")
         if re.match("(gs|s3|az|abfs|hdfs|https?):/", str(workdir)):  # // is / in a path.
             raise BadRequest(
-                f"--workdir {workdir}: a run folder lies in a file system; mount the "
+                f"--workdir {workdir}: a run folder must be in a file system; mount the "
                 "bucket, or name another folder"
             )
         own = (*_PARTS, _LOCK, *_UNFINISHED)
@@ -250,8 +253,8 @@ def check_resumable(
             )
         if has_checkpoint(workdir):
             raise BadRequest(
-                f"--workdir {workdir} holds checkpoints, but no config.json that says of "
-                "what; restore it, or name another folder"
+                f"--workdir {workdir} holds checkpoints, but no config.json; restore that, "
+                "or name another folder"
             )
         return []
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))

@@ -91,13 +91,12 @@ def read_record(workdir: pathlib.Path) -> Record | None:
                 raise ValueError(f"{field.name} is {reprlib.repr(value)}")
     except (ValueError, TypeError, AttributeError) as error:
         raise BadRequest(
-            f"{path} is not what a run has written ({reason(error)}); "
-            "restore it, or remove it"
+            f"{path} is damaged ({reason(error)}); restore it, or remove it"
         ) from error
     if record.format > FORMAT:
         raise BadRequest(
             f"{path} is of format {record.format}, by diffusion_jax {record.version}; this "
-            f"version knows formats up to {FORMAT}"
+            f"version reads formats up to {FORMAT}"
         )
     return record
 
@@ -122,7 +121,7 @@ def check_examples(
     if differ:
         raise BadRequest(
             f"the examples are not those that the run in {workdir} was started with "
-            f"({', '.join(differ)}); give it those back, or take another run"
+            f"({', '.join(differ)}); restore those, or take another run"
         )
     return about
 
@@ -194,8 +193,8 @@ def check_data_there(workdir: pathlib.Path, config: Config) -> None:
         of_files = source in ("folder", "npz") or (field == "path" and ":" in source)
         if of_files and path and not os.path.exists(os.path.expanduser(path)):
             raise BadRequest(
-                f"data.{field} ({path!r}) is not there; where that of the run in {workdir} "
-                f"is now, --data_{field} says"
+                f"data.{field} ({path!r}) of the run in {workdir} is not there; if it was "
+                f"moved, give its new place with --data_{field}"
             )
 
 
@@ -218,6 +217,6 @@ def check_same_data(workdir: pathlib.Path, here: Config, data: sources.DataSet) 
     try:
         run_folder.write_config(workdir, config)
     except OSError as error:
-        say(f"where the data are now is not kept in {workdir}: {error.strerror}")
+        say(f"the new place of the data cannot be kept in {workdir}: {error.strerror}")
     else:
-        say(f"the config of {workdir} says from now on where the data are")
+        say(f"the new place of the data is kept in the config of {workdir}")

@@ -18,7 +18,10 @@ from diffusion_jax.runs.weight_files import SUFFIXES, NotWeights, Weights, named
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.hashing import sha256
 
-HELP = "ema, raw, the rate of an average as 0.999, or std:LENGTH as std:0.08."
+HELP = (
+    "Weights to use: ema, raw, the rate of an average such as 0.999, or std:LENGTH such as "
+    "std:0.08."
+)
 _MAX_NAMED = 5
 
 
@@ -30,13 +33,14 @@ def check_kind(flag: str, text: str) -> str:
     """
     if text in ("ema", "raw"):
         return text
-    known = "ema, raw, the rate of an average such as 0.999, or std: and a length"
+    known = "ema, raw, the rate of an average such as 0.999, or std:LENGTH"
     try:
         if text.startswith(STD):
             std = float(text.removeprefix(STD))
             if not MIN_STD <= std <= MAX_STD:
                 raise BadRequest(
-                    f"{flag} {text}: a std must be in {MIN_STD} .. {MAX_STD}, as std:0.08"
+                    f"{flag} {text}: a std must be in {MIN_STD} .. {MAX_STD}, such as "
+                    "std:0.08"
                 )
             return f"{STD}{std}"
         rate = float(text) + 0.0  # Not -0.0.
@@ -126,7 +130,8 @@ def _finite(weights: Weights, where: str) -> Weights:
         more = f" and {len(bad) - _MAX_NAMED:,} more" if bad[_MAX_NAMED:] else ""
         raise BadRequest(
             f"{where} at step {weights.step:,}: not all numbers are finite in "
-            f"{', '.join(bad[:_MAX_NAMED])}{more} (of {len(arrays):,} arrays); take others"
+            f"{', '.join(bad[:_MAX_NAMED])}{more} (of {len(arrays):,} arrays); take other "
+            "weights, or another checkpoint"
         )
     return weights
 
@@ -203,7 +208,7 @@ def _load_from_file(path: pathlib.Path) -> Weights:
         return weight_files.read(path)
     except NotWeights as error:
         raise BadRequest(
-            f"--init_from {path} is not a file of export.py: {error}"
+            f"--init_from {path} was not written by export.py: {error}"
         ) from error
 
 

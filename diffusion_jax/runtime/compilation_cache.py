@@ -13,7 +13,7 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 
 OFF = "off"
-HELP = "Folder of compiled programs, which later runs take from it; or off."
+HELP = "Folder that keeps compiled programs for later runs, or off."
 _MOST_BYTES = 2**31  # Size of the folder; the programs that were used longest ago go.
 _PROGRAM = re.compile(".+-[0-9a-f]{64}-cache")  # Name that jax gives a compiled program.
 _MIN_SECONDS = 0.2  # Programs that compile faster are not worth a file.
@@ -37,8 +37,8 @@ def check(folder: str | None) -> None:
 def _cannot(what: str, error: Exception) -> BadRequest:
     said = getattr(error, "strerror", None) or error
     return BadRequest(
-        f"{what} cannot be written ({said}); name another folder by --compilation_cache, "
-        "or off"
+        f"{what} cannot be written ({said}); name another folder with "
+        "--compilation_cache, or off"
     )
 
 

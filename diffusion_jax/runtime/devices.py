@@ -89,6 +89,6 @@ def check_batch_size(name: str, batch_size: int) -> None:
     count = jax.device_count()
     if batch_size % count:
         raise ValueError(
-            f"{name} ({batch_size}) must divide by the {count} devices; "
+            f"{name} ({batch_size}) must be divisible by the number of devices, {count}; "
             f"take {max(1, batch_size // count) * count}"
         )

@@ -10,11 +10,11 @@ from diffusion_jax.runtime.text import reason
 
 # Values that each setting may have, and why no others.
 _SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
-    "jax_enable_x64": ((False,), "all is of 32 bits here, in checkpoints as well"),
+    "jax_enable_x64": ((False,), "all arrays must be of 32 bits, as in checkpoints"),
     "jax_default_prng_impl": (("threefry2x32",), "a seed would give other samples"),
     "jax_threefry_partitionable": ((True,), "a seed would give other samples"),
     "jax_numpy_dtype_promotion": (("standard",), "the optimiser mixes types"),
-    "jax_transfer_guard": ((None, "allow", "log"), "numbers go to the device and back"),
+    "jax_transfer_guard": ((None, "allow", "log"), "a run needs implicit transfers"),
 }
 
 
@@ -39,7 +39,7 @@ def check() -> None:
             ) from error
         raise BadRequest(
             f"jax cannot use the devices of this machine ({reason(error)}); "
-            "JAX_PLATFORMS=cpu does without them"
+            "set JAX_PLATFORMS=cpu to do without them"
         ) from error
 
 

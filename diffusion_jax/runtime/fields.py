@@ -27,8 +27,8 @@ class Description(NamedTuple):
       excluded: the ends of the range that do not belong to it.
       choices: the values that it can have, "" for none; () where it is free.
       only_with: other fields, and for each its values ("tfds:*" for all that begin with
-        "tfds:"), or SET, or NOT_SET; this field has an effect with one of them or more.
-        None where it always has.
+        "tfds:"), or SET, or NOT_SET; this field has an effect with one of them or more,
+        if that one has an effect itself. None where it always has.
     """
 
     help: str
@@ -99,12 +99,12 @@ def check_types(config: Any, prefix: str = "") -> None:
                 type(v) not in (int, float) or not abs(v) < 1e300 for v in value
             ):
                 raise BadRequest(
-                    f"{path} ({text(value)}) must be a tuple of Python numbers; of "
-                    "an array that is tuple(array.tolist())"
+                    f"{path} ({text(value)}) must be a tuple of Python numbers; for "
+                    "an array give tuple(array.tolist())"
                 )
         elif kind == tuple[int, ...]:
             if not isinstance(value, tuple) or any(type(v) is not int for v in value):
-                raise BadRequest(f"{path} ({text(value)}) must hold whole numbers")
+                raise BadRequest(f"{path} ({text(value)}) must be a tuple of whole numbers")
         elif kind is float:
             if type(value) not in (int, float) or not abs(value) < 1e300:
                 raise BadRequest(f"{path} ({text(value)}) must be a finite Python number")
@@ -147,19 +147,24 @@ def without_effect(config: Any) -> list[str]:
     leaves = {leaf.path: leaf for leaf in leaves_of(config)}
     said = []
     for leaf in leaves.values():
-        only_with = leaf.about.only_with
-        if only_with is None or leaf.value == leaf.default:
-            continue
-        values = {other: leaves[other].value for other in only_with}
-        if not any(_is_met(values[other], wanted) for other, wanted in only_with.items()):
-            found = ", ".join(
-                f"{other} is {text(value)}" for other, value in values.items()
-            )
-            said.append(
-                f"{leaf.path} ({text(leaf.value)}) has no effect: it is for "
-                f"{_only_with_in_words(only_with)}, and {found}"
-            )
+        why = None if leaf.value == leaf.default else _why_idle(leaf, leaves)
+        if why is not None:
+            said.append(f"{leaf.path} ({text(leaf.value)}) has no effect: {why}")
     return said
+
+
+def _why_idle(leaf: Leaf, leaves: Mapping[str, Leaf]) -> str | None:
+    """Return, in words, why a field has no effect with the others; None if it has one."""
+    only_with = leaf.about.only_with
+    if only_with is None:
+        return None
+    others = {other: leaves[other] for other in only_with}
+    met = [x for name, x in others.items() if _is_met(x.value, only_with[name])]
+    if met:
+        reasons = [_why_idle(other, leaves) for other in met]
+        return None if None in reasons else reasons[0]
+    found = ", ".join(f"{name} is {text(x.value)}" for name, x in others.items())
+    return f"it is for {_only_with_in_words(only_with)}, and {found}"
 
 
 def _is_met(value: Any, wanted: tuple[Any, ...] | str) -> bool:

@@ -319,8 +319,8 @@ def expanded(flag: str, name: str) -> pathlib.Path:
     """
     if re.match("[A-Za-z0-9]+://", name):
         raise BadRequest(
-            f"{flag} {name} is a URL, and all lies in a file system; mount it, or give a "
-            "path"
+            f"{flag} {name} is a URL, but must be a path in a file system; mount it, or "
+            "give a path"
         )
     try:
         return pathlib.Path(name).expanduser()

@@ -53,7 +53,7 @@ def stop_on_interrupt(say: Callable[[str], None], *, sigterm: bool) -> Iterator[
                 leave()
             if signals[0] in numbers and not (stop.wanted and not is_interrupt):
                 again = "; Ctrl-C again leaves at once" if is_interrupt else ""
-                say(f"stopping at the next point where all can be saved{again}")
+                say(f"stopping at the next point where everything can be saved{again}")
                 was_interrupted |= is_interrupt
                 # The exit status is that of the first signal.
                 stop.by_system = stop.by_system if stop.wanted else not is_interrupt

@@ -16,7 +16,7 @@ _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
 class ProgressBar:
     """Progress of a job, its rate, and the time left.
 
-    The rate is measured from the first report on, which leaves compilation out.
+    The rate is measured from the first report on, so that it leaves compilation out.
     """
 
     def __init__(
@@ -28,7 +28,15 @@ class ProgressBar:
         *,
         above: "ProgressBar | None" = None,
     ):
-        """Show `what`, from `start` to `total` units ("steps"); `part` gives `above`."""
+        """Show a bar of progress.
+
+        Args:
+          what: the name of the job.
+          total: units of the whole job.
+          unit: the name of the units, in the plural ("steps").
+          start: units that are done already.
+          above: a bar below which this one is shown; see `part`.
+        """
         self._what, self._total, self._unit = what, total, unit
         self._first: tuple[float, int] | None = None
         self._announced = False
@@ -40,7 +48,7 @@ class ProgressBar:
             self._bar.start()
 
     def report(self, done: int, text: str = "") -> None:
-        """Report that `done` units are done; `text` is what else there is to report."""
+        """Report that `done` units are done, with any other text to show beside that."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
@@ -53,7 +61,7 @@ class ProgressBar:
             if not self._announced and left > 3 and now - self._first[0] > 1.0:
                 self._announced = True
                 self.say(
-                    f"{self._what}: about {duration(left)} to come "
+                    f"{self._what}: about {duration(left)} left "
                     f"for {self._total - done:,} {self._unit}"
                 )
         self._bar.update(self._task, completed=done, text="  ".join(parts))
@@ -62,7 +70,7 @@ class ProgressBar:
             self.say("  ".join([f"{self._what} {done:,}/{self._total:,}", *parts]))
 
     def rate(self, done: int) -> float | None:
-        """Units per second since the first report; None until there is a second one."""
+        """Return the units per second since the first report; None before a second one."""
         if self._first is None or done <= self._first[1]:
             return None
         return (done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
@@ -74,7 +82,7 @@ class ProgressBar:
 
     @contextlib.contextmanager
     def part(self, what: str, total: int, unit: str) -> Iterator["ProgressBar"]:
-        """Show the progress of a part of this job below it, while this job waits."""
+        """Show a bar for a part of this job below its own, while this job waits."""
         bar = ProgressBar(what, total, unit, above=self)
         try:
             yield bar
@@ -83,7 +91,7 @@ class ProgressBar:
                 self._bar.remove_task(bar._task)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar, and leave the terminal as it was."""
         with going_on():
             self._bar.stop()
 

@@ -6,22 +6,23 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """The seconds of each piece of work, by its name, in the order of the work.
+    """The seconds of each piece of work by its name, in the order of the first pieces.
 
     Attributes:
-      seconds: a list for each name; the first of a compiled piece includes compilation.
+      seconds: for each name a list, a number for each piece of that name; where a program
+        is compiled, the first number includes the compilation.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     def add(self, name: str, seconds: float) -> None:
-        """Add a piece that took this many seconds."""
+        """Add a piece of work that took this many seconds."""
         self.seconds.setdefault(name, []).append(seconds)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the piece of work within this context."""
+        """Add the work within this context as a piece, unless it raises an exception."""
         began = time.monotonic()
         yield
         self.add(name, time.monotonic() - began)

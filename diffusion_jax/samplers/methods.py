@@ -377,8 +377,14 @@ def langevin_table(
       steps_per_level: rows for each timestep, at least 1.
     """
     _check_langevin(step_size, steps_per_level)
-    levels = make_steps(model.process, timesteps).t
-    s = make_steps(model.process, np.repeat(levels, steps_per_level), repeats=True)
+    s = make_steps(model.process, timesteps)
+    if steps_per_level > 1 and s.level.alpha[0] == 0:
+        raise ValueError(
+            f"langevin with {steps_per_level} steps at each timestep (langevin_steps) "
+            f"cannot start at {s.t[0]:g}, where the signal-to-noise ratio is zero; "
+            "take 1 step, or a list of timesteps that starts lower"
+        )
+    s = make_steps(model.process, np.repeat(s.t, steps_per_level), repeats=True)
     coefficients = _langevin(s.level, step_size)
     left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
     for shrink, noise in zip(
@@ -387,9 +393,9 @@ def langevin_table(
         left = shrink**2 * left + noise**2
     if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
         warnings.warn(
-            f"langevin in {len(s.t)} rows leaves noise of standard deviation "
-            f"{left**0.5:.4g} to its last one; take more timesteps or steps at each, or a "
-            "larger step_size",
+            f"langevin with {len(s.t)} rows leaves noise of standard deviation "
+            f"{left**0.5:.4g} before the last one; take more timesteps, more steps at "
+            "each, or a larger step_size",
             stacklevel=2,
         )
     for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
@@ -470,9 +476,9 @@ def _checked(table: SamplerTable, method: str) -> SamplerTable:
     row = int(np.argmax(gain))
     if gain[row] > _MAX_GAIN:
         warnings.warn(
-            f"{method} weighs predicted x_0 with {total[row]:.4g} in all at timestep "
-            f"{table.t[row]:.4g}, so that its errors show; take more steps or other ones "
-            "(heun: spacing karras), or ddim",
+            f"{method} multiplies the predicted x_0 by {total[row]:.4g} in all at timestep "
+            f"{table.t[row]:.4g}, so that its errors show; take more steps, another "
+            "spacing (heun: karras), or ddim",
             stacklevel=3,
         )
     return table

@@ -61,9 +61,9 @@ def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = Fals
     same = (np.diff(alphas_cumprod) <= 0) & ((np.diff(t) != 0) | (alphas_cumprod[1:] == 0))
     if same.any():
         raise ValueError(
-            "two timesteps have the same noise: where the terminal signal-to-noise ratio "
-            f"is zero there is nothing between {schedule.num_timesteps - 2} and "
-            f"{schedule.num_timesteps - 1}"
+            "two timesteps have the same noise: with a zero terminal signal-to-noise ratio "
+            f"there is no signal above timestep {schedule.num_timesteps - 2}; take only "
+            "one timestep above it"
         )
     level = variance_preserving(alphas_cumprod)
     return Steps(t, level, variance_preserving(np.append(alphas_cumprod[1:], 1.0)))

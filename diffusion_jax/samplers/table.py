@@ -114,13 +114,14 @@ def assemble(
       noise_log_range, is_trial: of `SamplerTable`; 0 and False unless given.
 
     Raises:
-      ValueError: for eps where there is no signal.
+      ValueError: for eps or the score where there is no signal.
     """
     no_signal = level.alpha[0] < np.finfo(np.float32).tiny
     if model.prediction in ("eps", "score") and no_signal:
         raise ValueError(
-            "an eps prediction cannot start from a zero terminal signal-to-noise ratio, "
-            "because the noise there says nothing of x_0; predict v or x0"
+            f"prediction {model.prediction!r} cannot start from a zero terminal "
+            "signal-to-noise ratio, because it does not determine x_0 there; predict v or "
+            "x0"
         )
     none = np.zeros(len(t))
 

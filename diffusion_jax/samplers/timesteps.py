@@ -71,7 +71,7 @@ def log_snr_timesteps(schedule: Schedule, num_sampling_steps: int) -> np.ndarray
     _check_count(schedule.num_timesteps, num_sampling_steps)
     if schedule.has_zero_terminal_snr:
         raise ValueError(
-            "spacing 'log_snr' divides the range of log SNR, which has no end with a zero "
+            "spacing 'log_snr' divides the range of log SNR, which is infinite with a zero "
             "terminal signal-to-noise ratio; take trailing or karras"
         )
     first, last = schedule.log_snr[-1], schedule.log_snr[0]
@@ -169,7 +169,7 @@ def check_timesteps(
     gaps = np.diff(steps)
     for i in np.flatnonzero((gaps > 0) | ((gaps == 0) & (not repeats)))[:1]:
         raise ValueError(
-            f"timesteps must fall{'' if repeats else ' strictly'}, from noise to image; "
+            f"timesteps must fall{'' if repeats else ' strictly'}, from noise to x_0; "
             f"{steps[i]:g} is followed by {steps[i + 1]:g}"
         )
     return steps
@@ -189,6 +189,6 @@ def _check_count(num_timesteps: int, num_sampling_steps: int) -> None:
         1 <= num_sampling_steps <= num_timesteps
     ):
         raise ValueError(
-            f"steps ({num_sampling_steps}) must be a number between 1 and the process's "
+            f"steps ({num_sampling_steps}) must be a whole number from 1 to the process's "
             f"num_timesteps ({num_timesteps})"
         )

@@ -21,7 +21,9 @@ def explained(workdir: pathlib.Path, checkpoints: Checkpoints) -> Iterator[None]
         yield
     except WorkerDied as error:
         latest = latest_checkpoint_text(checkpoints)
-        raise RunFailed(f"{error}; {latest}, to go on from") from error
+        raise RunFailed(
+            f"{error}; {latest}; give the same command again to resume"
+        ) from error
     except Unreadable as error:
         raise RunFailed(
             f"{error}; {latest_checkpoint_text(checkpoints)}; repair the image, or leave "
@@ -38,7 +40,7 @@ def explained(workdir: pathlib.Path, checkpoints: Checkpoints) -> Iterator[None]
             ) from error
         raise RunFailed(
             f"the run cannot be written ({error.strerror}); {latest}; when "
-            "that is mended, give the same command again"
+            "that is fixed, give the same command again"
         ) from error
 
 
@@ -48,7 +50,7 @@ def latest_checkpoint_text(checkpoints: Checkpoints, before: int | None = None) 
     if not steps:
         return "there is no checkpoint" + (" before it" if before else "")
     return f"the newest checkpoint is that of step {max(steps):,}" + (
-        "" if before is None else ", of weights that gave a finite loss"
+        "" if before is None else ", whose loss was finite"
     )
 
 
@@ -58,7 +60,7 @@ def check_an_update_was_made(state: TrainState) -> None:
     if step and int(state.tally.skipped) == step:
         raise RunFailed(
             f"all {step:,} updates were skipped, because the loss or the gradient was not "
-            "finite: the weights are those of the start; take a lower "
+            "finite: the weights are the initial ones; take a lower "
             "optimizer.learning_rate, or look at the data, and begin again in another "
             "--workdir"
         )

@@ -80,7 +80,7 @@ def first_state(
     state = jax.jit(initial, out_shardings=whole)()
     if given is None:
         return FirstState(state, 0, record)
-    say(f"starting from the {given.kind} weights of step {given.step:,} there")
+    say(f"starting from the {given.kind} weights of step {given.step:,} of --init_from")
     put = jax.device_put(given.params, whole)
     state = state._replace(params=put, emas=equal_averages(config, put))
     return FirstState(_owned(state), 0, record, is_unsaved=True)

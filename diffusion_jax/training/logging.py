@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.progress import ProgressBar
@@ -80,7 +81,8 @@ class Reports:
         loss = losses[~bad].mean() if self._loss is None and not bad.all() else self._loss
         text = "" if loss is None else f"loss {loss:.4f}"
         if rate:
-            text += f"  {rate * config.data.batch_size:,.0f} images/s"
+            kind = kind_of(config.data).name
+            text += f"  {rate * config.data.batch_size:,.0f} {kind}/s"
         self._bar.report(step, text)
 
     def _write_line(self, step: int, tally: Tally) -> None:

@@ -98,7 +98,7 @@ class Periodic:
             training = self._config.training
             if step in (training.sample_every, training.num_steps):  # It may take long.
                 steps = f"{self._preview.steps} DDIM steps"
-                self._bar.say(f"drawing {self._preview.batch_size:,} samples by {steps}")
+                self._bar.say(f"drawing {self._preview.batch_size:,} samples with {steps}")
             self.previews.draw(state, step)
         return found
 

@@ -1,4 +1,4 @@
-"""The pictures that a run draws while it trains."""
+"""Pictures that are drawn while a run trains: sample grids and trajectories."""
 
 import pathlib
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def preview_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 class Previews:
-    """Pictures drawn with the weights of a run, a batch over its mesh."""
+    """Pictures drawn with the params of a run, each batch split over its mesh."""
 
     def __init__(
         self,
@@ -44,7 +44,16 @@ class Previews:
         bar: ProgressBar,
         stopwatch: Stopwatch,
     ):
-        """Prepare; the first picture compiles. `bar` is that of the training."""
+        """Make the sampler, which is compiled for the first picture.
+
+        Args:
+          plan: of the run.
+          workdir: the run's folder.
+          mesh: the devices.
+          stop: ends a picture that is being drawn when a stop is wanted.
+          bar: of the training; the progress of a picture is shown below it.
+          stopwatch: gets the seconds of each sample grid.
+        """
         self._stopwatch = stopwatch
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop, self._bar = mesh, stop, bar
@@ -64,8 +73,8 @@ class Previews:
     def draw(self, state: TrainState, step: int) -> None:
         """Draw samples/step_N.png, and reverse.png: noise becoming samples.
 
-        The samples are those of the main average, with those of the raw weights beside them
-        as long as the two are not the same. Nothing is drawn if the run was stopped.
+        The samples are drawn with the main average; while those of the raw weights differ
+        clearly, they are shown beside them. Nothing is drawn if the run was stopped.
         """
         average, calls = average_names(self._config.ema)[0], self._table.num_rows
         try:
@@ -78,11 +87,11 @@ class Previews:
         except Stopped:
             return
         if not np.isfinite(ema).all():
-            say(f"the samples at step {step:,} are not finite: no picture of them")
+            say(f"the samples at step {step:,} are not finite and are not drawn")
             return
         titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
         self._save_strip("reverse.png", frames, titles)
-        # This one last: where it exists, all is drawn.
+        # This picture comes last: where it exists, all of them do.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
             picture = self._kind.draw(self._kind.from_network(ema))
         else:

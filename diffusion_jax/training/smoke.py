@@ -1,8 +1,10 @@
-"""A smoke run: all that a config asks for, in small, with its own network and data.
+"""A smoke run: everything that a config asks for, on a small scale.
 
-Data, two train steps, held-out loss, bits per dimension, a checkpoint, sample grids; a
-second start from the checkpoint; the other commands, where they apply. Then it says how
-long each took, and how long the whole run would take on this machine.
+The network and the data are the config's own. A first start loads the data, takes two
+train steps, evaluates the held-out loss and bits per dimension, saves a checkpoint and
+draws sample grids. A second start resumes from that checkpoint, and then the other
+commands are tried, where they apply. At the end the run prints how long each part took,
+and how long the whole run would take on this machine.
 """
 
 import dataclasses
@@ -30,15 +32,15 @@ from diffusion_jax.training import periodic, train
 from diffusion_jax.training.previews import SAMPLE_GRID
 from diffusion_jax.training.trainer import CHECKPOINT, TRAIN_STEP
 
-_SUFFIX = ".smoke"  # Of the run's name, by which a later smoke run knows that it may go.
-_FLOP = 5e10  # Of the network's forward passes in a train step on a CPU: a few seconds.
+_SUFFIX = ".smoke"  # End of a smoke run's name; only such runs are replaced by another.
+_FLOP = 5e10  # FLOP of the forward passes in a train step on a CPU: a few seconds.
 _FEW_STEPS, _FEW_TIMESTEPS = 4, 2
 _FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
 _MORE_SECONDS = 2.0  # Seconds of train steps of the second start.
 _DATA, _FIRST_START = "data", "first start"
-_SAMPLES = 64  # Samples whose time is told.
+_SAMPLES = 64  # Samples of which the time is printed.
 
-# try_out(workdir, config, data) -> whether the command is for such a run.
+# try_out(workdir, config, data) -> whether the command applies to such a run.
 TryOut = Callable[[pathlib.Path, Config, DataSet], bool]
 
 
@@ -51,7 +53,7 @@ class _Took(NamedTuple):
 
 
 def default_workdir(config: Config) -> pathlib.Path:
-    """Return the folder of a smoke run, which `sample.py` does not take for the newest."""
+    """Return the folder of a smoke run, which is not among the runs that commands find."""
     return pathlib.Path("runs") / "smoke" / config.name
 
 
@@ -61,17 +63,17 @@ def run(
     request: train.Request,
     commands: Mapping[str, TryOut],
 ) -> None:
-    """Do the smoke run of a config; an earlier one in the folder is replaced.
+    """Do the smoke run of a config; an earlier smoke run in the folder is replaced.
 
     Args:
       config: the experiment.
       workdir: a folder that is new, empty, or that of an earlier smoke run.
-      request: what else is wanted.
-      commands: what is tried on the trained run, by the names of the commands.
+      request: other options of the training.
+      commands: functions that try a command on the trained run, by the command's name.
 
     Raises:
       BadRequest: as `train.train`, before anything is compiled or written.
-      RunFailed: as the parts of it.
+      RunFailed: as `train.train` and the commands.
       KeyboardInterrupt: after Ctrl-C.
     """
     _check_replaceable(config, workdir)
@@ -83,7 +85,7 @@ def run(
     config, data = plan.config, plan.data
     small = _small(plan)
     size, whole = small.data.batch_size, config.data.batch_size
-    what = f"batches of {size:,} instead of {whole:,}" if size < whole else "whole batches"
+    what = f"batches of {size:,} instead of {whole:,}" if size < whole else "full batches"
     say(f"smoke run in {workdir}: the config's own network, {what}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # The whole config has warned.
@@ -91,7 +93,7 @@ def run(
         with took.stages.timed(_FIRST_START):
             state = train.train(small, workdir, data, request, took.first)
         if state.step < small.training.num_steps:
-            return  # The system has taken the machine away.
+            return  # Stopped by SIGTERM.
         small = _longer(small, min(took.first.seconds[TRAIN_STEP]))
         say(f"second start: {small.training.num_steps - _FIRST_STEPS} more train steps")
         request = dataclasses.replace(request, overwrite=False, init_from=None)
@@ -104,7 +106,7 @@ def run(
                 applies = try_out(workdir, small, data)
             if not applies:
                 del took.stages.seconds[name]
-                say(f"{name}: not for {kind_of(config.data).name}")
+                say(f"{name}: left out, as it is not for {kind_of(config.data).name}")
     steps = took.first.seconds[TRAIN_STEP] + took.again.seconds.get(TRAIN_STEP, [])
     took.again.seconds[TRAIN_STEP] = [min(steps)]
     _say_stages(took, workdir)
@@ -120,13 +122,13 @@ def _check_replaceable(config: Config, workdir: pathlib.Path) -> None:
     )
     if not is_smoke_run:
         raise BadRequest(
-            f"--smoke: {workdir} holds a run that is no smoke run; give another --workdir, "
-            f"or none for {default_workdir(config)}"
+            f"--smoke: {workdir} holds a run that is not a smoke run; give another "
+            f"--workdir, or leave it out to take {default_workdir(config)}"
         )
 
 
 def _small(plan: Plan) -> Config:
-    """Return the config of the first start: the same network and data, few of all else."""
+    """Return the config of the first start: the same network and data, less of the rest."""
     config, size = plan.config, _batch_size(plan, jax.device_count())
     training, sampling = config.training, config.sampling
     return dataclasses.replace(
@@ -140,7 +142,7 @@ def _small(plan: Plan) -> Config:
         training=dataclasses.replace(
             training,
             num_steps=_FIRST_STEPS,
-            steps_per_dispatch=0,  # Those that are timed to choose it are told.
+            steps_per_dispatch=0,  # The steps that are timed to choose it are reported.
             num_held_out=min(training.num_held_out, size),
             likelihood_timesteps=min(training.likelihood_timesteps, _FEW_TIMESTEPS),
             num_samples=min(training.num_samples, size),
@@ -158,7 +160,7 @@ def _small(plan: Plan) -> Config:
 
 
 def _batch_size(plan: Plan, num_devices: int) -> int:
-    """Return the size of a batch: the config's, or on a CPU what a few seconds allow."""
+    """Return the batch size of the config, or on a CPU one that takes a few seconds."""
     whole = plan.config.data.batch_size
     if jax.default_backend() != "cpu":
         return whole
@@ -175,9 +177,10 @@ def _batch_size(plan: Plan, num_devices: int) -> int:
 
 
 def _intervals(config: Config, every: int) -> dict[str, Any]:
-    """Return intervals for all that the training of a config does at intervals.
+    """Return the intervals of a config with `every` in place of those that are not 0.
 
-    That of log lines stays, as it is part of the compiled program, which both starts use.
+    The interval of log lines is not among them: it is part of the compiled program, which
+    both starts share.
     """
     names = ("eval", "likelihood", "checkpoint", "sample")
     given = {f"{name}_every": getattr(config.training, f"{name}_every") for name in names}
@@ -189,9 +192,10 @@ def _few_of(timesteps: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _longer(small: Config, seconds_per_step: float) -> Config:
-    """Return the config of the second start: more steps, about as many as take 2 s.
+    """Return the config of the second start: more train steps, as many as take about 2 s.
 
-    What is done at intervals is done at the last two, the second time without compilation.
+    Everything that is done at intervals is done at the last two of them, the second time
+    without compilation.
     """
     most = int(_MORE_SECONDS / max(seconds_per_step, 1e-6))
     num_steps = _FIRST_STEPS + min(max(2, most), _MOST_MORE_STEPS)
@@ -210,7 +214,7 @@ def _say_stages(took: _Took, workdir: pathlib.Path) -> None:
                 later = f"then {min(took.again.seconds[piece]):.3g} s"
                 say(f"    {piece:13} {at_first:6.1f} s the first time, {later}")
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
-    say(f"its pictures are in {workdir}/, which holds {size / 2**20:,.0f} MiB")
+    say(f"its pictures are in {workdir}/, a folder of {size / 2**20:,.0f} MiB")
 
 
 def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
@@ -244,7 +248,7 @@ def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
     compiling = sum(first[name][0] - min(again[name]) for name in seconds)
     seconds["data, compiling"] = took.stages.seconds[_DATA][0] + compiling
     say(
-        f"the whole run, on this machine: about {duration(sum(seconds.values()))} for "
+        f"the whole run on this machine: about {duration(sum(seconds.values()))} for "
         f"{training.num_steps:,} train steps of {whole:,} {kind_of(config.data).name}"
     )
     for piece, estimate in seconds.items():

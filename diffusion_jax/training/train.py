@@ -130,7 +130,10 @@ def _initial_weights(
     if source is None:
         return None
     if _deletes_a_run(request, workdir) and source.resolve() == workdir.resolve():
-        raise BadRequest(f"--overwrite would delete {workdir}, and so --init_from")
+        raise BadRequest(
+            f"--overwrite would delete {workdir}, and with it --init_from; name another "
+            "--workdir"
+        )
     if goes_on:
         _refuse_weights_of_no_use(config, workdir)
         say("--init_from is not used: the run has weights of its own")
@@ -166,8 +169,8 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
     optimizer, training = plan.config.optimizer, plan.config.training
     if optimizer.warmup_steps >= training.num_steps:
         warnings.warn(
-            f"optimizer.warmup_steps ({optimizer.warmup_steps:,}) is no shorter than the "
-            f"run (training.num_steps {training.num_steps:,}): the learning rate never "
+            f"optimizer.warmup_steps ({optimizer.warmup_steps:,}) is not less than "
+            f"training.num_steps ({training.num_steps:,}): the learning rate never "
             f"reaches {optimizer.learning_rate:g}",
             stacklevel=3,
         )
@@ -175,7 +178,7 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
     if batch_size > count:
         warnings.warn(
             f"data.batch_size ({batch_size:,}) is larger than the set of {count:,} "
-            "examples: each step sees some of them more than once",
+            "examples: each train step uses some of them more than once",
             stacklevel=3,
         )
 
@@ -280,7 +283,7 @@ def prepared_trainer(
     if start > num_steps or (start == num_steps and is_drawn and not any(due)):
         say(
             f"{workdir} is finished: it has {start:,} steps of "
-            f"{num_steps:,}; for more: --config.training.num_steps"
+            f"{num_steps:,}; to go on, raise --config.training.num_steps"
         )
         if start == num_steps:  # What else may change is kept.
             run_folder.write_config(workdir, config)

@@ -1,4 +1,4 @@
-"""From image files to pixels: every mode that files come in, resampling by closed form."""
+"""Pixels of image files: every mode that files come in, resampling by closed form."""
 
 import contextlib
 import io
@@ -138,8 +138,8 @@ def test_cmyk_becomes_red_green_and_blue():
     assert abs(pixels(content, (16, 16, 3)) - [255, 0, 0]).max() <= 3
 
 
-# What the eight values of EXIF's orientation say of a stored image, by the standard:
-# where the stored first row and first column are when it is looked at.
+# The eight values of EXIF's orientation: where the standard has the stored first row and
+# first column when the image is looked at.
 SEEN = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -221,7 +221,7 @@ def test_an_image_of_the_right_size_is_not_resampled():
 
 
 def test_an_edge_is_resampled_by_the_kernel_of_lanczos():
-    """sinc(x) sinc(x / 3), stretched to the new pixels and normalised: it overshoots."""
+    """Lanczos' sinc(x) sinc(x / 3), stretched to the new pixels and normalised."""
     width, factor = 48, 4
     edge = np.where(np.arange(width) < 22, 60, 180).astype(np.uint8)
     content = encoded(Image.fromarray(np.broadcast_to(edge, (12, width)).copy()))
@@ -234,7 +234,7 @@ def test_an_edge_is_resampled_by_the_kernel_of_lanczos():
 
 
 def test_photographs_are_no_bombs():
-    """24 megapixels, as cameras make them; only the header is looked at."""
+    """A header of 24 megapixels, as cameras write, is accepted."""
     assert channels(with_size(GOOD, 6000, 4000)) == 3
 
 
@@ -242,7 +242,7 @@ def test_damage_of_any_kind_is_said_in_one_way():
     at = GOOD.index(b"IDAT") + 30
     with pytest.raises(Unreadable):
         decode(GOOD[:at] + bytes([GOOD[at] ^ 255]) + GOOD[at + 1 :], (8, 8, 3), "crop")
-    for i in range(8, 60):  # Whatever Pillow makes of it, nothing else comes out.
+    for i in range(8, 60):  # No other error of Pillow comes out.
         bad = GOOD[:i] + bytes([GOOD[i] ^ 255]) + GOOD[i + 1 :]
         with contextlib.suppress(Unreadable):
             decode(bad, (8, 8, 3), "crop")
@@ -252,7 +252,7 @@ GOOD = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)))
 
 
 def with_size(content, width, height):
-    """A PNG whose header claims another size, checksum and all."""
+    """A PNG whose header, checksum included, claims another size."""
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
     check = zlib.crc32(b"IHDR" + head).to_bytes(4, "big")
     return content[:16] + head + check + content[33:]
@@ -286,7 +286,7 @@ def test_a_truncated_file_is_not_filled_up(cut):
 
 
 def cut_with_an_end(content, share):
-    """The compressed data of a JPEG of one scan cut short, and the end put after it."""
+    """A JPEG of one scan whose compressed data are cut short, with its end after them."""
     scan = content.rindex(b"\xff\xda")
     start = scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big")
     end = start + int((len(content) - 2 - start) * share)
@@ -398,7 +398,7 @@ def test_numbers_of_no_known_range_are_no_picture(kind):
         (b"<!DOCTYPE html><html>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
         (b"%PDF-1.7", "it is a PDF"),
-        (b"RIFF\x04\0\0\0WEBPVP8 \0\0\0\0", "no header of a WebP"),
+        (b"RIFF\x04\0\0\0WEBPVP8 \0\0\0\0", "no WebP header"),
         (encoded(Image.new("RGB", (9, 9)), "WEBP")[:40], "truncated"),
     ],
 )
@@ -457,10 +457,10 @@ def test_a_profile_holds_for_palettes_and_beside_transparency():
 
 
 def test_the_profile_of_another_gamma_is_undone():
-    """Grey, by the curve of its profile: gamma 1 to that of sRGB, by IEC 61966-2-1."""
+    """A grey ramp with a profile of gamma 1 gets the curve of sRGB, by IEC 61966-2-1."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     curve = int.from_bytes(profile[profile.index(b"rTRC") + 4 :][:4], "big")
-    profile[curve : curve + 12] = b"curv" + bytes(8)  # Of no entries: linear.
+    profile[curve : curve + 12] = b"curv" + bytes(8)  # A curve of no entries is linear.
     ramp = np.arange(256, dtype=np.uint8)[None]
     content = encoded(
         Image.fromarray(ramp[..., None].repeat(3, 2)), icc_profile=bytes(profile)
@@ -526,7 +526,7 @@ def test_srgb_itself_and_broken_profiles_change_nothing():
     for profile in (srgb(), b"no profile", bytes(broken), bytes(grey), srgb()[:300]):
         content = encoded(Image.fromarray(COLOURS), icc_profile=profile)
         np.testing.assert_array_equal(pixels(content, (6, 4, 3)), COLOURS)
-    # One that is not for grey.
+    # A profile that is not for grey.
     content = encoded(Image.fromarray(GREYS[..., 0]), icc_profile=SWAPPED)
     np.testing.assert_array_equal(pixels(content, (6, 4, 1)), GREYS)
 
@@ -560,6 +560,6 @@ def test_a_large_picture_takes_a_few_times_its_own_size(mode, tmp_path):
         check=True,
     )
     kib, high, low = map(int, result.stdout.split())
-    per_pixel = {"I;16": 2, "RGBA": 4, "L": 1}[mode] + 4  # And what it becomes.
+    per_pixel = {"I;16": 2, "RGBA": 4, "L": 1}[mode] + 4  # As read, and converted.
     assert kib * 1024 < 1.4 * size * size * per_pixel
     assert high - low == 0

@@ -24,15 +24,15 @@ class Row(NamedTuple):
 
     Attributes:
       kind: the object.
-      config: of its examples.
-      examples: as a file has them, 6 of them.
-      seen: the same as the network sees them.
+      config: the DataConfig of its examples.
+      examples: 6 examples as a file has them.
+      seen: the same examples as the network sees them.
       outside: values of a network, and what a file has for them.
       refused: arrays, each with a part of the message.
       size: (width, height) of a drawing of the examples.
-      beside: of two sets of them, side by side.
-      strip: of a trajectory of 3 frames.
-      shown: whether a drawing shows these examples.
+      beside: size of a drawing of two sets of examples, side by side.
+      strip: size of a drawing of a trajectory of 3 frames.
+      shown: function that returns whether a drawing shows these examples.
     """
 
     kind: Kind
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def tiles_show(pixels, images):
-    """Each image, enlarged 12 times to 48, lies in its place among 3 in a row."""
+    """Return whether each image, enlarged 12 times to 48, lies in its place, 3 per row."""
     for i, image in enumerate(images):
         top, left = (GAP + n * (48 + GAP) for n in divmod(i, 3))
         tile = pixels[top : top + 48, left : left + 48]
@@ -58,7 +58,7 @@ def tiles_show(pixels, images):
 
 
 def dots_show(pixels, points):
-    """Blue dots are where the points are, by the edges of the axes, and nowhere else."""
+    """Return whether blue dots are where the points are, by the axes, and nowhere else."""
     dark = pixels.max(-1) < 100
     rows = np.flatnonzero(dark.sum(1) > 100)
     columns = np.flatnonzero(dark.sum(0) > 100)
@@ -110,7 +110,7 @@ ROWS = [
         ([-3.0, 3.0, 1e9], [-3.0, 3.0, 1e9]),
         [
             (images(2, 4, 4, 1), "for images set data.image_size"),
-            (np.zeros((2, 2)), "float64 becomes it by arr_0.astype(np.float32)"),
+            (np.zeros((2, 2)), "convert float64 with arr_0.astype(np.float32)"),
             (np.zeros((2, 2), complex), "complex128 [2, 2], but must be points, float32"),
             (np.zeros((0, 2), np.float32), "and not empty"),
             (np.zeros(4, np.float32), "float32 [4], but must be points"),
@@ -166,7 +166,7 @@ def test_examples_come_back_from_the_network_as_they_were(row):
 
 @of_every_kind
 def test_what_a_kind_claims_holds(row):
-    """Bounds, levels, and the networks that take its examples."""
+    """Bounds, levels and network of a kind, against its examples."""
     low, high = row.seen.min(), row.seen.max()
     assert row.kind.is_bounded == (-1 <= low and high <= 1)
     levels = (row.seen.astype(float) + 1) * 127.5
@@ -224,7 +224,7 @@ def test_two_sets_are_drawn_side_by_side(row):
     half = (row.beside[0] + 1) // 2
     assert (pixels[:TITLE, :half] < 200).any() and (pixels[:TITLE, half:] < 200).any()
     others = row.kind.draw_side_by_side({"a": row.examples, "b": row.examples[::-1]})
-    assert (np.asarray(others) != pixels).any()  # By the names.
+    assert (np.asarray(others) != pixels).any()  # The names differ.
     if row.kind is PICTURES:
         for x, left in ((row.examples, 0), (row.examples[::-1], row.size[0] + 8)):
             assert tiles_show(pixels[TITLE:, left:], x)
@@ -260,7 +260,7 @@ def test_a_strip_has_eight_images_and_an_animation_25_of_many():
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (2, "L"), (5, "L")])
 def test_images_of_any_number_of_channels_are_drawn(channels, mode):
-    """In colour, or the first of the channels."""
+    """Images of 3 channels are drawn in colour, all others by their first channel."""
     x = images(1, 48, 48, channels)
     picture = PICTURES.draw(x)
     assert picture.mode == mode and picture.size == (52, 52)
@@ -269,14 +269,14 @@ def test_images_of_any_number_of_channels_are_drawn(channels, mode):
 
 
 def test_all_levels_survive_the_way_there_and_back():
-    """k / 127.5 - 1, rounded once to float32, compiled or not."""
+    """Level k is k / 127.5 - 1, rounded once to float32, compiled or not."""
     levels = np.arange(256, dtype=np.uint8)
     exact = (levels / 127.5 - 1).astype(np.float32)
     assert exact.min() == -1 and exact.max() == 1
     np.testing.assert_array_equal(PICTURES.to_network(jnp.asarray(levels)), exact)
     np.testing.assert_array_equal(jax.jit(PICTURES.to_network)(levels), exact)
     np.testing.assert_array_equal(PICTURES.from_network(exact), levels)
-    # Rounded, not cut.
+    # Values between two levels are rounded, not cut.
     near = exact + np.where(levels % 2 == 0, 0.49, -0.49).astype(np.float32) / 127.5
     np.testing.assert_array_equal(PICTURES.from_network(near), levels)
 

@@ -56,7 +56,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(pictures, command, tmp_path_factory):
-    """A finished run on them, all in memory."""
+    """A finished run on `pictures`, all in memory."""
     workdir = tmp_path_factory.mktemp("runs") / "folder"
     path = f"--config.data.path={pictures}"
     result = command("train.py", *TINY, path, f"--workdir={workdir}", check=0)
@@ -99,10 +99,10 @@ def wait_for(condition, seconds=120):
 
 
 def group(process, naming=""):
-    """The processes of a session that was started for `process`, as /proc knows them."""
+    """Ids of the processes in the session that was started for `process`, by /proc."""
     found = []
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # It has just ended.
+        with contextlib.suppress(OSError):  # The process has just ended.
             state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
             called = stat.with_name("cmdline").read_text()
             if int(session) == process.pid and state != "Z" and naming in called:
@@ -115,7 +115,7 @@ def group(process, naming=""):
 def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
     run, pictures, command, tmp_path
 ):
-    """Bit by bit, whatever the workers; and no worker outlives the run."""
+    """A killed run ends with the same bits, whatever its workers, and none outlives it."""
     workdir = tmp_path / "run"
     with (tmp_path / "log").open("w") as log:
         process = start(workdir, pictures, log, 20)
@@ -139,7 +139,7 @@ def test_a_streamed_run_that_is_killed_ends_like_one_in_memory(
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_to_all_saves_and_leaves_no_process(pictures, tmp_path, number, status):
-    """As a terminal sends Ctrl-C, and a scheduler SIGTERM: to the workers as well."""
+    """Ctrl-C as a terminal sends it, SIGTERM as a scheduler does: to the workers too."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:
         process = start(workdir, pictures, file, 100_000)
@@ -174,7 +174,7 @@ def test_an_image_that_goes_bad_while_it_trains_is_named(pictures, tmp_path, how
 def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
     pictures, command, tmp_path
 ):
-    """Its header is right, so only the streaming run comes to know of it."""
+    """A truncated image with a good header ends a streamed run, which decodes it late."""
     folder = tmp_path / "pictures"
     subprocess.run(["cp", "-r", pictures, folder], check=True)
     broken = folder / "07.png"
@@ -197,7 +197,7 @@ def test_an_image_that_breaks_on_the_way_ends_the_run_in_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 1.0])
 def test_ctrl_c_while_workers_start_saves_as_well(pictures, tmp_path, delay):
-    """They are busy with imports, and know nothing of Ctrl-C yet."""
+    """Ctrl-C while the workers still import, before they handle it."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     with log.open("w") as file:
         process = start(workdir, pictures, file, 100_000)
@@ -245,7 +245,7 @@ def test_what_was_sampled_can_be_trained_on(run, command, tmp_path):
 
 @pytest.fixture(scope="module")
 def files(run, command, tmp_path_factory):
-    """The EMA weights of the run, in both formats."""
+    """Files of the run's average, in both formats."""
     folder = tmp_path_factory.mktemp("exported")
     for suffix in ("npz", "safetensors"):
         out = f"--out={folder / 'ema.'}{suffix}"
@@ -272,7 +272,7 @@ def test_both_formats_hold_the_same_arrays(run, files, command, tmp_path):
 def test_a_run_starts_from_the_weights_that_it_is_given(
     source, run, files, pictures, command, tmp_path
 ):
-    """With a learning rate that moves nothing they are what it ends with."""
+    """A run whose learning rate moves nothing ends with the weights that it starts from."""
     init = run if source in ("run", "raw") else files / source
     kind = "raw" if source == "raw" else "ema"
     wanted = exported(command, run, tmp_path / "wanted.npz", kind)
@@ -308,7 +308,7 @@ def test_overwrite_with_other_weights_starts_from_them(
         "--config.training.num_steps=2",
     )
     command("train.py", *args[:-3], args[-1], check=0)
-    # Its own weights would be deleted before they are read.
+    # A run's own weights would be deleted before they are read.
     itself = (*args[:-3], f"--init_from={workdir}", "--overwrite")
     result = command("train.py", *itself, check=2)
     assert "--overwrite would delete" in result.stderr
@@ -316,7 +316,7 @@ def test_overwrite_with_other_weights_starts_from_them(
     command("train.py", *args, "--overwrite", check=0)
     wanted = exported(command, run, tmp_path / "wanted.npz", "ema")
     assert_same(exported(command, workdir, tmp_path / "mine.npz"), wanted)
-    # A run that goes on does not ask for them again.
+    # A run that goes on does not need the file again.
     init.unlink()
     result = command("train.py", *args[:-1], "--config.training.num_steps=3", check=0)
     assert "resuming" in result.stdout and "starting from" not in result.stdout
@@ -328,7 +328,7 @@ def test_weights_with_objects_run_nothing(tmp_path):
             return (pathlib.Path.touch, (tmp_path / "hacked",))
 
     np.savez(tmp_path / "evil.npz", about=np.array([Evil()], object))
-    with pytest.raises(BadRequest, match="not a file of export.py"):
+    with pytest.raises(BadRequest, match="was not written by export.py"):
         load_for(load_config(str(ROOT / "configs/digits.py")), tmp_path / "evil.npz", "ema")
     assert not (tmp_path / "hacked").exists()
 
@@ -363,7 +363,7 @@ BAD = [
     (("--config.data.source=npz", "--config.data.path=FLOATS"), "arr_0 is float64"),
     (("--config.data.source=tfds:cifr10",), "did you mean cifar10"),
     (("--config.data.held_out_fraction=2",), "data.held_out_fraction (2.0)"),
-    (("--config.data.path=PICTURES", "--init_from=FLOATS"), "not a file of export.py"),
+    (("--config.data.path=PICTURES", "--init_from=FLOATS"), "not written by export.py"),
     (
         (
             "--config.data.path=PICTURES",

@@ -44,7 +44,7 @@ def test_eight_gaussians_have_their_centres_and_width():
 
 
 def test_swiss_roll_lies_on_its_spiral():
-    """x = a cos a, y = a sin a: the distance from the centre is the angle, mod 2 pi."""
+    """The spiral x = a cos a, y = a sin a: distance from the centre is angle mod 2 pi."""
     x, y = (embedded.swiss_roll(4000, 0) * 8).T
     turn = (np.hypot(x, y) - np.arctan2(y, x)) / (2 * np.pi)
     assert np.quantile(np.abs(turn - np.round(turn)), 0.99) < 0.3 * 3 / 6
@@ -92,7 +92,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
 
 
 def numbered(num=100):
-    """A split whose examples and conditions tell which they are."""
+    """A split whose examples and conditions are made of their own numbers."""
     numbers = np.arange(num)
     cond = {"number": numbers, "pair": np.stack([numbers, -numbers], axis=1)}
     return sources.Split(numbers[:, None], cond)
@@ -110,7 +110,7 @@ def test_processes_load_the_rows_of_one_global_batch():
 
 
 def test_a_loader_gives_the_steps_that_it_is_asked_for():
-    """Examples and conditions row for row; what comes after the steps is 0."""
+    """Examples and conditions of the steps, row for row; all rows after them are 0."""
     split = numbered()
     batches = pipeline.StepBatches(split, 8, 0, slice(2, 6))
     with pipeline.Loader(batches, start=5, most=3) as loader:

@@ -44,7 +44,7 @@ def paeth(a, b, c):
 
 
 def predicted(method, a, b, c):
-    """Section 9.2, of one byte: those to the left, above, and above the left."""
+    """Section 9.2: a byte predicted from those to its left, above, and above left."""
     return (0, a, b, (a + b) // 2, paeth(a, b, c))[method]
 
 
@@ -102,7 +102,7 @@ def png(samples, colour, depth, *, interlaced=False, before=(), between=(), seed
 
 
 def reference(content):
-    """Colours on white, 0 to 1; float [h, w, 3]."""
+    """Colours of a PNG on white, 0 to 1; float [h, w, 3]."""
     at, chunks = 8, []
     while at < len(content):
         n = int.from_bytes(content[at : at + 4], "big")
@@ -166,7 +166,7 @@ def test_every_kind_of_png_is_as_the_specification_says(
         if transparent and colour == 3:
             alphas = rng.integers(0, 256, rng.integers(1, 2**depth + 1)).astype(np.uint8)
             before.append(chunk(b"tRNS", alphas))
-        elif transparent:  # That of one of the pixels, with bits that do not count.
+        elif transparent:  # The value of one pixel, with bits that do not count.
             key = values[rng.integers(height), rng.integers(width)].astype(">u2")
             before.append(chunk(b"tRNS", (key + (0xFF00 if depth == 8 else 0)).tobytes()))
         content = png(values, colour, depth, interlaced=interlaced, before=before)

@@ -31,7 +31,7 @@ def picture(path, color, size=(8, 8)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty pictures, each of one colour that tells which it is, in two classes."""
+    """Forty pictures in two classes, each of one colour that holds its number."""
     root = tmp_path / "pictures"
     for i in range(40):
         name = f"{'cats' if i % 4 else 'ants'}/deeper/{i:02}.{('png', 'webp')[i % 2]}"
@@ -49,7 +49,7 @@ def opened(path, **options):
 
 
 def numbers(source):
-    """Which of the forty."""
+    """Numbers of a source's pictures, by their colours."""
     return source[np.arange(len(source))][:, 0, 0, 0].tolist()
 
 
@@ -130,7 +130,7 @@ def test_grey_among_coloured_ones_becomes_coloured_and_it_is_said(folder, tmp_pa
     pixels = np.concatenate([s[np.arange(len(s))] for s in (data.train, data.held_out)])
     assert pixels.shape == (43, 8, 8, 3)
     assert sum((image == image[..., :1]).all() for image in pixels) == 3
-    # The same between what is trained on and what is held out.
+    # Grey images to train on become coloured as well if held-out ones are.
     for name in ("ants", "cats"):
         picture(tmp_path / f"grey/{name}/0.png", ord(name[0]))
     data = opened(tmp_path / "grey", channels=0, held_out=str(folder))
@@ -141,7 +141,7 @@ def test_grey_among_coloured_ones_becomes_coloured_and_it_is_said(folder, tmp_pa
 
 
 def wide(path, blue):
-    """Green in the middle, red and blue at the sides, where a crop does not reach."""
+    """Write an image, green in the middle, red and blue where a crop does not reach."""
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, :8, 0] = pixels[:, 8:16, 1] = pixels[:, 16:, 2] = 255
     pixels[0, 0, 2] = blue  # No two are the same.
@@ -168,7 +168,7 @@ def test_resize_is_as_the_config_says_everywhere(resize, sides, tmp_path):
 
 
 def test_many_pictures_are_all_decoded(tmp_path):
-    """More than one portion of them, into the places that are theirs."""
+    """Pictures of more than one portion are decoded, each into its own place."""
     for i in range(600):
         picture(tmp_path / f"{i:03}.png", (i % 256, i // 256, 9), (1, 1))
     config = DataConfig(source="folder", path=str(tmp_path), channels=3, image_size=(1,))
@@ -253,7 +253,7 @@ def test_files_that_are_no_images_are_named_and_counted(folder, capsys):
 
 
 def truncate(path):
-    """Leaves the header and a little more: only decoding finds out."""
+    """Write an image cut after its header and a little more, found by decoding alone."""
     noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).save(path)
@@ -275,7 +275,7 @@ def test_a_truncated_image_is_found_by_decoding_it(folder, capsys):
     ]
     with pytest.raises(Unreadable, match=r"ants/broken\.png"):
         data.train[np.array(where)]
-    # Skipped: the next readable one stands in its place, streamed or decoded at once.
+    # The next readable image replaces a skipped one, streamed or decoded at once.
     config.unreadable = "skip"
     data = sources.open_data_set(config)
     memory = sources.into_memory(data, config)
@@ -471,7 +471,7 @@ def test_what_does_not_fit_is_streamed_with_the_same_batches(folder, tmp_path):
 
 
 def test_an_image_that_is_skipped_takes_its_conditions_along(folder):
-    """Streamed or decoded at once, a row belongs to the image that is there instead."""
+    """A row of conditions belongs to the image that replaces a skipped one."""
     data = opened(folder, unreadable="skip")
     which = np.array(numbers(data.train))
     ant = np.flatnonzero(which % 4 == 0)[-1]
@@ -511,7 +511,7 @@ def test_a_folder_path_is_for_sources_that_read_one():
         sources.open_data_set(DataConfig(source="folder", path="x", channels=2))
 
 
-# Paths are paths; what is no regular file is never waited for.
+# Odd paths, and files that are not regular
 
 STRANGE = (
     "a [v2]",
@@ -546,7 +546,7 @@ def test_any_path_that_a_file_system_allows_works(name, folder, tmp_path, capsys
     other = saved(strange / "b.npz", 255 - images[:1])
     data = opened(path, source="npz", held_out=str(other))
     np.testing.assert_array_equal(data.train, images)
-    # And in messages it is one line that can be printed.
+    # In messages a path is one line that can be printed.
     (strange / "pictures/ants/broken.png").write_bytes(b"")
     (strange / f"pictures/{name}.txt").touch()
     with pytest.raises(BadRequest) as error:
@@ -630,7 +630,7 @@ def test_a_path_that_cannot_even_be_looked_at_is_refused(folder, tmp_path):
                 opened(good, source=source, held_out=path)
 
 
-# Names of others
+# Names from outside
 
 
 def test_names_and_classes_cannot_forge_lines(tmp_path, capsys):
@@ -670,7 +670,7 @@ def test_a_list_that_is_cut_short_is_whole_in_a_file(folder, tmp_path, monkeypat
     assert listed(bad).stat().st_mode & 0o077 == 0
     for path in (listed(bad), listed(others)):
         path.unlink()
-    # Where all are named there is nothing more to say, and no file.
+    # If the message names all of them, there is no file.
     for i in range(4):
         (folder / f"clip{i}.mp4").unlink()
         (folder / f"ants/bad{i}\n.png").unlink()
@@ -684,10 +684,10 @@ def test_streaming_says_that_pixels_are_not_looked_at_yet(folder, capsys):
     data = sources.open_data_set(config)
     capsys.readouterr()
     sources.into_memory(data, config)
-    assert "not decoded now" in capsys.readouterr().out
+    assert "decoded for each batch" in capsys.readouterr().out
     for options in ({"unreadable": "skip"}, {"memory_gib": 1}):
         sources.into_memory(data, DataConfig(channels=3, **options))
-        assert "not decoded now" not in capsys.readouterr().out
+        assert "decoded for each batch" not in capsys.readouterr().out
 
 
 def test_files_of_all_kinds_are_taken_and_others_counted(tmp_path, capsys):
@@ -771,7 +771,7 @@ def test_an_encrypted_entry_is_called_so(tmp_path):
     ],
 )
 def test_a_bomb_in_a_zip_is_not_unpacked(head, tmp_path):
-    """Of 256 MiB, as headers are read as well as whole files; and it is said."""
+    """An entry that unpacks to 256 MiB is refused, read for its header or as a whole."""
     tight = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = tight.compress(head) + b"".join(tight.compress(bytes(2**22)) for _ in range(64))
     data += tight.flush()
@@ -788,7 +788,7 @@ def test_a_bomb_in_a_zip_is_not_unpacked(head, tmp_path):
     path.write_bytes(local + data + table + end)
     with pytest.raises(BadRequest, match=r"taken for a bomb"):
         opened(path)
-    # If it claims to be small, no more than that is unpacked.
+    # No more is unpacked than an entry claims to hold.
     small = struct.pack("<LLL", 0, len(data), 1000)
     path.write_bytes((local + data + table + end).replace(sizes, small))
     with pytest.raises(BadRequest, match=r"1 of 1 images cannot be read"):
@@ -893,7 +893,7 @@ def test_points_of_another_kind_are_refused_with_the_remedy(tmp_path):
 
 
 def claiming(path, shape, content=b"", size=None):
-    """A .npy whose header says another shape than there are bytes."""
+    """Write a .npy whose header claims another shape than there are bytes."""
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
     header = header.ljust(117) + "\n"
     whole = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
@@ -916,14 +916,14 @@ def test_an_array_that_claims_more_than_is_there_is_refused(suffix, tmp_path):
 def test_arrays_that_are_bombs_are_not_unpacked(tmp_path):
     shape = (2**18, 32, 32, 3)
     path = claiming(tmp_path / "a.npy", shape, size=128 + 2**18 * 3072)
-    with pytest.raises(BadRequest, match="bomb.*data.memory_gib allows it"):
+    with pytest.raises(BadRequest, match="bomb.*raise data.memory_gib"):
         opened(path, source="npz", memory_gib=0.5)
     path = claiming(tmp_path / "a.npz", (2**28,), bytes(2**28 + 1))
     with pytest.raises(BadRequest, match="bomb"):
         opened(path, source="npz", memory_gib=0.1)
 
 
-# Held out means held out
+# Held-out images are not trained on
 
 
 def test_what_is_held_out_is_never_trained_on_under_another_name(tmp_path):
@@ -948,7 +948,7 @@ def test_what_is_held_out_is_never_trained_on_under_another_name(tmp_path):
     (tmp_path / "c").symlink_to(a)
     with pytest.raises(BadRequest, match="would be trained on"):
         opened(a, held_out=str(tmp_path / "c"))
-    # The same in a zip, by content, and zips by their entries.
+    # Images in a zip are compared by content, and those of two zips by their entries.
     archive = zipped(b, tmp_path / "b.zip")
     with pytest.raises(BadRequest, match=r"4 images in common.*top/0.png is 0.png"):
         opened(b, held_out=str(archive))
@@ -982,13 +982,13 @@ def test_one_file_under_two_names_is_on_one_side_only(folder, capsys):
     data = opened(folder, held_out_fraction=0.5)
     both = [*numbers(data.train), *numbers(data.held_out)]
     assert sorted(both) == list(range(40))
-    assert "21 names of files that have another name" in capsys.readouterr().out
+    assert "as other names of the same files: 21" in capsys.readouterr().out
 
 
 def test_a_home_is_a_place_like_others(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(opened("~/pictures").train) == 39
-    with pytest.raises(BadRequest, match="lie in one another"):
+    with pytest.raises(BadRequest, match="must not contain one another"):
         opened(folder, held_out="~/pictures/ants")
 
 

@@ -150,7 +150,7 @@ def test_splits_are_taken_as_tfds_writes_them(tiny):
     data = opened("tiny", tiny, split="train[:25%]", held_out="train[30:]")
     np.testing.assert_array_equal(all_of(data.train), whole[:10])
     np.testing.assert_array_equal(all_of(data.held_out), whole[30:])
-    # Trained on test: then test is not what is held out.
+    # Test is not held out if it is trained on.
     data = opened("tiny", tiny, split="test", held_out_fraction=0.25)
     assert (len(data.train), len(data.held_out)) == (24, 8)
 
@@ -158,7 +158,7 @@ def test_splits_are_taken_as_tfds_writes_them(tiny):
 def test_what_is_held_out_is_never_trained_on(tiny):
     assert len(opened("validated", tiny).held_out) == 8 * len("validation")
     assert len(opened("tiny", tiny, split="train[:90%]").held_out) == 32
-    # Validation is trained on, so test is held out; and if all is, a part of it.
+    # If validation is trained on, test is held out; if all of them are, a part is.
     data = opened("validated", tiny, split="train+validation[:50%]")
     assert (len(data.train), len(data.held_out)) == (80, 32)
     data = opened("tiny", tiny, split="train+test", held_out_fraction=0.25)
@@ -177,7 +177,7 @@ def test_channels_are_those_of_the_set_or_of_the_config(tiny):
     assert data.shape == (10, 7, 1)
     luma = colours @ np.array([0.299, 0.587, 0.114])
     assert abs(all_of(data.train)[..., 0] - luma).max() <= 0.51
-    # Where the set does not say it, colour; and of two images it is `image`.
+    # A set of unknown channels is read in colour; `image` is taken of two images.
     data = opened("varied", tiny, image_size=(2, 2))
     assert data.shape == (2, 2, 3)
     assert sorted(all_of(data.train)[:, 0, 0, 0]) == [40, 41, 42, 43]
@@ -259,7 +259,7 @@ def test_a_set_of_one_split_has_a_fixed_part_held_out(tiny):
         ("deep", {}, "is not a set of 8-bit images"),
         ("tiny:9.9.9", {}, "9.9.9"),
         ("no_images", {}, "is not a set of 8-bit images: it has number"),
-        ("cifr10", {}, "TFDS knows no 'cifr10'; did you mean cifar10"),
+        ("cifr10", {}, "TFDS has no set 'cifr10'; did you mean cifar10"),
         ("fashion_mnist", {}, "python -m diffusion_jax.data.prepare fashion_mnist"),
     ],
 )
@@ -271,8 +271,8 @@ def test_what_cannot_be_read_is_refused(name, options, said, tiny):
         assert f"looked in {tiny}" in str(error.value)
 
 
-# As on a machine without TensorFlow: Python finds none. (An import that raised something
-# else than ModuleNotFoundError would not be what such a machine does.)
+# Python finds no TensorFlow, as on a machine without it: importing it raises
+# ModuleNotFoundError and no other error.
 WITHOUT_TENSORFLOW = """
 import sys
 from importlib.machinery import PathFinder
@@ -290,7 +290,7 @@ sys.meta_path[:] = [Finder if f is PathFinder else f for f in sys.meta_path]
 
 @pytest.fixture(scope="module")
 def without_tensorflow(tmp_path_factory):
-    """The environment of a Python that has no TensorFlow, in its workers neither."""
+    """Environment of a Python that finds no TensorFlow, nor do its workers."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "sitecustomize.py").write_text(WITHOUT_TENSORFLOW)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -338,7 +338,7 @@ def test_a_run_on_prepared_data_needs_no_tensorflow(
         )
         assert "40 examples to train on, 32 held out" in result.stdout
     command("sample.py", f"--workdir={tmp_path / name}", env=without_tensorflow, check=0)
-    # To prepare another one it is needed, and that is said.
+    # TensorFlow is needed to prepare another set, and the error says so.
     args = ("--config.data.source=tfds:fashion_mnist", f"--config.data.path={tiny}")
     result = command(
         "train.py", *SMALL, *args, "--workdir=no", env=without_tensorflow, check=2
@@ -355,7 +355,7 @@ def test_nothing_here_imports_tensorflow(tiny):
 @pytest.mark.slow
 @needs_real_data
 def test_the_real_mnist_is_prepared_by_the_first_run(command, tmp_path):
-    """From TFDS's own download files to pixels, against MNIST's own file format."""
+    """Pixels from TFDS's own download files, against MNIST's own file format."""
     place = tmp_path / "tfds"
     subprocess.run(
         [sys.executable, SHARED / "tools/prepare_tfds.py", place, "mnist"],

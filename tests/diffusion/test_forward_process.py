@@ -25,7 +25,7 @@ def test_q_sample_shapes_and_types(schedule, images):
 
 
 def test_q_sample_without_noise_is_the_mean_of_the_closed_form(schedule, images):
-    """E[x_t] = sqrt(product of (1 - beta)) x_0, the product in exact order, float64."""
+    """The mean sqrt(product of (1 - beta)) x_0, the product in exact order, in float64."""
     x0, t, _ = images
     x_t = forward_process.q_sample(schedule, x0, t, jnp.zeros_like(x0))
     for row, step in enumerate(np.asarray(t)):
@@ -37,7 +37,7 @@ def test_q_sample_without_noise_is_the_mean_of_the_closed_form(schedule, images)
 
 @pytest.mark.statistical
 def test_q_sample_has_the_variance_of_the_closed_form(schedule):
-    """Over many draws: mean and variance of N(sqrt(a) x_0, 1 - a), within 5 sigma."""
+    """Mean and variance of N(sqrt(a) x_0, 1 - a) over many draws, within 5 sigma."""
     n = 40_000
     noise = jax.random.normal(jax.random.key(2), (n, 1))
     for t in (0, 99, 499, 999):
@@ -49,7 +49,7 @@ def test_q_sample_has_the_variance_of_the_closed_form(schedule):
 
 
 def test_q_sample_equals_the_chain_of_q_step_in_distribution(schedule):
-    """From one x_0: the chain's mean and variance after every step, as a recursion.
+    """Mean and variance of the chain from one x_0, as a recursion over its steps.
 
     Feeding the chain zeros gives its mean, and its response to the noise of each single
     step gives its variance: no sampling error.
@@ -86,10 +86,10 @@ def test_q_trajectory_has_the_marginals_of_q_sample(schedule):
 
 @pytest.mark.statistical
 def test_chains_of_q_step_have_the_mean_and_covariance_of_q_sample(schedule):
-    """From data with correlated coordinates: x_t of the chain and of `q_sample`.
+    """x_t of the chain and of `q_sample`, from data with correlated coordinates.
 
-    Both against sqrt(a) mean and a covariance + (1 - a) I, each entry within 5 standard
-    errors (those of a Gaussian's covariance: sqrt((C_ii C_jj + C_ij^2) / n)).
+    Moments are checked against sqrt(a) mean and a covariance + (1 - a) I, each entry within
+    5 standard errors (those of a Gaussian's covariance: sqrt((C_ii C_jj + C_ij^2) / n)).
     """
     n, mean, root = 20_000, np.array([0.3, -0.6]), np.array([[0.4, 0.0], [0.3, 0.1]])
     draws = jax.random.normal(jax.random.key(6), (n, 2))
@@ -110,7 +110,7 @@ def test_chains_of_q_step_have_the_mean_and_covariance_of_q_sample(schedule):
 
 
 def test_q_trajectory_is_the_loop_of_q_step():
-    """Step by step, with the noise of step t drawn by fold_in(key, t)."""
+    """A trajectory is a loop of `q_step`, the noise of step t drawn by fold_in(key, t)."""
     schedule = make_schedule(np.array([0.2, 0.5, 0.9, 0.999]))
     x, key = jnp.array([[0.5, -2.0]]), jax.random.key(9)
     chain = forward_process.q_trajectory(schedule, key, x)
@@ -129,7 +129,7 @@ def test_frames_of_q_trajectory_are_those_of_the_whole(images):
 
 @pytest.mark.statistical
 def test_q_trajectory_is_a_markov_chain_not_independent_draws():
-    """Neighbours correlate as cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
+    """States of a chain have the covariance cov(x_s, x_t) = sqrt(a_t / a_s) var(x_s)."""
     schedule = SCHEDULES["linear"]
     chain = forward_process.q_trajectory(
         schedule, jax.random.key(4), jnp.zeros((20_000, 1))
@@ -183,7 +183,7 @@ def test_t_out_of_range_gives_nan_not_a_neighbour(schedule, t):
 
 
 def joint_of_q_sigma(schedule, sigma, t):
-    """The four numbers of q_sigma at t: its mean's weights of x_0 and x_t, its variance."""
+    """Coefficients of x_0 and x_t in the mean of q_sigma at t, and its variance."""
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
     of_x0, variance = forward_process.q_sigma(schedule, sigma, one, zero, jnp.array([t]))
     of_x_t, _ = forward_process.q_sigma(schedule, sigma, zero, one, jnp.array([t]))

@@ -1,5 +1,7 @@
 """Weightings: one loss whatever is predicted, and the values that the papers give."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
-# In exact powers, from the definition: SNR where alphas_cumprod is known.
+# SNR by the definition of alphas_cumprod.
 SNR = np.array([np.prod(1 - SCHEDULE.betas[: t + 1]) for t in range(T)])
 SNR = SNR / (1 - SNR)
 
@@ -27,14 +29,14 @@ def target(kind, x0, t, noise):
     return Model(SCHEDULE, kind).target(x0, t, noise)
 
 
-# Weightings of whatever is predicted; all others are of the error of x_0.
+# Weightings of the error of what is predicted; all others are of that of x_0.
 OF_THE_PREDICTION = ("simple",)
 
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
 @pytest.mark.parametrize("name", loss_weighting.WEIGHTINGS)
 def test_every_weighting_is_a_table_of_positive_numbers(name, kind):
-    """One weight for each timestep of any process; float64, on the host."""
+    """One loss weight for each timestep of any process, in float64 on the host."""
     short = make_schedule(linear_betas(10, 0.01, 0.9))
     for process in (SCHEDULE, make_schedule(schedules.cosine_betas(50)), short):
         for variance in ("fixed_small", "fixed_large"):
@@ -53,7 +55,7 @@ def test_every_weighting_is_a_table_of_positive_numbers(name, kind):
     "name", [name for name in loss_weighting.WEIGHTINGS if name not in OF_THE_PREDICTION]
 )
 def test_a_weighting_is_the_same_loss_whatever_is_predicted(name):
-    """A wrong guess of x_0, told as eps, x0, v and score: the weighted errors agree."""
+    """Weighted errors of a wrong x_0 agree, given as eps, x0, v or score."""
     x0 = jax.random.uniform(jax.random.key(0), (6, 5), minval=-1.0, maxval=1.0)
     noise, t = (
         jax.random.normal(jax.random.key(1), x0.shape),
@@ -95,14 +97,14 @@ def test_snr_is_the_plain_eps_loss():
 
 
 def test_truncated_snr_is_the_larger_of_the_two_losses():
-    """max(eps-MSE, x-MSE), Salimans & Ho section 4."""
+    """Truncated SNR is max(eps-MSE, x-MSE), Salimans & Ho section 4."""
     np.testing.assert_allclose(weights("truncated_snr", "eps"), np.maximum(1, 1 / SNR))
     np.testing.assert_allclose(weights("truncated_snr", "x0"), np.maximum(SNR, 1))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 def test_min_snr_is_right_for_each_prediction(gamma):
-    """Hang et al. 2023, section 3.4 and appendix: the three forms, written out."""
+    """The three forms of min-SNR, written out (Hang et al. 2023, section 3.4, appendix)."""
     for kind, expected in (
         ("eps", np.minimum(SNR, gamma) / SNR),
         ("x0", np.minimum(SNR, gamma)),
@@ -113,7 +115,7 @@ def test_min_snr_is_right_for_each_prediction(gamma):
 
 
 def test_p2_divides_the_eps_loss():
-    """1 / (k + SNR)^gamma on eps (Choi et al. 2022, eq. 8 over DDPM's own weight)."""
+    """P2 is 1 / (k + SNR)^gamma on eps (Choi et al. 2022, eq. 8 over DDPM's own weight)."""
     found = weights("p2", "eps", p2_gamma=0.5, p2_k=2.0)
     np.testing.assert_allclose(found, (2 + SNR) ** -0.5, rtol=1e-9)
     np.testing.assert_allclose(weights("p2", "eps"), 1 / (1 + SNR), rtol=1e-9)
@@ -121,7 +123,7 @@ def test_p2_divides_the_eps_loss():
 
 
 def test_the_variational_weight_is_half_the_fall_of_snr():
-    """T / 2 (SNR(t-1) - SNR(t)), in bits (Kingma et al. 2021, eq. 14)."""
+    """The weight T / 2 (SNR(t-1) - SNR(t)) on x_0, in bits (Kingma et al. 2021, eq. 14)."""
     fall = -np.diff(SNR) / 2 * T / np.log(2)
     np.testing.assert_allclose(weights("variational", "x0")[1:], fall, rtol=1e-8)
     second = SCHEDULE.betas[1] * SCHEDULE.betas[0] / (1 - np.prod(1 - SCHEDULE.betas[:2]))
@@ -130,7 +132,7 @@ def test_the_variational_weight_is_half_the_fall_of_snr():
 
 
 def test_the_variational_weight_of_large_variances_is_that_of_ddpm():
-    """beta^2 / (2 sigma^2 alpha (1 - alpha-bar)) on eps (DDPM eq. 12), sigma^2 = beta."""
+    """DDPM eq. 12: beta^2 / (2 sigma^2 alpha (1 - alpha-bar)) on eps, sigma^2 = beta."""
     share = np.array([np.prod(1 - SCHEDULE.betas[: t + 1]) for t in range(T)])
     expected = SCHEDULE.betas / (2 * (1 - SCHEDULE.betas) * (1 - share)) * T / np.log(2)
     found = weights("variational", "eps", variance="fixed_large")
@@ -142,7 +144,7 @@ def test_the_variational_weight_of_large_variances_is_that_of_ddpm():
 
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
 def test_sigmoid_multiplies_the_bound(bias):
-    """sigmoid(bias - log SNR) of Kingma & Gao; in the limit of many steps that of SiD2.
+    """Kingma & Gao's sigmoid(bias - log SNR); in the limit of many timesteps SiD2's.
 
     Hoogeboom et al. 2024, eq. 4: on x_0, -1/2 dlogSNR/du e^b sigmoid(log SNR - b).
     """
@@ -178,9 +180,10 @@ def test_at_zero_terminal_snr_v_and_x0_have_weights_and_eps_has_none():
             assert np.isfinite(
                 loss_weighting.loss_weights(Model(schedule, kind), name)
             ).all()
-        if name != "simple":
-            with pytest.raises(ValueError, match="predict v or x0"):
-                loss_weighting.loss_weights(Model(schedule), name)
+        for kind in ("eps", "score"):
+            if name != "simple":
+                with pytest.raises(ValueError, match=f"'{kind}' has no .*predict v or x0"):
+                    loss_weighting.loss_weights(Model(schedule, kind), name)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +207,22 @@ def test_bad_parameters_are_refused(name, options, said):
         weights("simple", "noise")
 
 
+@pytest.mark.parametrize(
+    ("betas", "kind"), [(linear_betas(T), "eps"), (schedules.jsd_betas(10), "v")]
+)
+def test_p2_weights_that_overflow_are_refused_by_their_fields_alone(betas, kind):
+    """Infinite weights, and weights that are not a number, without a NumPy warning."""
+    parameters = loss_weighting.Parameters(p2_gamma=100.0, p2_k=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Model(make_schedule(betas), kind)
+        with pytest.raises(ValueError, match=r"change p2_gamma \(100\) or p2_k \(1e-06\)$"):
+            loss_weighting.loss_weights(model, "p2", parameters)
+
+
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_the_weighted_loss_is_the_bound_of_fixed_small_variances(kind):
-    """For t >= 1, image by image: the divergence that `variational_loss` computes."""
+    """The weighted loss of each image is `variational_loss`'s divergence, for t >= 1."""
     x0 = jnp.round(jax.random.uniform(jax.random.key(0), (5, 8)) * 255) / 127.5 - 1
     t, noise = (
         jnp.array([1, 5, 100, 500, 900]),

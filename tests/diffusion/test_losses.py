@@ -89,7 +89,7 @@ def test_the_optimal_predictor_of_gaussian_data_has_the_known_loss():
 
 @pytest.mark.statistical
 def test_t_is_uniform_over_all_timesteps():
-    """A predictor that reports t as its error shows the mean and the range of t."""
+    """Counts of the timesteps that a network sees, by chi-square."""
     seen = []
 
     def spy(params, x_t, t, cond, *, train, key):
@@ -154,7 +154,7 @@ def test_the_loss_of_an_image_is_the_mean_over_its_own_pixels():
 
 
 def test_the_simple_loss_of_one_number_that_is_known():
-    """x_0 = 0.5 everywhere, predicted as 0: 1/4, whatever t and the noise."""
+    """The loss of x_0 = 0.5 predicted as 0: 1/4 or, in L1, 1/2, at any t and noise."""
     x0 = jnp.full((8, 3), 0.5)
     for norm, expected in (("l2", 0.25), ("l1", 0.5)):
         loss = simple(silent, jax.random.key(0), x0, prediction="x0", norm=norm)
@@ -169,7 +169,7 @@ def test_the_three_norms_by_hand():
         ("huber", [2.5, 0.125, 0, 0.03125, 1.5]),
     ):
         np.testing.assert_allclose(losses.Distance(norm).elementwise(error), expected)
-    # delta (|e| - delta / 2) outside, e^2 / 2 inside, of one value and slope at delta.
+    # Huber: e^2 / 2 up to delta, delta (|e| - delta / 2) beyond, of one slope at delta.
     found = losses.Distance("huber", 0.5).elementwise(error)
     np.testing.assert_allclose(found, [1.375, 0.125, 0, 0.03125, 0.875])
     slope = jax.vmap(jax.grad(lambda e: losses.Distance("huber", 0.5).elementwise(e)))
@@ -181,7 +181,7 @@ LEARNED = (losses.variational_loss, losses.hybrid_loss)
 
 
 def ask(loss, apply_fn, x0, t, noise, *, params=None, process=SCHEDULE, **options):
-    """A loss of a network, at given t and noise; options of all values that it takes."""
+    """A loss of a network at given t and noise, with options of the model and the loss."""
     function = getattr(loss, "func", loss)
     options = {**getattr(loss, "keywords", {}), **options}
     prediction = "score" if function is losses.score_matching_loss else "eps"
@@ -207,7 +207,7 @@ def pixels():
 
 
 def wrong(params, x_t, t, cond, *, train, key):
-    """Some prediction, and some variance output."""
+    """A network of some prediction and some variance output."""
     return jnp.concatenate([0.5 * x_t, jnp.sin(3 * x_t)], axis=-1)
 
 
@@ -247,7 +247,7 @@ def test_the_losses_are_those_that_are_documented():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_one_number_of_each_example_alone(loss, pixels):
-    """float32 [B]; the same with other examples beside it, and under jit."""
+    """Losses are float32 [B], the same with other examples beside each, and under jit."""
     found = ask(loss, network_of(loss), *pixels)
     assert found.shape == (100,) and found.dtype == jnp.float32
     assert np.isfinite(found).all()
@@ -283,7 +283,7 @@ def test_no_loss_is_of_a_timestep_that_the_process_lacks(loss, t, pixels):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_fixed_key_switches_dropout_on(loss, pixels):
-    """The same key the same mask, another key another; no key, no dropout."""
+    """Each key has its own mask of dropout; without a key there is no dropout."""
     off = ask(loss, dropping(loss), *pixels)
     np.testing.assert_array_equal(off, ask(loss, network_of(loss), *pixels))
     on, again, other = (
@@ -296,7 +296,7 @@ def test_a_fixed_key_switches_dropout_on(loss, pixels):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_estimate_drops_out_in_training_alone(loss, pixels):
-    """With its own key, of neither t nor the noise."""
+    """Dropout in a Monte Carlo loss has its own key, of neither t nor the noise."""
     batch, key = Batch(pixels[0]), jax.random.key(3)
     keys = []
 
@@ -346,7 +346,7 @@ def test_the_network_is_told_all_that_the_loss_is_told(loss, pixels):
 
 
 def test_huber_turns_where_it_is_told_to():
-    """x_0 = 2 predicted as 0: delta (2 - delta / 2), in both losses."""
+    """The Huber loss of x_0 = 2 predicted as 0: delta (2 - delta / 2), in two losses."""
     x0, t = jnp.full((1, 2), 2.0), jnp.array([50])
     for loss, options in (
         (losses.prediction_loss, {}),
@@ -375,7 +375,7 @@ def test_weights_multiply_the_loss_of_their_timestep(pixels):
 
 
 def test_score_matching_is_the_weighted_eps_loss(pixels):
-    """With 1 - alphas_cumprod as weights it is plain eps; without, eps with weights."""
+    """Score matching is the eps loss, without weights if its own are 1 - alphas_cumprod."""
 
     def score_net(*args, **options):
         x_t, t = args[1], args[2]
@@ -393,7 +393,7 @@ def test_score_matching_is_the_weighted_eps_loss(pixels):
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
 def test_score_matching_of_any_model_is_its_own_loss_with_weights(kind, pixels):
-    """Of eps 1 / (1 - alphas_cumprod); of all those of the weighting "score_matching"."""
+    """Loss weights "score_matching" of each kind; for eps 1 / (1 - alphas_cumprod)."""
     found = ask(losses.score_matching_loss, half, *pixels, prediction=kind)
     table = loss_weighting.loss_weights(Model(SCHEDULE, kind), "score_matching")
     own = ask(losses.prediction_loss, half, *pixels, prediction=kind, weights=table)
@@ -409,7 +409,7 @@ def test_score_matching_of_any_model_is_its_own_loss_with_weights(kind, pixels):
 
 @pytest.mark.statistical
 def test_score_matching_is_least_at_the_score_of_the_marginal():
-    """Vincent 2011: its minimiser is grad log q(x_t), not that of the conditional."""
+    """The minimiser is grad log q(x_t), not that of the conditional (Vincent 2011)."""
     x0 = oracle.sample(PIXELS, jax.random.key(2), 20_000)
     noise, t = jax.random.normal(jax.random.key(3), x0.shape), jnp.full(20_000, 60)
     best = oracle.optimal_model(PIXELS, SCHEDULE, "score").apply_fn
@@ -461,9 +461,10 @@ def test_the_hybrid_loss_is_the_sum_of_its_parts(pixels):
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v"])
 def test_the_hybrid_loss_moves_the_mean_by_its_simple_part_alone(pixels, kind):
-    """With respect to the prediction: exactly the simple gradient; the bound's own is 0.
+    """Gradients of the hybrid loss with respect to each of its two outputs.
 
-    With respect to the variances: exactly the bound's, 0.001 times.
+    That of the prediction is exactly the simple loss's, as the bound's own is 0; that of
+    the variances is exactly 0.001 times the bound's.
     """
     x0, t, noise = pixels
     x_t = forward_process.q_sample(SCHEDULE, x0, t, noise)
@@ -506,7 +507,7 @@ def test_gradients_are_those_of_finite_differences(loss):
 
 
 def test_gradients_of_the_bound_are_those_of_finite_differences():
-    """In float64, through mean and variance, at t = 0 (the bins) and beyond."""
+    """Gradients in float64, through mean and variance, at t = 0 (the bins) and beyond."""
     # Tables are read in float32, whatever the images are.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         x0 = jnp.asarray(PIXELS.means)
@@ -543,7 +544,7 @@ def history():
     ],
 )
 def test_an_estimate_over_random_t_is_the_full_mean(loss, network, name):
-    """At one x_0 and noise, so that t alone is random; within five standard errors."""
+    """Estimates at one x_0 and noise, with t alone random, within five standard errors."""
     x0, noise = jnp.asarray(PIXELS.means[:1], jnp.float32), jnp.array([[0.7, -1.1]])
     draw = {
         "uniform": timestep_sampling.uniform_timesteps,
@@ -572,10 +573,10 @@ def test_an_estimate_over_random_t_is_the_full_mean(loss, network, name):
 
 @pytest.mark.statistical
 def test_the_whole_bound_of_the_oracle_is_near_the_entropy():
-    """End to end: the mean variational loss of the optimal network, plus L_T.
+    """The mean variational loss of the optimal network, plus L_T.
 
-    Never below the entropy of the data; with exact variances and 100 steps within 0.1
-    bits of it; with fixed variances it is far away.
+    The sum is not below the entropy of the data. Exact variances and 100 timesteps leave it
+    within 0.1 bits of the entropy, fixed variances far away.
     """
     schedule = SCHEDULE
     data = oracle.discrete([[0], [90], [255]], [0.5, 0.2, 0.3])
@@ -625,7 +626,7 @@ def test_a_network_of_the_wrong_width_is_refused(pixels):
             ask(loss, half, *pixels)
     with pytest.raises(ValueError, match="must have 2 channels"):
         ask(losses.prediction_loss, wrong, *pixels)
-    with pytest.raises(ValueError, match="of a learned variance, not fixed_small"):
+    with pytest.raises(ValueError, match="needs variance 'learned'; got 'fixed_small'"):
         ask(losses.hybrid_loss, half, *pixels, variance="fixed_small")
 
 

@@ -1,4 +1,4 @@
-"""Models: what the network is told, and how its output is read."""
+"""Models: the arguments of the network, and how its output is read."""
 
 import dataclasses
 import itertools
@@ -28,14 +28,14 @@ def predicted(output, x_t, variance):
 
 
 def truth(process, images):
-    """x_t, and what each kind of model should say there."""
+    """x_t, and the target of each kind of model there."""
     x0, _, noise = images
     x_t = forward_process.q_sample(process, x0, T, noise)
     return x_t, {kind: Model(process, kind).target(x0, T, noise) for kind in KINDS}
 
 
 def test_the_targets_are_those_of_the_definitions(schedule, images):
-    """In float64, from x_0 and the noise."""
+    """Targets in float64, from x_0 and the noise."""
     x0, _, noise = (np.asarray(a, np.float64) for a in images)
     share = np.array([np.prod(1 - schedule.betas[: t + 1]) for t in np.asarray(T)])
     share = share.reshape(-1, 1, 1, 1)
@@ -52,7 +52,7 @@ def test_the_targets_are_those_of_the_definitions(schedule, images):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prediction_has_all_four_forms(schedule, images, kind):
-    """Those of the truth, by the bits of the conversion functions."""
+    """Forms of a true prediction, with the bits of the conversion functions."""
     x_t, true = truth(schedule, images)
     found = Model(schedule, kind, apply_fn=network_of(true[kind])).predict(None, x_t, T)
     for name in KINDS:
@@ -66,7 +66,7 @@ def test_a_prediction_has_all_four_forms(schedule, images, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_flows_through_a_fixed_mean(images, kind):
-    """And all of it through the variance."""
+    """Gradients of a prediction with a fixed mean go through its variance alone."""
     x_t, true = truth(LINEAR, images)
     model = Model(LINEAR, kind, "learned")
 
@@ -83,7 +83,7 @@ def test_no_gradient_flows_through_a_fixed_mean(images, kind):
 
 
 def test_the_reverse_step_has_the_posterior_mean_and_the_models_variance(schedule, images):
-    """At the predicted x_0 or another; the log variance a share of the way up, or fixed."""
+    """The mean is at the predicted x_0 or another; the log variance is fixed or between."""
     x_t, true = truth(schedule, images)
     small, large = (
         np.log(table[np.asarray(T)]).reshape(-1, 1, 1, 1)
@@ -152,7 +152,7 @@ def test_an_output_is_split_where_the_variance_is_learned():
 @pytest.mark.parametrize("variance", parameterization.VARIANCES)
 @pytest.mark.parametrize("shape", [(2, 4, 4, 1), (2, 4, 4, 3), (2, 4, 4, 6), (2, 4, 4, 12)])
 def test_an_output_of_the_wrong_number_of_channels_is_refused(variance, shape):
-    """Also under jit, and never by broadcasting."""
+    """Outputs with the wrong channels are refused, also under jit, and not broadcast."""
     x_t, channels = jnp.zeros((2, 4, 4, 3)), 6 if variance == "learned" else 3
     if shape[-1] == channels:
         assert predicted(jnp.zeros(shape), x_t, variance).output.shape == x_t.shape
@@ -186,7 +186,7 @@ def test_a_model_without_a_network_predicts_nothing():
 
 
 def test_a_model_is_a_static_argument():
-    """Two models are two, whatever they hold."""
+    """Models are compared by identity, whatever they hold."""
     assert len({Model(LINEAR), Model(LINEAR)}) == 2
     model = Model(LINEAR, "x0", apply_fn=lambda params, x_t, *_, **__: 2 * x_t)
 

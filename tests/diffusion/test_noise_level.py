@@ -44,7 +44,7 @@ def test_a_noise_level_keeps_its_coefficients_to_the_last_bit():
 
 
 def test_the_coefficients_are_of_the_kind_that_the_squares_are():
-    """NumPy stays on the host in float64, and what is on the device stays there."""
+    """NumPy arrays stay on the host in float64, and device arrays on the device."""
     square = np.array([0.25, 0.5])
     on_host = NoiseLevel(square, 1 - square)
     on_device = NoiseLevel(*(jnp.asarray(s, jnp.float32) for s in on_host))
@@ -75,9 +75,9 @@ def test_at_whole_timesteps_the_level_is_the_process_rounded_once(process):
 
 
 def test_at_real_timesteps_the_level_is_that_of_the_schedule(process):
-    """In float32 and float64, against `schedules.alphas_cumprod_at`.
+    """Levels in float32 and float64, against `schedules.alphas_cumprod_at`.
 
-    On the way to no signal at all there is none.
+    There is no signal between the last timestep and the one before if the last has none.
     """
     times = np.linspace(0, T - 1, 4 * (T - 1) + 1)
     share = schedules.alphas_cumprod_at(process, times)
@@ -93,7 +93,7 @@ def test_at_real_timesteps_the_level_is_that_of_the_schedule(process):
 
 @pytest.mark.parametrize("t", [-1, T, T + 5, -1.0, -0.01, T - 0.99, float(T), np.nan])
 def test_a_time_out_of_range_has_no_level(process, t):
-    """Never that of a neighbour; others of the same batch keep theirs."""
+    """A time out of range reads as nan; others of the same batch keep their levels."""
     times = jnp.array([0, t, T - 1], jnp.int32 if isinstance(t, int) else jnp.float32)
 
     def read(t):

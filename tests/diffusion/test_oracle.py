@@ -27,7 +27,7 @@ STEPS = (0, 1, 20, 200, 600, 999)
 
 
 def test_between_timesteps_the_noise_level_is_that_of_the_schedule():
-    """log alphas_cumprod is linear there, and whole numbers are as integers are."""
+    """log alphas_cumprod is linear between timesteps; whole floats read as integers do."""
     with jax.enable_x64(True):
         times = np.array([0.0, 0.5, 20.0, 500.25, 998.9, 999.0])
         share = np.exp(np.interp(times, np.arange(1000), np.log(SCHEDULE.alphas_cumprod)))
@@ -59,7 +59,7 @@ def test_8_bit_levels_lie_on_the_grid():
 
 
 def test_samples_of_a_gaussian_have_its_moments():
-    """Within five standard errors, which are well below 1 % here."""
+    """Mean and deviation within five standard errors, which are well below 1 % here."""
     n = 1_000_000
     x0 = np.asarray(oracle.sample(oracle.gaussian([3.0], 4.0), jax.random.key(0), n))
     assert abs(x0.mean() - 3) < 5 * 2 / np.sqrt(n)
@@ -79,7 +79,7 @@ def test_the_likelihood_of_points_is_their_probability():
 
 
 def test_the_likelihood_of_a_mixture_is_its_density():
-    """It integrates to 1 over a grid, and the mean of a Gaussian has the known one."""
+    """The likelihood integrates to 1 over a grid; at a Gaussian's mean it is known."""
     data = DATA["mixture"]
     axis = np.linspace(-4, 4, 801)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
@@ -95,7 +95,7 @@ def data(request):
 
 
 def noised(data, num=64):
-    """x_t at every step of STEPS, and where it stands; float32."""
+    """x_t at every timestep of STEPS, and t; float32."""
     x0 = oracle.sample(data, jax.random.key(0), num * len(STEPS))
     t = jnp.repeat(jnp.array(STEPS), num)
     noise = jax.random.normal(jax.random.key(1), x0.shape)
@@ -119,7 +119,7 @@ def test_the_score_is_the_gradient_of_the_log_density(data):
 
 
 def test_eps_x0_v_and_score_say_the_same(data):
-    """Through `parameterization`, within the rounding that the conversions promise."""
+    """Forms of the oracle agree by `parameterization`, within the documented rounding."""
     x_t, t = noised(data)
     level = noise_level_at(SCHEDULE, t)
     eps, v = oracle.eps_mean(data, x_t, level), oracle.v_mean(data, x_t, level)
@@ -179,7 +179,7 @@ def test_means_and_variances_are_those_of_bayes_by_integration(schedule, step):
 
 
 def test_the_mean_over_x_t_of_the_posterior_mean_is_the_mean_of_the_data():
-    """In 1-D by integration over x_t; and the law of total variance."""
+    """Laws of total mean and variance, in 1-D by integration over x_t."""
     data = oracle.mixture([1, 3], [[-0.5], [0.4]], [[0.02], [0.1]])
     grid = np.linspace(-7, 7, 4001)[:, None]
     with jax.enable_x64(True):
@@ -231,7 +231,7 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
     exact_mean, exact = oracle.previous_mean_variance(data, SCHEDULE, x_t, t)
     np.testing.assert_allclose(mean, exact_mean, atol=1e-5)
     np.testing.assert_allclose(log_variance, np.log(np.maximum(exact, 1e-12)), atol=2e-4)
-    # The same at timesteps as a chain gives them, and none between two.
+    # Variances are the same at whole timesteps in float32, and nan between two.
     real = network(None, x_t, t.astype(jnp.float32), None)
     np.testing.assert_array_equal(real[:, 2:], output[:, 2:])
     assert np.isnan(network(None, x_t, t.astype(jnp.float32) + 0.5, None)[:, 2:]).all()
@@ -242,9 +242,9 @@ def test_the_oracle_stands_in_for_a_network(data, kind):
 def test_a_prediction_of_the_optimal_model_is_the_truth_in_all_four_forms(
     data, kind, variance
 ):
-    """By the bits of the conversion functions; near the closed form where they can be.
+    """Forms with the bits of the conversion functions, near the closed form.
 
-    That is where both the signal and the noise are a fair part of x_t.
+    The timesteps are those where both the signal and the noise are a fair part of x_t.
     """
     x_t, t = noised(data, 4)
     x_t, t = x_t[(t >= 20) & (t <= 600)], t[(t >= 20) & (t <= 600)]
@@ -268,7 +268,7 @@ def test_a_prediction_of_the_optimal_model_is_the_truth_in_all_four_forms(
 
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
 def test_of_a_single_point_the_optimal_model_knows_x0_and_the_noise(kind):
-    """All four forms are then those of the draw itself, the targets of the losses."""
+    """Forms for data of one point are those of the draw itself, the losses' targets."""
     data = oracle.discrete([[30, 200]], [1.0])
     t = jnp.array([20, 200, 600])
     x0 = oracle.sample(data, jax.random.key(0), 3)

@@ -1,4 +1,4 @@
-"""What a prediction says: eps, x0, v and score against one another and closed forms."""
+"""Forms of a prediction: eps, x0, v, score against one another and closed forms."""
 
 import itertools
 
@@ -23,13 +23,13 @@ def target(process, kind, x0, t, noise):
 
 
 def reverse_step(process, variance, x0, x_t, t, variance_output=None):
-    """Mean and log variance of the step, with x0 as the prediction."""
+    """Mean and log variance of the reverse step, with x0 as the prediction."""
     model = Model(process, "x0", variance)
     return p_mean_log_variance(Prediction(model, x_t, t, x0, variance_output))
 
 
 def truth(schedule, x_t, x0, t, kind):
-    """In float64, from x_t and x_0 alone, by the definitions."""
+    """The true form of this kind in float64, from x_t and x_0 alone, by the definitions."""
     x_t, x0 = np.asarray(x_t, np.float64), np.asarray(x0, np.float64)
     share = np.array([np.prod(1 - schedule.betas[: s + 1]) for s in np.asarray(t)])
     share = share.reshape((-1,) + (1,) * (x_t.ndim - 1))
@@ -46,7 +46,7 @@ def truth(schedule, x_t, x0, t, kind):
 def test_a_conversion_is_exact_to_the_rounding_it_cannot_avoid(
     schedule, images, source, target
 ):
-    """The promises of the module's docstring, against float64."""
+    """Errors of the conversions, by the module's docstring, against float64."""
     x0, t, noise = images
     x_t = forward_process.q_sample(schedule, x0, t, noise)
     # What is given is rounded to float32 and then taken as exact; the truth follows it.
@@ -107,7 +107,7 @@ def test_x0_from_prediction_undoes_prediction_target(schedule, images):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_x0_and_v_are_lines_of_x_t_and_the_prediction(schedule, kind):
-    """In float64 on the host, by the definitions of eps, v and score."""
+    """Coefficients in float64 on the host, by the definitions of eps, v and score."""
     share = np.cumprod(1 - schedule.betas)
     x0, noise = 0.3, -1.7
     x_t = np.sqrt(share) * x0 + np.sqrt(1 - share) * noise
@@ -144,7 +144,7 @@ def test_v_is_the_velocity_along_the_arc():
 
 
 def test_the_score_is_the_gradient_of_the_log_density(schedule):
-    """grad log N(x_t; sqrt(a) x_0, 1 - a), by finite differences in float64."""
+    """The score grad log N(x_t; sqrt(a) x_0, 1 - a), by finite differences in float64."""
     x0 = np.array([[0.7, -0.2]])
     for t in (0, 300, 999):
         share = np.prod(1 - schedule.betas[: t + 1])
@@ -179,7 +179,7 @@ def test_where_nothing_is_left_of_x0_the_noise_does_not_tell_it(source, target):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_float32_cannot_hold_of_x0_is_nothing():
-    """alphas_cumprod of 1e-80: its root is in float64, its inverse not in float32."""
+    """An alphas_cumprod of 1e-80: float64 holds its root, float32 not its inverse."""
     schedule = make_schedule(np.array([0.5] + [1 - 1e-8] * 10))
     assert 0 < schedule.alphas_cumprod[-1] < 1e-79 and schedule.has_zero_terminal_snr
     x = jnp.ones((1, 3))
@@ -207,7 +207,7 @@ def test_where_nothing_is_left_of_x0_v_is_its_negative():
 
 
 def test_fixed_variances_are_those_of_the_paper(schedule):
-    """beta-tilde and beta; at t = 0 both are beta-tilde of t = 1 (trap 3)."""
+    """Fixed variances: beta-tilde and beta; at t = 0 both are beta-tilde of t = 1."""
     t = jnp.arange(T)
     x, x0 = jnp.ones((T, 1)), jnp.full((T, 1), 0.3)
     second = schedule.betas[1] * schedule.betas[0] / (1 - np.prod(1 - schedule.betas[:2]))
@@ -225,7 +225,7 @@ def test_fixed_variances_are_those_of_the_paper(schedule):
 
 
 def test_a_learned_variance_lies_between_its_bounds_in_logarithm(schedule, images):
-    """-1 is beta-tilde, +1 beta, 0 their geometric mean (IDDPM eq. 15)."""
+    """An output of -1 is beta-tilde, +1 beta, 0 their geometric mean (IDDPM eq. 15)."""
     x0, t, noise = images
     x_t = forward_process.q_sample(schedule, x0, t, noise)
     small, large = schedule.posterior_variance[1:], schedule.betas[1:]

@@ -109,7 +109,7 @@ def test_float32_tables_are_within_one_ulp_of_50_digits(name, total):
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_schedule_of_any_length_and_ends_loses_signal_at_every_step(name):
-    """What all schedules have in common, and what all refuse."""
+    """Properties that all schedules have, and values that all refuse."""
     for total in (2, 3, 50):
         betas = schedules.named_betas(name, total, 0.01, 0.3)
         assert betas.shape == (total,) and betas.dtype == np.float64
@@ -201,7 +201,7 @@ def test_jsd_takes_the_same_share_at_every_step_down_to_zero():
 
 @pytest.mark.parametrize("betas", [linear_betas(1000), cosine_betas(50)])
 def test_rescaling_ends_in_noise_and_begins_as_before(betas):
-    """sqrt(alphas_cumprod) is an affine map of what it was, with the two fixed points."""
+    """Rescaling maps sqrt(alphas_cumprod) by a line that keeps its first and ends at 0."""
     before = make_schedule(betas)
     after = make_schedule(schedules.rescale_zero_terminal_snr(betas))
     assert after.betas[-1] == 1 and after.alphas_cumprod[-1] == 0
@@ -225,7 +225,7 @@ def test_rescaling_what_ends_in_noise_changes_nothing():
 @pytest.mark.parametrize("size", [32, 64, 256])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_shift_moves_log_snr_by_the_same_everywhere(size):
-    """Averaging (size / 64)^2 pixels divides the noise's variance by that: 2 ln."""
+    """A shift of log SNR by 2 ln(64 / size), for averages of (size / 64)^2 pixels."""
     shift = 2 * math.log(64 / size)
     betas = linear_betas(1000)
     moved = make_schedule(schedules.shift_log_snr(betas, shift))
@@ -302,7 +302,7 @@ def test_the_schedules_of_the_papers_are_not_warned_of(name):
 
 
 def test_the_warning_starts_at_three_percent_of_the_amplitude():
-    """alphas_cumprod[-1] on either side of 0.001."""
+    """A warning for alphas_cumprod[-1] above 0.001, and none below."""
     for last, warned in ((0.000996, False), (0.001004, True)):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -351,7 +351,7 @@ def test_on_the_way_to_no_signal_there_is_none():
 
 
 def test_times_are_found_by_their_log_snr():
-    """There and back; beyond the schedule, its ends."""
+    """Times found again from their log SNR; beyond the schedule, its ends."""
     for schedule in (make_schedule(linear_betas(1000)), make_schedule(cosine_betas(1000))):
         times = np.array([0.0, 0.3, 20.0, 500.25, 998.9, 999.0])
         share = schedules.alphas_cumprod_at(schedule, times)
@@ -368,7 +368,7 @@ def test_times_are_found_by_their_log_snr():
 
 
 def test_a_respaced_process_has_the_marginals_of_the_whole_one():
-    """At the timesteps that it keeps; and no warning of a process that was made before."""
+    """Marginals at the timesteps that are kept; a respaced process gives no warning."""
     schedule = make_schedule(linear_betas(1000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""How timesteps are drawn: by counting all draws, and by the losses that were recorded."""
+"""Draws of timesteps: counted one by one, and by the losses that were recorded."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def history_of(losses):
 
 
 def test_a_stratified_batch_is_evenly_spread():
-    """T = 12 in a batch of 4: three apart, modulo 12, whatever the draw."""
+    """Timesteps in a batch of 4 out of T = 12 are three apart, modulo 12, in every draw."""
     seen = set()
     for seed in range(200):
         t, weights = sampling.stratified_timesteps(jax.random.key(seed), 4, 12)
@@ -43,7 +43,7 @@ def test_uniform_draws_are_integers_of_weight_1():
 
 @pytest.mark.parametrize(("num", "total"), [(3, 7), (7, 3), (5, 5), (2, 150)])
 def test_each_stratified_t_is_exactly_uniform(num, total, monkeypatch):
-    """All T * B draws of the one integer, counted: every t of every place equally often."""
+    """Counts over all T * B draws of one integer: each place has each t equally often."""
     counts = np.zeros((num, total), int)
     for first in range(num * total):
         monkeypatch.setattr(jax.random, "randint", lambda *_, first=first: jnp.int32(first))
@@ -53,7 +53,7 @@ def test_each_stratified_t_is_exactly_uniform(num, total, monkeypatch):
 
 
 def test_a_batch_too_large_to_count_is_refused():
-    """Up to 2^30 - 1 = 993 * 1081311, all that is added up stays below 2^31."""
+    """Sums stay below 2^31 for T * B up to 2^30 - 1 = 993 * 1081311."""
     t, _ = sampling.stratified_timesteps(jax.random.key(0), 993, 1081311)
     assert set(np.diff(np.asarray(t)) % 1081311) <= {1088, 1089} and t.min() >= 0
     with pytest.raises(ValueError, match=r"batch size \(32768\)"):
@@ -82,7 +82,7 @@ def test_draws_have_their_probabilities(name):
 
 
 def test_probabilities_follow_the_root_mean_square_of_ten_losses():
-    """IDDPM eq. 18, with a thousandth shared out evenly."""
+    """Probabilities of IDDPM eq. 18, with a thousandth shared out evenly."""
     history = sampling.empty_history(3)
     rows = np.array([[1.0] * 10, [0.0] * 5 + [2.0] * 5, [3.0] * 10])
     for column in rows.T:
@@ -108,7 +108,7 @@ def test_probabilities_are_uniform_until_every_timestep_has_ten():
 
 
 def test_a_batch_is_recorded_as_if_one_loss_after_another():
-    """Against a list per timestep, many of the same t in one batch, in several batches."""
+    """A history against one list per timestep, over batches with many of the same t."""
     rng = np.random.default_rng(0)
     history, lists = sampling.empty_history(5), [[] for _ in range(5)]
     record = jax.jit(sampling.record_losses)

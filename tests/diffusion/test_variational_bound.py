@@ -24,7 +24,7 @@ LEVELS = jnp.arange(256) / 127.5 - 1
 
 
 def terms_of(process, variance, x0, x_t, t, predicted_x0, variance_output=None):
-    """The terms where the network predicts this x_0, and this output of the variance."""
+    """Terms of a network with this predicted x_0 and this variance output."""
     model = Model(process, "x0", variance)
     prediction = Prediction(model, x_t, t, predicted_x0, variance_output)
     return variational_bound.variational_terms(prediction, x0)
@@ -51,7 +51,7 @@ def test_normal_kl_is_the_integral(mean1, log1, mean2, log2):
 
 
 def test_normal_kl_of_equal_variances_keeps_its_digits():
-    """(mean1 - mean2)^2 / (2 variance), also where it is far below 1e-7."""
+    """The divergence (mean1 - mean2)^2 / (2 variance), also where it is far below 1e-7."""
     found = variational_bound.normal_kl(
         jnp.float32(1e-6), jnp.float32(-3), jnp.float32(0), jnp.float32(-3)
     )
@@ -68,7 +68,7 @@ def test_the_bins_of_all_levels_hold_the_whole_mass(mean, log_variance):
 
 
 def test_bins_are_those_of_the_paper_to_50_digits():
-    """+-1/255, open at -1 and 1, at least 1e-12; means on both sides of the level."""
+    """Bins of +-1/255, open at -1 and 1, at least 1e-12; means on both sides of a level."""
     mpmath.mp.dps = 50
     for k, mean, log_variance in (
         (0, -0.9, -6.0),
@@ -138,7 +138,7 @@ def test_the_first_term_is_the_likelihood_of_the_bins():
 
 
 def test_a_perfect_reverse_step_costs_nothing():
-    """x_0 known and beta-tilde as variance: p = q, so every L_{t-1} is 0."""
+    """A known x_0 and beta-tilde as variance: p = q, so every L_{t-1} is 0."""
     x0 = LEVELS[jnp.arange(0, 250, 50)][:, None]
     t = jnp.array([1, 10, 100, 500, 999])
     x_t = forward_process.q_sample(SCHEDULE, x0, t, jnp.ones_like(x0))
@@ -175,13 +175,13 @@ def test_no_variance_costs_less_than_the_exact_one(t):
     expected = information[0] - information[1]
     assert abs(exact.mean() - expected) < 5 * exact.std() / math.sqrt(n) + 1e-7
     low, high = (b[t] for b in parameterization.log_variance_bounds(SCHEDULE))
-    for change in (-0.2, 0.2):  # Of the log variance.
+    for change in (-0.2, 0.2):  # Changes of the log variance.
         other = cost(2 * change / (high - low)).mean()
         assert other > exact.mean()
 
 
 def test_the_prior_term_is_the_integral():
-    """At a process that ends halfway to noise, and at the linear one (published: 1e-5)."""
+    """L_T of a process that ends halfway to noise, and of the linear one (paper: 1e-5)."""
     halfway = make_schedule(np.array([0.1, 0.3, 0.5]))
     for schedule in (halfway, make_schedule(linear_betas(1000))):
         share = schedule.alphas_cumprod[-1]
@@ -200,7 +200,7 @@ def test_the_prior_term_is_the_integral():
 
 
 def test_a_term_is_of_the_clipped_prediction_and_the_variance_that_the_network_says():
-    """Of a network of known output, at a draw of known noise."""
+    """Terms of a network of known output, at a draw of known noise."""
     schedule = make_schedule(linear_betas(50))
     levels = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1))
     x0 = jnp.asarray(levels / 127.5 - 1, jnp.float32)

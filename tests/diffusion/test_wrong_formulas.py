@@ -1,6 +1,6 @@
 """Formulas that circulate in tutorials, and what shows each of them to be wrong.
 
-docs/theory.md tells of them one by one. The right ones are those of the package.
+docs/theory.md describes them one by one. The right formulas are those of the package.
 """
 
 import functools
@@ -39,7 +39,7 @@ def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
     best = np.asarray(
         oracle.eps_mean(DATA, x_t[:, None], noise_level_at(SCHEDULE, jnp.int32(t)))
     )[:, 0]
-    # Of all lines in x_t, by least squares: the optimum is linear for Gaussian data.
+    # The best line in x_t, by least squares: the optimum is linear for Gaussian data.
     ones = np.stack([np.ones_like(x_t), x_t], axis=1)
     right, wrong = (np.linalg.lstsq(ones, y, rcond=None)[0] for y in (noise, x0 - noise))
     assert np.abs(ones @ right - best).mean() < 0.01
@@ -48,7 +48,7 @@ def test_the_loss_is_not_of_x0_minus_eps_minus_the_prediction():
 
 @pytest.mark.slow
 def test_x_T_is_not_uniform():
-    """Its kurtosis is that of a Gaussian, 3, and not 1.8; some lie far outside [-1, 1]."""
+    """x_T has the kurtosis of a Gaussian, 3, not 1.8, and some lie far outside [-1, 1]."""
     x0 = jax.random.uniform(jax.random.key(0), (100_000, 1), minval=-1)
     x_T = np.asarray(forward_process.q_trajectory(SCHEDULE, jax.random.key(1), x0, [999]))[
         -1
@@ -71,7 +71,7 @@ def test_alpha_bar_t_is_a_product_up_to_t_and_not_up_to_T():
 
 
 def test_the_reverse_step_has_no_product_of_betas():
-    """Its variance by Bayes, against one written with 1 - prod(beta_s)."""
+    """The variance of the reverse step by Bayes, against one with 1 - prod(beta_s)."""
     t = 300
     share, before = SCHEDULE.alphas_cumprod[t], SCHEDULE.alphas_cumprod_prev[t]
     beta = SCHEDULE.betas[t]
@@ -80,7 +80,7 @@ def test_the_reverse_step_has_no_product_of_betas():
     assert SCHEDULE.posterior_variance[t] == pytest.approx(bayes, rel=1e-9)
     wrong_before = 1 - np.prod(SCHEDULE.betas[:t])
     wrong = (1 - wrong_before) / (1 - share) * beta
-    assert wrong < 1e-100 * bayes  # A product of 300 betas is nothing.
+    assert wrong < 1e-100 * bayes  # A product of 300 betas is nearly 0.
 
 
 def test_ddims_x0_is_made_from_x_t_and_not_from_alpha_bar_t():
@@ -90,11 +90,11 @@ def test_ddims_x0_is_made_from_x_t_and_not_from_alpha_bar_t():
     right = (x_t - np.sqrt(1 - share) * noise) / np.sqrt(share)
     wrong = (share - np.sqrt(1 - share) * noise) / np.sqrt(share)
     np.testing.assert_allclose(right, x0, atol=1e-12)
-    assert abs(np.corrcoef(wrong, x0)[0, 1]) < 0.01  # It knows nothing of x_0.
+    assert abs(np.corrcoef(wrong, x0)[0, 1]) < 0.01  # No correlation with x_0.
 
 
 def test_the_mean_of_a_step_is_not_the_root_of_1_minus_beta_x():
-    """sqrt(1 - beta_t) x_{t-1}, not sqrt(1 - beta_t x_{t-1}): that is near 1 for any x."""
+    """The mean sqrt(1 - beta_t) x_{t-1}, not sqrt(1 - beta_t x_{t-1}), near 1 for any x."""
     t, x = jnp.int32(500), jnp.array([[-2.0], [0.0], [2.0]])
     mean = q_step(SCHEDULE, x, t, jnp.zeros_like(x))
     np.testing.assert_allclose(mean, np.sqrt(1 - SCHEDULE.betas[500]) * x, rtol=1e-6)
@@ -103,20 +103,20 @@ def test_the_mean_of_a_step_is_not_the_root_of_1_minus_beta_x():
 
 
 def test_a_constant_beta_of_that_kind_leaves_nearly_all_of_the_signal():
-    """1 - (1 - b)^(1/T): after T steps 1 - b of the variance is signal, an SNR of 9,999."""
+    """A beta of 1 - (1 - b)^(1/T) leaves 1 - b of the variance as signal: SNR 9,999."""
     beta_min, total = 1e-4, 1000
     beta = 1 - (1 - beta_min) ** (1 / total)
     schedule = make_schedule(constant_betas(total, beta))
     share = schedule.alphas_cumprod[-1]
     assert share / (1 - share) == pytest.approx(9999, rel=1e-6)
     x0 = jnp.ones((1, 1))
-    # In the bound: L_T is 4.8 bits per dimension where 1e-5 would be noise.
+    # L_T is 4.8 bits per dimension, where 1e-5 would be noise.
     assert float(prior_term(schedule, x0)[0]) > 4
     assert float(prior_term(SCHEDULE, x0)[0]) < 1e-4
 
 
 def test_ddims_sigma_is_not_that_of_a_beta_bar():
-    """eta sqrt(beta (1 - b) / b), b = 1 - prod(alpha): with eta = 1 not DDPM's."""
+    """A sigma of eta sqrt(beta (1 - b) / b), b = 1 - prod(alpha): at eta = 1 not DDPM's."""
     ddpm = np.sqrt(SCHEDULE.posterior_variance)
     share, before = SCHEDULE.alphas_cumprod, SCHEDULE.alphas_cumprod_prev
     right = np.sqrt((1 - before) / (1 - share) * (1 - share / before))
@@ -128,7 +128,7 @@ def test_ddims_sigma_is_not_that_of_a_beta_bar():
 def test_the_expectation_is_under_q_and_not_under_the_model():
     """E[-log p_theta] under p_theta is the model's own entropy: no data enter.
 
-    For a Gaussian model of the wrong mean: under q it is larger, under p it is the same.
+    For a Gaussian model of the wrong mean it is larger under q, and the same under p.
     """
     rng = np.random.default_rng(0)
     data = 0.3 + 0.4 * rng.normal(size=100_000)
@@ -174,7 +174,7 @@ def test_the_sum_over_t_does_not_hold_L_0_twice():
 
 
 def test_L_0_is_a_cost_of_the_model_and_L_T_has_nothing_to_learn():
-    """L_0 changes with the network, as a likelihood does; L_T does not know of it."""
+    """L_0 changes with the network, as a likelihood does; L_T does not depend on it."""
     schedule = SCHEDULE
     x0 = oracle.sample(eight_bit(), jax.random.key(0), 500)
     noise = jax.random.normal(jax.random.key(1), x0.shape)
@@ -196,9 +196,9 @@ def test_L_0_is_a_cost_of_the_model_and_L_T_has_nothing_to_learn():
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddims_forward_process_knows_x_0(eta):
-    """q_sigma(x_t | x_{t-1}, x_0): x_0 counts beside x_{t-1}, but for eta = 1.
+    """q_sigma(x_t | x_{t-1}, x_0) depends on x_0 beside x_{t-1}, except for eta = 1.
 
-    By Bayes from DDIM's eqs. 6 and 7, all of them Gaussian: the coefficient of x_0.
+    The coefficient of x_0 follows by Bayes from DDIM's eqs. 6 and 7, all of them Gaussian.
     """
     t = 400
     share, before = SCHEDULE.alphas_cumprod[t], SCHEDULE.alphas_cumprod_prev[t]
@@ -219,7 +219,7 @@ def test_ddims_forward_process_knows_x_0(eta):
 
 
 def test_a_key_that_is_made_again_each_step_draws_the_same_t_and_noise():
-    """Inside a training loop: the same few timesteps for ever, and no others."""
+    """A loop that makes its key again in each step trains at the same few timesteps."""
     apply_fn = oracle.optimal_model(DATA, SCHEDULE).apply_fn
     x0 = oracle.sample(DATA, jax.random.key(5), 64)
     seen = {"made again": [], "folded": []}
@@ -243,7 +243,7 @@ def test_a_key_that_is_made_again_each_step_draws_the_same_t_and_noise():
 
 
 def test_the_right_posterior_is_bayes():
-    """The one formula that all of these lead to, on a grid."""
+    """The posterior that the right formulas lead to, by Bayes' rule on a grid."""
     t, x0, x_t = 250, 0.4, -0.7
     grid = np.linspace(-4, 4, 400_001)
     before, beta = SCHEDULE.alphas_cumprod_prev[t], SCHEDULE.betas[t]

@@ -19,7 +19,7 @@ from diffusion_jax.evaluation.bound import (
 from diffusion_jax.evaluation.timestep_scan import strata
 from helpers import DATA, LEVELS, SCHEDULE, SHARES, gaussian, images, mesh_of
 
-ENTROPY = oracle.entropy(DATA) / math.log(2)  # Of one dimension, in bits.
+ENTROPY = oracle.entropy(DATA) / math.log(2)  # In bits per dimension.
 
 
 def bound_of(variance, num_strata=1000, num_devices=4, seed=0, schedule=SCHEDULE):
@@ -36,7 +36,7 @@ def terms_of(bound, x0, indices=None, size=None, **options):
 def by_quadrature(variance, levels=LEVELS, shares=SHARES):
     """The bound by float64 NumPy alone: sums over levels, Gauss-Hermite over the noise.
 
-    Of DDPM's eqs. 5, 7 and 13 as they stand there, in bits.
+    The terms are those of DDPM's eqs. 5, 7 and 13 as they stand, in bits.
     """
     x = levels / 127.5 - 1
     nodes, weights = roots_hermitenorm(16)
@@ -79,7 +79,7 @@ def by_quadrature(variance, levels=LEVELS, shares=SHARES):
 
 @pytest.mark.slow
 def test_the_gaps_of_the_bound_that_were_computed_elsewhere():
-    """0.76 bits with fixed small variances, 0.13 with fixed large, 0.002 with exact."""
+    """Gaps of 0.76 bits with fixed small variances, 0.13 with large, 0.002 with exact."""
     levels, shares = gaussian(0.5, spread=9)
     entropy = -(shares * np.log2(shares)).sum()
     found = {
@@ -101,7 +101,7 @@ def test_the_bound_is_that_of_quadrature(variance):
 
 
 def test_the_bound_with_the_exact_variance_is_nearly_the_entropy():
-    """And never below it; the code's value is compared with this one above."""
+    """The bound by quadrature, which the code is tested with, is just above the entropy."""
     assert 0 < by_quadrature("learned") - ENTROPY < 0.01
 
 
@@ -169,7 +169,7 @@ def test_a_part_of_the_timesteps_is_unbiased_and_its_standard_error_honest():
 
 @pytest.mark.parametrize("num_timesteps", [2, 12, 50, 1000, 4000])
 def test_strata_divide_the_timesteps(num_timesteps):
-    """None empty, none overlapping; as many as there are timesteps are one each."""
+    """Strata are not empty and do not overlap; as many as timesteps have one each."""
     for num in {1, 2, min(7, num_timesteps), num_timesteps - 1, num_timesteps}:
         edges = strata(num_timesteps, num)
         assert len(edges) == num + 1 and (np.diff(edges) >= 1).all()
@@ -193,7 +193,7 @@ def test_batches_devices_and_order_change_nothing_beyond_rounding():
 
 
 def labelled_model():
-    """A model that sees more, the lower the label: x_0 of noise scaled by it."""
+    """A model whose predicted x_0 is x_t times the label."""
 
     def apply_fn(params, x_t, t, cond, *, train, key):
         assert not train and key is None
@@ -204,7 +204,7 @@ def labelled_model():
 
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_every_image_is_measured_with_its_own_condition(num_devices):
-    """Also in a batch that is filled up, and whatever the order."""
+    """Conditions stay with their images in any order, also in a batch that is filled up."""
     x0, labels = images(24), np.linspace(-1, 1, 24, dtype=np.float32)
     bound = Bound(labelled_model(), mesh_of(num_devices), 20)
 
@@ -249,7 +249,7 @@ def test_images_off_the_grid_are_refused():
 
 
 def test_memory_does_not_grow_with_the_timesteps():
-    """Of the compiled program, whose scan has 50 steps whatever T."""
+    """Memory of the compiled program, whose scan has 50 steps whatever T."""
     sizes = []
     for num in (100, 1000):
         bound = bound_of("fixed_small", num, 1, schedule=make_schedule(linear_betas(num)))

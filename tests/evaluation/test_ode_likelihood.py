@@ -32,7 +32,7 @@ LINEAR = SCHEDULES["linear"]
 def flow_of(
     of, schedule=LINEAR, prediction="eps", num_steps=50, num_devices=1, dequantize=False
 ):
-    """The flow of the best model: of points, unless their levels are dequantised."""
+    """The flow of the best model, of points or, with `dequantize`, of levels."""
     model = oracle.optimal_model(of, schedule, prediction)
     return Flow(model, mesh_of(num_devices), num_steps, dequantize=dequantize)
 
@@ -68,9 +68,9 @@ def bits_by_density(flow, data, schedule, x0):
     ],
 )
 def test_points_have_the_true_density(schedule, prediction):
-    """Each of 64, not their mean.
+    """Densities of 64 points one by one, not their mean.
 
-    The linear schedule leaves 0.6 % of the amplitude, of which the prior does not know.
+    The linear schedule leaves 0.6 % of the amplitude, which the prior does not have.
     """
     tolerance = 1e-2 if schedule == "linear" else 2e-4
     schedule, data = SCHEDULES[schedule], mixture_of(2)
@@ -83,7 +83,7 @@ def test_points_have_the_true_density(schedule, prediction):
 
 
 def test_the_error_falls_with_the_steps():
-    """Of fourth order: half the steps have 16 times the error, or at least 8 times."""
+    """Errors of fourth order: half the steps have 16 times the error, at least 8 times."""
     data = mixture_of(2)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 64))
 
@@ -98,7 +98,7 @@ def test_the_error_falls_with_the_steps():
 
 @pytest.mark.statistical
 def test_hutchinsons_estimate_is_unbiased():
-    """In 18 dimensions, where the divergence is not summed: the mean over 4,000 points."""
+    """Mean error over 4,000 points in 18 dimensions, where the divergence is not summed."""
     data = mixture_of(18)
     flow = flow_of(data)
     x0 = np.asarray(oracle.sample(data, jax.random.key(0), 4000))
@@ -130,7 +130,7 @@ def bound_by_quadrature():
 
 @pytest.mark.statistical
 def test_images_have_the_bound_of_the_exact_flow():
-    """Dequantised by the first step of noising, and not below the entropy."""
+    """Images, dequantised by the first step of noising, have a bound above the entropy."""
     expected = bound_by_quadrature()
     assert expected > oracle.entropy(DATA) / math.log(2)
     flow = flow_of(DATA, num_steps=100, dequantize=True)
@@ -150,9 +150,9 @@ def test_devices_batches_and_order_change_nothing_beyond_rounding():
 
 
 def test_every_example_flows_with_its_own_condition():
-    """Two Gaussians in one batch, of which the label says which: the density of its own.
+    """Examples of two Gaussians in one batch have the density that their label selects.
 
-    Also in a batch that is filled up.
+    The batch is filled up.
     """
     each = [oracle.gaussian([0.3, -0.2], [0.04, 0.1]), oracle.gaussian([-0.5, 0.6], 0.3)]
     models = [oracle.optimal_model(data, LINEAR, "v") for data in each]
@@ -173,7 +173,7 @@ def test_every_example_flows_with_its_own_condition():
 
 
 def test_the_steps_reach_from_the_first_timestep_to_the_last():
-    """Along the arc, on which the times of the schedule lie."""
+    """Steps lie along the arc on which the times of the schedule lie."""
     stages = make_stages(Model(LINEAR, "v"), 20)
     assert stages.t[0, 0] == 0 and stages.t[-1, -1] == 999
     assert (np.diff(stages.t, axis=1) > 0).all()

@@ -25,14 +25,14 @@ VARIANCES = ["fixed_small", "fixed_large", "learned"]
 
 
 def cost_of(path, costs, last, first):
-    """Of rising timesteps: the sum as it stands in the bound."""
+    """Cost of rising timesteps: the sum as it stands in the bound."""
     steps = sum(costs[s, t] for s, t in itertools.pairwise(path))
     return last[path[0], path[min(1, len(path) - 1)]] + steps + first[path[-1]]
 
 
 @pytest.mark.parametrize("num", range(1, 13))
 def test_the_dynamic_programme_is_brute_force(num):
-    """All subsets of 12 timesteps, with costs that are no schedule's."""
+    """The best of all subsets of 12 timesteps, with costs that are no schedule's."""
     rng = np.random.default_rng(num)
     last, first = rng.exponential(size=(12, 12)), rng.exponential(size=12)
     costs = np.where(
@@ -46,7 +46,7 @@ def test_the_dynamic_programme_is_brute_force(num):
 
 
 def predicted_by(model, x_t, t, output, variance_output):
-    """The prediction of a network that says this, and no variance if it has none."""
+    """The prediction of a network with this output, and this variance if it is learned."""
     between = jnp.asarray(variance_output, jnp.float32)
     learned = model.variance == "learned"
     return Prediction(model, x_t, t, jnp.asarray(output), between if learned else None)
@@ -54,7 +54,7 @@ def predicted_by(model, x_t, t, output, variance_output):
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_a_step_costs_the_divergence_of_its_two_gaussians(variance):
-    """Against `variational_terms` of the process that visits t, s and what lies below."""
+    """Costs against `variational_terms` of the process that visits t, s and those below."""
     rng = np.random.default_rng(0)
     schedule = make_schedule(linear_betas(40, 1e-3, 0.4))
     x0, predicted, x_t = rng.uniform(-1, 1, (3, 64, 5)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_starting_at_t_costs_the_prior_term_of_a_process_that_ends_there():
 
 
 def test_a_learned_share_between_two_values_is_divided_among_them():
-    """The histogram keeps the mean of w, and sums to one."""
+    """The histogram of learned shares keeps the mean of w, and sums to one."""
 
     def apply_fn(params, x_t, t, cond, *, train, key):
         return jnp.concatenate([x_t, jnp.full_like(x_t, params)], axis=-1)
@@ -109,7 +109,7 @@ def test_a_learned_share_between_two_values_is_divided_among_them():
 
 
 def model_of(variance):
-    """The oracle of discrete data; it has "learned" the same variances everywhere."""
+    """The oracle of discrete data, with the same "learned" variance output everywhere."""
     whole = oracle.optimal_model(DATA, SCHEDULE)
 
     def apply_fn(params, x_t, *arguments, **options):
@@ -122,7 +122,7 @@ def model_of(variance):
 
 
 def chosen_for(variance, num):
-    """(timesteps, the bits that they promise)."""
+    """(chosen timesteps, their expected bits)."""
     measure = best.make_measure(model_of(variance), variance, clip=True)
     scan = TimestepScan(measure, 1000, mesh_of(1), 1000, same_noise=True)
     x0 = images(1000, seed=1)
@@ -139,7 +139,7 @@ def chosen_for(variance, num):
 
 
 def bits_of(variance, timesteps, num=4000):
-    """The bound of the chain over these timesteps, by its own terms; of each example."""
+    """The bound of the chain over these timesteps, of each example, by its own terms."""
     steps = np.unique(timesteps).astype(np.int32)
     whole = model_of(variance)
 
@@ -161,7 +161,7 @@ def test_the_bound_of_the_chosen_steps_is_what_was_promised_and_the_least(varian
     timesteps, promised = chosen_for(variance, 10)
     assert len(timesteps) == 10 and (np.diff(timesteps) < 0).all()
     found = bits_of(variance, timesteps)
-    # Of both: what was promised is of other images, fewer, and the same noise everywhere.
+    # The error of both: `promised` is of fewer and other images, with one noise at all t.
     error = standard_error(found) * math.sqrt(1 + 4)
     assert abs(found.mean() - promised) < 3 * error + 0.01
     for other in (linspace_timesteps(1000, 10), ddim_quadratic_timesteps(1000, 10)):
@@ -171,7 +171,7 @@ def test_the_bound_of_the_chosen_steps_is_what_was_promised_and_the_least(varian
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_last_step_costs_L_0_of_its_process(variance):
-    """From s, after a step from t: against `variational_terms` of a process of the two."""
+    """L_0 from s, after a step from t, against `variational_terms` of a process of both."""
 
     def apply_fn(params, x_t, t, cond, *, train, key):
         eps = 0.9 * x_t
@@ -205,7 +205,7 @@ def test_the_last_step_costs_L_0_of_its_process(variance):
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_the_last_step_has_the_variance_of_the_step_before(variance):
-    """With log variances as costs, which interpolation leaves as they are."""
+    """Log variances as costs, which interpolation leaves as they are."""
     shares = best.shares_of(variance)
     w = 0.75 if variance == "learned" else shares[0]
     statistics = best.Statistics(

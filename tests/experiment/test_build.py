@@ -1,4 +1,4 @@
-"""What a config says reaches the parts that are made of it."""
+"""Parts that are made of a config, against its values."""
 
 import ast
 import contextlib
@@ -51,7 +51,7 @@ def test_the_config_decides_the_schedule():
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("variance", ["fixed_large", "learned"])
 def test_the_config_decides_the_model(prediction, variance):
-    """With its network, or without one, as samplers' tables need it."""
+    """The model of a config, with its network or, as for samplers' tables, without one."""
     config = images_config()
     config.process.prediction, config.process.variance = prediction, variance
     config.model = UNetConfig(8, channel_mults=(1,), attn_resolutions=(), num_groups=4)
@@ -144,7 +144,7 @@ def test_the_config_decides_the_loss(name, kind):
 
 
 def test_the_key_of_a_loss_switches_dropout_on():
-    """Of every kind: without one it is off."""
+    """Dropout in losses of every kind is on with a key, and off without one."""
 
     def telling(params, x_t, t, cond, *, train, key):
         seen.append((train, key))
@@ -180,7 +180,7 @@ def test_learned_variances_are_trained_by_the_bound(kind):
     else:
         expected = losses.variational_loss(model, None, *batch_of_images())
     np.testing.assert_array_equal(found, expected)
-    # The network is twice as wide, and the sampler uses what it says unless told else.
+    # The network is twice as wide, and the sampler uses its variance unless told otherwise.
     shapes = jax.eval_shape(build.make_network(config)[0], jax.random.key(0))
     assert shapes["conv_out"]["kernel"].shape[-1] == 2
     assert build_sampler.make_table(without, config.sampling).is_learned
@@ -200,8 +200,8 @@ REFUSED = {
     "loss.min_snr_gamma=-1.0": "loss.min_snr_gamma (-1.0) must be",
     "process.zero_terminal_snr=True": "set it to v or x0",
     "process.schedule=jsd": "set it to v or x0",
-    "process.schedule=custom": "betas are given for custom",
-    "process.betas=(0.1,)": "betas are given for custom, and only then",
+    "process.schedule=custom": "must be given with process.schedule 'custom'",
+    "process.betas=(0.1,)": "and only then; it is 'linear'",
     "process.schedule=custom process.betas=(0.1, 0.2)": (
         "process.betas has 2 values, and process.num_timesteps is 20"
     ),
@@ -220,7 +220,7 @@ REFUSED = {
     ),
     "loss.kind=hybrid": "set that to learned, or loss.kind to prediction",
     "sampling.variance=learned": "needs a network that has learned it",
-    "loss.kind=variational loss.norm=l1": "of the prediction's error",
+    "loss.kind=variational loss.norm=l1": "set them to simple and l2",
     "loss.kind=hybrid process.variance=learned loss.weighting=variational": (
         "for learned ones set loss.kind to variational"
     ),
@@ -229,7 +229,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("fields", REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(fields):
-    """Before a plan is made: nothing compiled, nothing written."""
+    """Wrong fields are refused before a plan is made: nothing compiled, nothing written."""
     config = images_config()
     for field in re.split(r" (?=[a-z]+\.[a-z])", fields):
         path, _, text = field.partition("=")

@@ -1,4 +1,4 @@
-"""The configs that come with the project: they hold together, and say what they are."""
+"""The configs that come with the project: each is consistent, and is described."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a plan has beside its parts: how large the sample grids of a training are."""
+"""Sizes of the sample grids in a plan of training."""
 
 import fractions
 import itertools
@@ -15,14 +15,14 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def calls_of_grids(config, num, steps):
-    """With the raw weights and with the average, counted grid by grid."""
+    """Network calls of all grids, with the raw weights and with the average, one by one."""
     training = config.training
     every, last = training.sample_every, training.num_steps
     return 2 * num * steps * sum(is_due(every, s, last) for s in range(1, last + 1))
 
 
 def test_grids_take_at_most_a_tenth_of_the_calls():
-    """As many samples as that allows, of the steps asked for, unless those are too many."""
+    """Grids have as many samples as a tenth allows, of the steps asked for if these fit."""
     for num_steps, every, batch_size, num, steps in itertools.product(
         (1, 20, 999, 1000), (7, 500, 5000), (1, 64), (3, 64), (5, 50, 5000)
     ):

@@ -52,7 +52,7 @@ def small_unet(platform="cpu"):
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward_mode_is_a_central_difference(case):
-    """In float64. A convolution is bilinear: a central difference is exact at any step."""
+    """Tangents in float64. A central difference of a bilinear map is exact at any step."""
     size, channels, out, taps, stride, padding = case
     f = functools.partial(convolution, stride, padding)
     point = draw(2, *size, channels), draw(taps, taps, channels, out)
@@ -118,7 +118,7 @@ def test_derivatives_of_derivatives(case):
 @pytest.mark.parametrize("axes", [(0, None), (2, None), (None, 3), (2, 0)])
 @pytest.mark.parametrize("case", CASES)
 def test_vmap_is_one_by_one(case, axes):
-    """The convolution and both of its gradients."""
+    """The convolution and both of its gradients under vmap, against one by one."""
     size, channels, out, taps, stride, padding = case
     arrays = [draw(3, 2, *size, channels), draw(3, taps, taps, channels, out)]
 
@@ -217,7 +217,7 @@ def test_a_network_for_another_platform_computes_the_same():
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_network_can_be_exported_for_another_platform(platform):
-    """Forward mode through a scan too, on a machine that has only a CPU."""
+    """Export on a machine that has only a CPU, also of forward mode through a scan."""
     apply_fn, params = small_unet(platform)
 
     def chain(x):

@@ -40,7 +40,7 @@ def test_parameter_counts_of_the_papers_networks():
 
 
 def random_params(shapes, key=0):
-    """Every parameter random, so that nothing is hidden behind a zero."""
+    """Params that are all random, so that nothing is hidden behind a zero."""
     rng = np.random.default_rng(key)
     return jax.tree.map(lambda s: np.float32(0.2 * rng.standard_normal(s.shape)), shapes)
 
@@ -114,7 +114,7 @@ def test_dropout_acts_in_training_only(tiny):
 
 @pytest.mark.slow
 def test_initialisers_are_those_of_the_ddpm_code():
-    """Uniform with variance 1 / mean(fan_in, fan_out); zero where the code scales by 0."""
+    """Kernels are uniform of variance 1 / mean(fan_in, fan_out), or 0 where scaled by 0."""
     module = UNet(base_channels=64, channel_mults=(1, 2), num_res_blocks=1)
     params = as_functions(module, (8, 8, 3))[0](jax.random.key(0))
     block = params["down1_res0"]
@@ -145,7 +145,7 @@ def test_attention_lies_where_the_paper_has_it():
 
 
 def test_timestep_embedding_has_the_ddpm_order_and_divisor():
-    """sin || cos, frequencies from 1 down to 1/10000: both ends inclusive."""
+    """An embedding is sin || cos, frequencies from 1 down to 1/10000, both inclusive."""
     embedding = np.asarray(timestep_embedding(jnp.array([0, 3]), 8))
     np.testing.assert_allclose(embedding[0], [0, 0, 0, 0, 1, 1, 1, 1])
     frequencies = [1, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4]
@@ -190,12 +190,12 @@ def test_own_gradients_equal_those_that_jax_derives(size, taps, stride, padding)
     np.testing.assert_array_equal(y, z)
     for a, b in zip(stock_vjp(cotangent), own_vjp(cotangent), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-    # And against finite differences; a convolution is bilinear, so they are exact.
+    # Finite differences are exact, as a convolution is bilinear.
     check_grads(own, (x, kernel), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1.0)
 
 
 def test_the_program_holds_own_gradients_on_cpu():
-    """Both gradients as plain convolutions: no batch_group_count, no reversed window."""
+    """Gradients as plain convolutions: no batch_group_count, no reversed window."""
 
     def loss(x, kernel):
         return jnp.sum(conv_general_dilated(x, kernel, (1, 1), "SAME") ** 2)
@@ -233,7 +233,7 @@ def test_group_norm_has_the_epsilon_of_tensorflow():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_group_norm_is_its_definition(dtype):
-    """In float64: mean and variance of each group, then scale and bias of each channel."""
+    """Mean and variance of each group, then scale and bias of each channel, in float64."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(3 + 2 * rng.standard_normal((3, 4, 6, 8)), dtype)
     scale, bias = np.float32(rng.standard_normal((2, 8)))
@@ -249,7 +249,7 @@ def test_group_norm_is_its_definition(dtype):
 
 
 def test_group_norm_of_a_constant_is_finite():
-    """Its variance is rounding, of either sign, and larger than epsilon."""
+    """The computed variance of a constant is rounding, of either sign, above epsilon."""
     constants = jnp.linspace(100, 2000, 50).reshape(50, 1, 1, 1)
     norm = blocks.GroupNorm(2, jnp.float32)
     params = {"params": {"scale": jnp.ones(6), "bias": jnp.zeros(6)}}
@@ -265,7 +265,7 @@ def test_attention_takes_its_softmax_in_float32():
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    """Through one block, where dropout is followed by a linear map alone."""
+    """Dropout in one block, where it is followed by a linear map alone."""
     block = blocks.ResBlock(8, 0.3, 4, False, jnp.float32, "cpu")
     x, temb = jax.random.normal(jax.random.key(0), (4, 16, 16, 8)), jnp.ones((4, 8))
     params = random_params(
@@ -297,7 +297,7 @@ def test_mlp_sees_its_timestep_and_an_odd_embedding_ends_in_zero():
 
 
 def test_mlp_blocks_add_to_their_input():
-    """With every block silent the points still reach the output."""
+    """Points reach the output even if every block is silent."""
     module = MLP(out_channels=2, width=16, num_blocks=2)
     params = random_params(shapes_of(module, (2,)))
     for name in ("dense0b", "dense1b"):

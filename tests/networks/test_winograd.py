@@ -21,7 +21,7 @@ def draw(*shape):
 
 
 def direct(x, kernel):
-    """In float64: a correlation of planes for each pair of channels, added up."""
+    """A convolution in float64: correlations of planes for pairs of channels, added up."""
     result = np.zeros((*x.shape[:3], kernel.shape[3]))
     for b, c, k in np.ndindex(len(x), *kernel.shape[2:]):
         plane, taps = x[b, :, :, c].astype(float), kernel[:, :, c, k].astype(float)
@@ -38,7 +38,7 @@ def test_it_is_the_convolution(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_its_gradients_are_its_adjoints(size):
-    """A convolution is linear in both: <conv(x, k), y> = <x, dx(y, k)> = <k, dk(x, y)>."""
+    """A convolution is bilinear: <conv(x, k), y> = <x, dx(y, k)> = <k, dk(x, y)>."""
     x, kernel, y = draw(3, *size, 4), draw(3, 3, 4, 5), draw(3, *size, 5)
     expected = np.vdot(direct(x, kernel), y)
     of_x = np.vdot(x.astype(float), winograd.input_gradient(y, kernel))
@@ -49,7 +49,7 @@ def test_its_gradients_are_its_adjoints(size):
 
 
 def test_every_entry_of_the_gradients():
-    """An adjoint of one pair says one number; here each tap and each pixel has its own."""
+    """Gradients of each tap and each pixel, where an adjoint checks one number of all."""
     x, kernel = draw(1, 4, 4, 1), draw(3, 3, 1, 1)
     y = draw(1, 4, 4, 1)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
@@ -63,7 +63,7 @@ def test_every_entry_of_the_gradients():
 
 
 def test_it_rounds_hardly_more_than_the_convolution():
-    """Over 128 channels: the error against float64, in units of the output's spread."""
+    """The error over 128 channels against float64, in units of the output's spread."""
     x, kernel = draw(2, 16, 16, 128), draw(3, 3, 128, 64)
 
     def convolution(x, kernel):

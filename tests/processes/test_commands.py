@@ -60,7 +60,7 @@ def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
     assert Image.open(f"{out}_chain.png").size == (10 * 50 + 2, 8 * 50 + 2)
     assert not (tmp_path / "out.partial").exists()
 
-    # --num never changes an image, and the batch size no level of it.
+    # --num changes no image, and the batch size no level of an image.
     more, other = tmp_path / "more", tmp_path / "other"
     command(
         "sample.py",
@@ -176,7 +176,7 @@ def test_no_file_of_somebody_else_is_overwritten(run, command, tmp_path):
     (tmp_path / "p.partial").mkdir()
     (tmp_path / "p.partial/mine").write_text("precious")
     refused = command(*sample, f"--out={tmp_path / 'p'}", "--overwrite", check=2)
-    assert "holds something else" in refused.stderr
+    assert "holds other files" in refused.stderr
     before = (run / "config.json").read_bytes()
     refused = command(*sample, f"--out={run / 'config'}", "--overwrite", check=2)
     assert "belongs to the run" in refused.stderr
@@ -195,7 +195,7 @@ def test_damaged_runs_get_one_line(run, command, tmp_path):
         for text in ("[]", record.replace('"step": 20', '"step": "x"')):
             (folder / "run.json").write_text(text)
             result = command(*args, check=2)
-            assert "run.json is not what a run has written" in result.stderr
+            assert "run.json is damaged" in result.stderr
             assert result.stderr.count("\n") == 1
     (folder / "run.json").write_text(record)
     for text in ("{}", "[", '{"model": null}'):
@@ -230,17 +230,17 @@ BAD = [
     (("train.py", *TINY, "--config.ema.more_decays=0.995,"), "must all be different"),
     (("train.py", *TINY, "--config.ema.stds=0.05,0.3"), "ema.stds (0.3) must be in 0.015"),
     (("train.py", *TINY, "--config.ema.snapshots=-1"), "ema.snapshots (-1)"),
-    (("train.py", *TINY, "--workdir=gs://bucket/run"), "lies in a file system"),
+    (("train.py", *TINY, "--workdir=gs://bucket/run"), "in a file system"),
     (("train.py", *TINY, f"--workdir={ROOT}/README.md"), "README.md is a file"),
     (("train.py", *TINY, f"--workdir={ROOT}/tests"), "is not the folder of a run"),
     (("train.py", *TINY, "--workdir=/proc/run"), "/proc/run"),
     (("train.py", *TINY, "--config.data.source=digit"), "did you mean digits?"),
     (
         ("train.py", TINY[0], "--config.model.channel_mults=(1,1,1,1,1)"),
-        "data.image_size (8,) must divide by 16",
+        "data.image_size (8,) must be divisible by 16",
     ),
     (("train.py", *TINY, "--workdri=x"), "did you mean --workdir?"),
-    (("train.py", *TINY, "num_steps=3"), "'num_steps=3' is no flag"),
+    (("train.py", *TINY, "num_steps=3"), "'num_steps=3' is not a flag"),
     (("train.py", *TINY, "--workdir", "--overwrite"), "--workdir needs a value"),
     (("train.py", *TINY, "--config.model.channel_mults=(1,2)"), "is given twice"),
     (("train.py", *TINY, "--config.data.batch_size=99999999999"), "data.batch_size"),
@@ -253,7 +253,7 @@ BAD = [
     (("train.py", *TINY, "--config.training=3"), "config.training is a section; set a"),
     (("train.py", *TINY, "--config.training.microbatch=3"), "digits.py --help lists them"),
     (("train.py", *TINY, "--config.num_steps=3"), "did you mean config.training.num_steps"),
-    (("train.py", "--config=configs"), "that is a folder; there are"),
+    (("train.py", "--config=configs"), "it is a folder; there are"),
     (("train.py", *TINY, "--flagfile"), "--flagfile: with no argument"),
     (("train.py", *TINY, "--flagfile=nowhere"), "--flagfile: Unable to open"),
     (("train.py", *TINY, "--pdb"), "--pdb: there is no such flag"),
@@ -264,7 +264,7 @@ BAD = [
     (("train.py", *TINY, "--workdir=~no_such_user/x"), "--workdir ~no_such_user/x"),
     (("train.py", *TINY, "--init_from="), "--init_from is empty"),
     (("train.py", *TINY, "--init_weights=raw"), "--init_weights raw needs --init_from"),
-    (("train.py", *TINY, "--overwrite", "--change_learning_rate"), "no --overwrite"),
+    (("train.py", *TINY, "--overwrite", "--change_learning_rate"), "give one of them"),
     (
         (
             "train.py",
@@ -310,7 +310,7 @@ BAD = [
     (("sample.py", "--workdir=RUN", "--step"), "--step"),
     (("sample.py", "--workdir=RUN", "--step=7"), "no checkpoint of step 7; it has 20"),
     (("sample.py", "--workdir=RUN", "--data_path=x"), "for --spacing auto"),
-    (("evaluate.py", "--workdir=RUN", "--ode", "--step=last"), "nor newest nor best"),
+    (("evaluate.py", "--workdir=RUN", "--ode", "--step=last"), "of a step, newest or best"),
     (
         ("export.py", "--workdir=RUN", "--out=RUN/checkpoints/x.npz"),
         "checkpoints/x.npz belongs to the run",
@@ -372,7 +372,7 @@ def test_bad_input_gets_one_line_and_exit_status_2(args, said, run, command, tmp
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("config = 3\n", "it defines no function get_config()"),
+        ("config = 3\n", "must define a function get_config()"),
         ("def get_config():\n    return 1 / 0\n", "line 2 raised ZeroDivisionError"),
         ("def get_config():\n    return 3\n", "must return a diffusion_jax.config.Config"),
         ("def get_config(:\n", "raised SyntaxError"),
@@ -400,12 +400,12 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(command, tmp_path):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     workdir = f"--workdir={tmp_path / 'run'}"
     result = command("train.py", *TINY, workdir, env=environment, check=2)
-    assert "data.batch_size (16) must divide by the 3 devices; take 15" in result.stderr
+    assert "must be divisible by the number of devices, 3; take 15" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
-    """And warns, in one line, of what is allowed but odd."""
+    """A dry run prints the config, writes nothing, and warns in one line of what is odd."""
     args = (
         "--config.process.schedule=constant",
         "--config.process.beta_end=0.5",
@@ -422,7 +422,7 @@ def test_a_dry_run_prints_the_config_and_writes_nothing(command, tmp_path):
 
 
 def test_a_dry_run_and_a_run_refuse_a_run_that_is_being_trained(run, tmp_path):
-    """Or whose examples are others; and neither writes."""
+    """A run in training, or with other examples, is refused, and nothing is written."""
     config = run_folder.read_config(run)
     before = sizes(run)
     with open(run / ".lock") as lock:
@@ -474,7 +474,7 @@ def test_odd_betas_are_not_said_again_by_sample(command, tmp_path, run):
 
 
 def test_few_steps_of_the_ode_are_warned_of(command, run):
-    few = ("--ode", "--ode_steps=3", "--weights=mean")  # Which ends it there.
+    few = ("--ode", "--ode_steps=3", "--weights=mean")  # These weights are refused.
     result = command("evaluate.py", f"--workdir={run}", *few, check=2)
     assert "warning: --ode_steps 3: fewer than 20" in result.stderr
 
@@ -486,7 +486,7 @@ def test_flags_may_come_from_a_file(command, run, tmp_path):
 
 
 def test_the_newest_run_is_the_default(run, command, tmp_path):
-    """From a folder with two runs: the one whose checkpoints changed last."""
+    """The default of two runs in a folder is the one whose checkpoints changed last."""
     for name, when in (("old", 1), ("new", 2)):
         folder = tmp_path / "runs" / name
         folder.parent.mkdir(exist_ok=True)

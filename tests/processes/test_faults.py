@@ -1,4 +1,4 @@
-"""What can happen to a run from outside, done to real processes."""
+"""Faults that can happen to a run from outside, in real processes."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ def whole(tmp_path_factory, command):
 
 
 def arrays_of(workdir):
-    """All of the newest checkpoint: weights, averages, optimiser, tally, key."""
+    """All of the newest checkpoint: params, averages, optimiser, tally, key."""
     config = run_folder.read_config(workdir)
     init_fn, _ = build.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
@@ -80,7 +80,7 @@ def kill(process):
 
 
 def killed_again_and_again(workdir, log, flags, kills, seed):
-    """kill -9 at random moments, and at random moments while a checkpoint is written."""
+    """Kill a run (-9) at random moments, and while it writes a checkpoint."""
     rng = random.Random(seed)
     for i in range(kills):
         process = start_training(workdir, log, *flags)
@@ -115,7 +115,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_was_not(
     whole, tmp_path, kills, seed, command
 ):
     workdir, log, flags = tmp_path / "run", tmp_path / "log", INTERVALS
-    if kills > 3:  # Long enough to be killed so often.
+    if kills > 3:  # Long enough to be killed this often.
         whole, flags = tmp_path / "whole", (*flags, "--config.training.num_steps=3000")
         command(*train_arguments(whole, *flags), check=0)
     killed_again_and_again(workdir, log, flags, kills, seed)
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_was_not(
 
 
 def test_signals_save_and_the_run_goes_on_with_the_same_bits(whole, tmp_path):
-    """SIGTERM exits 0, Ctrl-C 130 and says how to go on; the end is the same."""
+    """SIGTERM exits with 0 and Ctrl-C with 130; the run then goes on to the same bits."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
         before = max(saved_steps(workdir), default=0)
@@ -143,7 +143,7 @@ def test_signals_save_and_the_run_goes_on_with_the_same_bits(whole, tmp_path):
 
 @pytest.mark.slow
 def test_signals_before_the_first_step_leave_cleanly_and_at_once_if_repeated(tmp_path):
-    """While it compiles, and nothing is there to be saved."""
+    """Signals while a run compiles and has nothing to save."""
     log = tmp_path / "log"
     for numbers, status in (
         ((signal.SIGINT, signal.SIGINT), 130),
@@ -163,7 +163,7 @@ def test_signals_before_the_first_step_leave_cleanly_and_at_once_if_repeated(tmp
 
 
 def test_ctrl_c_in_the_first_seconds_leaves_without_a_word(tmp_path):
-    """While Python imports, and while the config is checked."""
+    """Ctrl-C while Python imports, and while the config is checked."""
     log = tmp_path / "log"
     for delay in (0.15, 1.6, 2.4):
         process = start_training(tmp_path / "run", log, *ENDLESS)
@@ -178,7 +178,7 @@ def test_ctrl_c_in_the_first_seconds_leaves_without_a_word(tmp_path):
 
 @pytest.mark.slow
 def test_what_it_was_told_first_is_its_exit_status(tmp_path):
-    """Ctrl-C and then SIGTERM, and the other way round."""
+    """The first of Ctrl-C and SIGTERM decides the exit status, in either order."""
     for numbers, status in (
         ((signal.SIGINT, signal.SIGTERM), 130),
         ((signal.SIGTERM, signal.SIGINT), 0),
@@ -243,7 +243,7 @@ def assert_says_in_one_line(log, *parts):
 
 @pytest.mark.slow
 def test_a_warning_of_a_loss_is_heard_and_the_run_stops(tmp_path):
-    """Of Orbax itself, below a folder whose name it takes for a pattern."""
+    """A warning of Orbax itself, below a folder whose name it takes for a pattern."""
     code = (
         "import sys, runpy\n"
         "from diffusion_jax.runtime import files\n"
@@ -263,7 +263,7 @@ def test_a_warning_of_a_loss_is_heard_and_the_run_stops(tmp_path):
 
 @pytest.mark.slow
 def test_full_shared_memory_is_named_and_not_the_disk_of_the_run(tmp_path):
-    """In a mount namespace of its own, where /dev/shm is 4 kB and full."""
+    """A run in a mount namespace of its own, where /dev/shm is 4 kB and full."""
     rng = np.random.default_rng(0)
     for i in range(20):
         picture = rng.integers(0, 256, (8, 8), np.uint8)
@@ -288,12 +288,12 @@ def test_full_shared_memory_is_named_and_not_the_disk_of_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_what_is_saved_stays(whole, small_disk, tmp_path):
-    """Somebody else fills it; when there is room again the run goes on, with its bits."""
+    """A disk that another program fills; with room again the run goes on with its bits."""
     workdir, log = small_disk / "run", tmp_path / "log"
     process = start_training(workdir, log, *INTERVALS)
     wait_for(lambda: len(saved_steps(workdir)) >= 2)
     with (small_disk / "filler").open("wb", buffering=0) as filler:
-        while process.poll() is None:  # What the run deletes is taken as well.
+        while process.poll() is None:  # Room that the run frees is taken as well.
             with contextlib.suppress(OSError):
                 filler.write(bytes(4096))
     assert process.wait(60) == 1, log.read_text()
@@ -308,7 +308,7 @@ def test_a_full_disk_stops_the_run_and_what_is_saved_stays(whole, small_disk, tm
 
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, command):
-    """No file may be larger than 20 kB: that is what a quota does as well."""
+    """Files may not be larger than 20 kB, as with a quota."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     few = ("--config.training.num_steps=25", "--config.training.checkpoint_every=25")
     command(*train_arguments(workdir, *INTERVALS, *few), check=0)
@@ -325,7 +325,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, command):
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     whole, tmp_path, command
 ):
-    """By train.py; sample.py, which must not, takes the one before and says so."""
+    """Damage is set aside by train.py; sample.py leaves it, and takes the one before."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     shutil.copytree(whole, workdir)
     newest, before = saved_steps(workdir)[-1], saved_steps(workdir)[-2]

@@ -19,7 +19,7 @@ def test_help_with_a_config_lists_its_fields_and_without_one_says_so(command):
     plain = command("train.py", "--help", check=0).stdout
     assert "--workdir: The run's folder" in plain and "--config.data" not in plain
     assert "--config FILE --help lists every field" in plain
-    config = run_folder.read_config(FIXTURE)  # Of the same config, with other values.
+    config = run_folder.read_config(FIXTURE)  # The same config, with other values.
     for args in (
         ("--config", "configs/swiss_roll.py", "--help"),
         ("-h", "--config=configs/swiss_roll.py"),

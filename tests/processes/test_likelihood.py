@@ -32,7 +32,7 @@ NUM = 48  # Images: three batches of 16.
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, command):
-    """A run of forty steps: it knows next to nothing, but its bound is one."""
+    """A run of forty steps, which has learned little, but has a bound."""
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     options = (
         "--config.training.num_steps=40",
@@ -52,7 +52,7 @@ def evaluate(command, run, out, *more, what="--likelihood", check=0):
 
 @pytest.fixture(scope="module")
 def whole(run, command, tmp_path_factory):
-    """The evaluation of NUM held-out images with every timestep: (P, what it printed)."""
+    """The evaluation of NUM held-out images with every timestep: (path, printed text)."""
     out = tmp_path_factory.mktemp("evaluation") / "whole"
     result = evaluate(command, run, out, f"--max_examples={NUM}")
     return out, result.stdout
@@ -64,7 +64,7 @@ def figures(out):
 
 @pytest.mark.statistical
 def test_the_figure_is_that_of_the_terms_drawn_otherwise(run, whole):
-    """All 200 images, t by t, in a plain loop with noise of its own."""
+    """The bound of all 200 images, t by t, in a plain loop with noise of its own."""
     found = figures(whole[0])
     config = run_folder.read_config(run)
     model = build.make_model(config)
@@ -112,7 +112,7 @@ def test_a_part_of_the_timesteps_agrees_within_its_standard_error(
     assert part["num_examples"] == 200 and part["num_timesteps_sampled"] == 12
     error = part["standard_error"] + all_of_them["standard_error"]
     assert abs(part["bits_per_dim"] - all_of_them["bits_per_dim"]) < 4 * error
-    # While it trained, the same images had the same timesteps and noise.
+    # In training, the same images had the same timesteps and noise.
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     first, last = (line for line in lines if "bits_per_dim" in line)
     assert (first["step"], last["step"]) == (20, 40)
@@ -138,7 +138,7 @@ def test_the_loss_by_quarter_of_t_has_the_mean_of_all(run):
 
 @pytest.mark.slow
 def test_the_ode_is_that_of_the_run(run, command, tmp_path):
-    """As test_flow.py has it, on these images with these weights."""
+    """Bits per dimension of `Flow`, on the run's images with its average."""
     more = ("--ode_steps=7", f"--max_examples={NUM}")
     result = evaluate(command, run, tmp_path / "ode", *more, what="--ode")
     found = figures(tmp_path / "ode")
@@ -155,7 +155,7 @@ def test_the_ode_is_that_of_the_run(run, command, tmp_path):
 
 @pytest.mark.slow
 def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
-    """By sample.py; evaluate.py finds them."""
+    """Timesteps that sample.py has chosen are found by evaluate.py."""
     sampling = (f"--workdir={run}", "--num=4", "--batch_size=4", "--steps=6")
     result = command(
         "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/s", check=0
@@ -167,7 +167,7 @@ def test_timesteps_are_chosen_once_for_a_checkpoint(run, command, tmp_path):
     result = evaluate(command, run, tmp_path / "auto", "--steps=6", "--spacing=auto")
     assert "choosing timesteps" not in result.stdout
     assert figures(tmp_path / "auto")["timesteps"] == chosen
-    # What is kept is not believed when it is damaged, and made again.
+    # A damaged file is not used, and is made again.
     kept.write_bytes(b"")
     result = command(
         "sample.py", *sampling, "--spacing=auto", f"--out={tmp_path}/r", check=0
@@ -189,7 +189,7 @@ def test_no_other_chain_is_as_good_as_the_chosen_one(run, command, tmp_path):
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
     run, whole, command, tmp_path
 ):
-    """kill -9 after the first of three batches, then Ctrl-C, then to the end."""
+    """An evaluation with kill -9 after the first of three batches, then Ctrl-C."""
     out, log = tmp_path / "cut", tmp_path / "log"
     arguments = [
         *(sys.executable, str(ROOT / "evaluate.py"), f"--workdir={run}", "--likelihood"),
@@ -216,7 +216,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
     assert not (tmp_path / "cut.partial").exists()
     written = out.with_suffix(".json").read_bytes()
     result = evaluate(command, run, out, f"--max_examples={NUM}")
-    assert "is of the same request already" in result.stdout
+    assert "has the result of this request already" in result.stdout
     result = evaluate(command, run, out, "--max_examples=5", check=2)
     assert "exists already" in result.stderr
     assert out.with_suffix(".json").read_bytes() == written
@@ -238,12 +238,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_files(
         (("--steps=5", "--spacing=best"), "--spacing ('best') is unknown"),
         (("--steps=5", "--spacing=log_snr"), "has times between"),
         (("--steps=5", "--num_timesteps_sampled=6"), "must be in 1 .. 5"),
-        (("--ode",), "give it with one of"),
+        (("--ode",), "give --likelihood or --ode alone"),
         (("--ode_steps=0",), "ode_steps"),
         (("--ode_steps=1000000",), "ode_steps"),
         (("--out=~nobody_here/x",), "--out ~nobody_here/x"),
         (("--workdir=~nobody_here/x",), "--workdir ~nobody_here/x"),
-        (("--out=RUN/checkpoints/x",), "is taken"),
+        (("--out=RUN/checkpoints/x",), "belongs to the run"),
     ],
 )
 def test_bad_input_gets_one_line(run, command, tmp_path, flags, said):
@@ -254,15 +254,16 @@ def test_bad_input_gets_one_line(run, command, tmp_path, flags, said):
 
 
 def test_points_have_no_such_likelihood(command, tmp_path):
-    """But a density under the flow."""
+    """Points are refused where levels are needed, but have a density under the flow."""
     workdir = tmp_path / "run"
     shutil.copytree(ROOT / "tests/fixtures/run_0.1.0", workdir)
     result = evaluate(command, workdir, tmp_path / "out", check=2)
-    assert "is of points" in result.stderr and result.stderr.count("\n") == 1
+    assert "of points; --ode" in result.stderr and result.stderr.count("\n") == 1
     sampling = (f"--workdir={workdir}", "--spacing=auto", "--steps=5")
     result = command("sample.py", *sampling, f"--out={tmp_path}/s", check=2)
     assert "--spacing ('auto')" in result.stderr and result.stderr.count("\n") == 1
-    evaluate(command, workdir, tmp_path / "out", "--max_examples=50", what="--ode")
+    result = evaluate(command, workdir, tmp_path / "out", "--max_examples=50", what="--ode")
+    assert "ode: 50 points, " in result.stdout and "images" not in result.stdout
     assert figures(tmp_path / "out")["likelihood_of"] == "x at t = 0"
 
 
@@ -270,7 +271,7 @@ def test_points_have_no_such_likelihood(command, tmp_path):
 def test_both_are_checked_before_the_first_and_what_is_finished_is_not_done_again(
     run, command, tmp_path
 ):
-    """The bound, then a job that is in the way of the ODE, then both."""
+    """A file in the way of the ODE stops both jobs; a finished bound is not done again."""
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     arguments = ("evaluate.py", f"--workdir={workdir}", "--likelihood", "--max_examples=4")
@@ -281,12 +282,12 @@ def test_both_are_checked_before_the_first_and_what_is_finished_is_not_done_agai
     assert not list(folder.glob("likelihood_held_out*.json"))
     command(*arguments, check=0)
     result = command(*arguments, "--ode", "--ode_steps=2", check=0)
-    assert "is of the same request already" in result.stdout
+    assert "has the result of this request already" in result.stdout
     assert (folder / "ode_held_out_steps2_num4.json").exists()
 
 
 def test_damaged_statistics_are_measured_anew(tmp_path):
-    """A flipped bit anywhere: refused, or without any effect."""
+    """A flipped bit anywhere in a file of statistics is refused, or has no effect."""
     found = Statistics(np.ones((4, 21)), np.ones((4, 1)), np.full((4, 1), 0.5), 0.25)
     path, about = tmp_path / "kept.npz", {"weights": "ema"}
     said = {"about": json.dumps(about), "sha256": auto_timesteps._digest(found)}

@@ -1,4 +1,4 @@
-"""A run, or what it was trained on, that was moved; a run that cannot be written."""
+"""Runs and data that were moved; runs that cannot be written."""
 
 import errno
 import shlex
@@ -50,7 +50,7 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     check_same_data(workdir, plan.config, plan.data)
     assert (workdir / "config.json").read_bytes() == before
     old.rename(new)
-    with pytest.raises(BadRequest, match="is not there; .* is now, --data_path says"):
+    with pytest.raises(BadRequest, match="is not there; .* its new place with --data_path"):
         check_data_there(workdir, plan.config)
 
     def refuse(*_):
@@ -59,10 +59,10 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_config", refuse)
         check_same_data(workdir, *plan_of(new)[:2])
-    assert "not kept in" in capsys.readouterr().out
+    assert "cannot be kept in" in capsys.readouterr().out
     check_same_data(workdir, *plan_of(new)[:2])
     assert run_folder.read_config(workdir).data.path == str(new)
-    assert "from now on where the data are" in capsys.readouterr().out
+    assert "new place of the data is kept" in capsys.readouterr().out
     shutil.copytree(new, tmp_path / "other")
     pixel = Image.open(new / "03.png")
     pixel.putpixel((0, 0), 255 - pixel.getpixel((0, 0)))
@@ -73,15 +73,15 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
 
 
 def test_overwrite_spares_what_the_new_run_needs(tmp_path):
-    """Its pictures, if they lie among the samples of the run that is to be deleted."""
+    """Pictures and weights among the samples of a run that is to be deleted are spared."""
     workdir = tmp_path / "run"
     (workdir / "samples").mkdir(parents=True)
     pictures = a_folder(workdir / "samples" / "pictures")
     config = plan_of(pictures).config
     run_folder.write_config(workdir, config)
-    with pytest.raises(BadRequest, match=r"would delete .*samples, and so data.path"):
+    with pytest.raises(BadRequest, match=r"would delete .*samples, and with it data.path"):
         train.prepare(config, workdir, None, train.Request(overwrite=True))
-    with pytest.raises(BadRequest, match="would delete .*, and so --init_from"):
+    with pytest.raises(BadRequest, match="would delete .*, and with it --init_from"):
         source = workdir / "samples" / "w.npz"
         save_to_file(source, weights_of(config), config)
         config.data = DataConfig()
@@ -95,7 +95,7 @@ def weights_of(config):
 
 
 def test_a_run_does_not_lie_in_its_own_data(tmp_path):
-    """What it draws would be among its examples."""
+    """A run in its data's folder is refused: its samples would be among its examples."""
     pictures = a_folder(tmp_path / "pictures")
     for workdir in (pictures, pictures / "runs" / "a"):
         with pytest.raises(BadRequest, match=r"lies in data.path|holds \d+.png"):
@@ -106,7 +106,7 @@ def test_a_run_does_not_lie_in_its_own_data(tmp_path):
 def test_a_run_on_read_only_storage_keeps_its_statistics_beside_the_results(
     tmp_path, command
 ):
-    """In a mount namespace of its own; what is measured once is found the next time."""
+    """Statistics of a read-only run are measured once, and found the next time."""
     workdir = tmp_path / "run"
     command(*train_arguments(workdir, "--config.training.num_steps=3"), check=0)
     bind = f"mount --bind {workdir} {workdir} && mount -o remount,ro,bind {workdir}"

@@ -1,4 +1,4 @@
-"""What is installed, and what importing costs."""
+"""Contents of the installed package, and the cost of importing it."""
 
 import os
 import re
@@ -86,7 +86,7 @@ def test_the_commands_are_found_from_any_folder_and_configs_by_name(tmp_path):
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains_and_samples(tmp_path):
-    """Without this folder: the wheel has the commands and the configs in it."""
+    """A wheel has the commands and the configs in it, and does not need this folder."""
     site, work = tmp_path / "site", tmp_path / "work"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, str(ROOT)], check=True)

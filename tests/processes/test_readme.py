@@ -10,7 +10,7 @@ from PIL import Image
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
-# Whose commands are run, in this order.
+# Pages whose commands are run, in this order.
 PAGES = (
     "README.md",
     "docs/commands.md",
@@ -39,10 +39,9 @@ FEWER_STEPS = (
     "--config.training.num_steps=20 --config.training.sample_every=20 "
     "--config.training.checkpoint_every=10"
 )
-# Long commands run with fewer steps; those of `make` are what runs this very test, or
-# are made of commands that are run here.
 NARROW = "--config.model.base_channels=32 --config.data.batch_size=16"
 PICTURES = "python train.py --config configs/folder.py --config.data.path=my_pictures/"
+# Long commands and the options that shorten them.
 LONG = {
     # The set is prepared where the fixture has put it.
     "python train.py --config configs/cifar10.py": (
@@ -64,7 +63,7 @@ LONG = {
     "python train.py --config configs/digits.py --config.ema.more_decays=0.9,0.999 "
     "--workdir runs/averages": FEWER_STEPS,
 }
-# The environment of this test has what they install.
+# Commands that install what the environment of this test has.
 INSTALL = {
     "python3 -m venv .venv && . .venv/bin/activate",
     "pip install -r requirements.txt",
@@ -98,7 +97,7 @@ def test_files_that_a_page_links_to_exist(page):
 
 @pytest.mark.parametrize("page", map(str, DOCS))
 def test_tests_that_a_page_names_exist(page):
-    """`test_what_it_shows`, or `test_what_...` for the beginning of one."""
+    """Names of tests: `test_what_it_shows`, or `test_what_...` for the beginning of one."""
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name, more in re.findall(r"`(test_\w+?)_?(\.\.\.)?`", (ROOT / page).read_text()):
         assert re.search(rf"def {name}{'' if more else '[(]'}", tests), name
@@ -136,7 +135,7 @@ def test_the_commands_run_in_their_order(folder, tfds_sets, command):
 
 
 def test_short_commands_run(folder, command):
-    """Those under a minute, as they stand; sampling needs the run of the slow test."""
+    """Training commands of less than a minute run as they stand."""
     short = [c for c in COMMANDS if c.startswith("python train.py") and c not in LONG]
     assert short
     for line in short:
@@ -155,7 +154,7 @@ def test_the_oracle_of_the_docs_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_python_of_the_readme_learns(tmp_path, monkeypatch):
-    """Its samples have the quartiles and the spread of the data."""
+    """Samples of the README's Python have the quartiles and the spread of the data."""
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(python_of("README.md"), names)

@@ -21,7 +21,7 @@ COMMANDS = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
 
 
 def picture_config(tmp_path):
-    """A run of tiny pictures of four colours, which asks for everything."""
+    """Config of a run on tiny pictures that asks for everything."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", arr_0=rng.integers(0, 256, (40, 4, 4, 3)).astype("u1"))
     config = points_config(num_steps=9000, sample_every=3000, likelihood_every=3000)
@@ -45,7 +45,7 @@ def picture_config(tmp_path):
 
 
 def test_a_smoke_run_does_all_that_the_config_asks_for(tmp_path, capsys):
-    """With the network and the data of the config, twice in the same folder."""
+    """A smoke run with the config's network and data, twice in the same folder."""
     config, workdir = picture_config(tmp_path), tmp_path / "run"
     said = []
     for _ in range(2):
@@ -75,9 +75,9 @@ def test_a_smoke_run_does_all_that_the_config_asks_for(tmp_path, capsys):
 
 def test_a_smoke_run_leaves_another_run_alone(tmp_path):
     config = dataclasses.replace(picture_config(tmp_path), name="mine")
-    for name in ("mine", "other.smoke"):  # By its name and by its length.
+    for name in ("mine", "other.smoke"):  # No smoke run by its name, or by its length.
         run_folder.write_config(tmp_path, dataclasses.replace(config, name=name))
-        with pytest.raises(BadRequest, match="no smoke run; .* or none for runs/smoke/min"):
+        with pytest.raises(BadRequest, match="not a smoke run; .* to take runs/smoke/mine"):
             smoke.run(config, tmp_path, train.Request(), COMMANDS)
     assert run_folder.read_config(tmp_path).name == "other.smoke"
 

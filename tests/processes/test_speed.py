@@ -1,4 +1,4 @@
-"""What was won in speed is still there: ratios in one process, with generous bounds."""
+"""Gains in speed, as ratios in one process, with generous bounds."""
 
 import os
 import statistics
@@ -53,7 +53,7 @@ def direct(x, kernel):
 
 
 def test_products_of_matrices_are_faster_than_a_wide_convolution():
-    """Batch 8, 16x16, 256 channels."""
+    """Matrix products against XLA's convolution of batch 8, 16x16, 256 channels."""
     x, kernel = draw(8, 16, 16, 256), draw(3, 3, 256, 256)
     own, stock = (compiled(f, x, kernel) for f in (winograd.convolution, direct))
     assert ratio(own, stock) < 0.95
@@ -61,7 +61,7 @@ def test_products_of_matrices_are_faster_than_a_wide_convolution():
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to share")
 def test_a_narrow_convolution_is_shared_by_the_cores():
-    """Batch 64, 8x8, 32 channels: processor time over time."""
+    """Processor time over time of a convolution of batch 64, 8x8, 32 channels."""
     x, kernel = draw(64, 8, 8, 32), draw(3, 3, 32, 32)
     program = jax.jit(direct, compiler_options=cpu.compiler_options())
     program = program.lower(x, kernel).compile()
@@ -75,7 +75,7 @@ def test_a_narrow_convolution_is_shared_by_the_cores():
 
 
 def test_gradients_in_a_loop_cost_what_they_cost_outside():
-    """The stock ones take 13 to 33 times as long in one."""
+    """Gradients in a loop, where the stock ones take 13 to 33 times as long."""
     x, kernel = draw(16, 8, 8, 32), draw(3, 3, 32, 32)
 
     def loss(kernel, x):
@@ -92,7 +92,7 @@ def test_gradients_in_a_loop_cost_what_they_cost_outside():
 
 
 def test_group_norm_is_as_fast_as_that_of_flax():
-    """With its gradient."""
+    """GroupNorm and its gradient, against those of Flax."""
     x = draw(64, 16, 16, 32)
 
     def gradient(module):
@@ -108,7 +108,7 @@ def test_group_norm_is_as_fast_as_that_of_flax():
 
 
 def test_a_chain_costs_what_its_forward_passes_cost():
-    """50 steps of the digits network."""
+    """A chain of 50 steps of the digits network, against 50 forward passes."""
     config = load_config(str(ROOT / "configs" / "digits.py"))
     init_fn, _ = build.make_network(config)
     model = build.make_model(config)

@@ -1,7 +1,7 @@
-"""Runs of earlier versions: read as long as they can be.
+"""Runs of earlier versions, which are read as long as they can be.
 
-fixtures/run_0.1.0 is a run of this command, by the version of its name, without what a
-later version needs not:
+fixtures/run_0.1.0 is a run of these commands, by the version of its name, without files
+that a later version does not need:
 
     python train.py --config configs/swiss_roll.py --workdir run_0.1.0 \
         --config.model.width=8 --config.model.num_blocks=1 \
@@ -30,7 +30,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "run_0.1.0"
 
 @pytest.mark.parametrize("kind", ["raw", "ema", "0.9", "std:0.1"])
 def test_the_run_of_version_0_1_has_its_weights(kind):
-    """Those that it exported itself."""
+    """Weights of a run of version 0.1 are those that this version exported itself."""
     found = load_from_run(FIXTURE, run_folder.read_config(FIXTURE), kind)
     expected = weight_files.read(FIXTURE / f"{kind.replace(':', '')}.safetensors")
     assert (found.kind, found.step) == (expected.kind, expected.step) == (kind, 20)

@@ -45,7 +45,7 @@ def state():
 
 
 def at(state, step):
-    """The state at a step, its weights those of this step alone."""
+    """The state at a step, with params of this step alone."""
     params = jax.tree.map(lambda x: x + step, state.params)
     return state._replace(step=jnp.int32(step), params=params)
 
@@ -66,7 +66,7 @@ def assert_same(a, b):
 
 
 def record(workdir, **changed):
-    """A run.json, as the trainer writes one before it saves."""
+    """Write run.json, as the trainer does before it saves."""
     values = {
         "format": FORMAT,
         "version": "0.1.0",
@@ -91,7 +91,7 @@ def saved(tmp_path_factory, state):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, state):
-    """The loss of a step is known only after it is saved."""
+    """The newest and the best checkpoint are kept, where losses come after their saves."""
     losses = {}
     with Checkpoints(tmp_path, 2, writing=True) as checkpoints:
         for step, loss in {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: None, 6: 4.0}.items():
@@ -135,7 +135,7 @@ def test_no_checkpoint_is_none(tmp_path, state):
 
 
 def flipped(path, rng):
-    """One random bit of a file, changed."""
+    """Change one random bit of a file."""
     content = bytearray(path.read_bytes())
     content[rng.integers(len(content))] ^= 1 << rng.integers(8)
     path.write_bytes(bytes(content))
@@ -146,7 +146,7 @@ def files_of(folder):
 
 
 def test_a_flipped_bit_changes_no_weight_unnoticed(saved, state, tmp_path):
-    """In every file of the newest checkpoint: it is read whole, or not at all."""
+    """A bit in any file of the newest checkpoint: it is read whole, or not at all."""
     names = [p.relative_to(saved) for p in files_of(saved / "checkpoints/3")]
     refused = 0
     for i, name in enumerate(names * 2):
@@ -164,7 +164,7 @@ def test_a_flipped_bit_changes_no_weight_unnoticed(saved, state, tmp_path):
 @pytest.mark.slow
 def test_three_hundred_flipped_bits(saved, state, tmp_path):
     names = [p.relative_to(saved) for p in files_of(saved / "checkpoints/3")]
-    # Mostly in what holds the numbers.
+    # Every second bit is in the file with the numbers.
     large = max(names, key=lambda name: (saved / name).stat().st_size)
     for i in range(300):
         workdir = tmp_path / "run"
@@ -177,7 +177,7 @@ def test_three_hundred_flipped_bits(saved, state, tmp_path):
 
 
 def restored_after(change, state, workdir):
-    """What is restored if Orbax itself has written other parts, as a valid checkpoint."""
+    """Restore after Orbax itself has written other parts, as a valid checkpoint."""
     record(workdir)
     with Checkpoints(workdir, writing=True) as checkpoints:
         checkpoints.save(at(state, 1))
@@ -256,7 +256,7 @@ def test_with_none_left_nothing_is_touched(saved, state, tmp_path):
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_run_under_any_name_is_saved_and_can_be_moved(saved, state, tmp_path, name):
-    """Also as the name of a folder above it; and a run that was saved under a plain one."""
+    """Odd names of a run and of a folder above it; a run that is moved to or from one."""
     workdir, moved = tmp_path / name / name, tmp_path / f"moved {name}"
     workdir.mkdir(parents=True)
     record(workdir)
@@ -314,12 +314,12 @@ def test_too_many_open_files_are_not_the_checkpoints_fault(saved, state, tmp_pat
     workdir = copied(saved, tmp_path)
     before = sorted(workdir.rglob("*"))
     with Checkpoints(workdir, writing=True) as checkpoints:
-        gc.collect()  # What it would close meanwhile.
+        gc.collect()  # Files that would be closed meanwhile.
         with one_file_left_to_open(), pytest.raises(RunFailed) as error:
             checkpoints.restore(like(state))
         said = str(error.value)
         assert "Too many open files" in said and "damaged" not in said
-        assert "says nothing of the checkpoint itself" in said
+        assert "though the checkpoint may be whole" in said
         assert "overwrite" not in said and "nothing was changed" in said
         assert checkpoints.restore(like(state)).step == 3
     assert sorted(workdir.rglob("*")) == before
@@ -336,7 +336,7 @@ def test_too_many_open_files_are_not_the_checkpoints_fault(saved, state, tmp_pat
 def test_the_newest_is_not_passed_over_for_want_of_permission(
     saved, state, tmp_path, monkeypatch, fault
 ):
-    """The one before could be read: the work since then would be lost."""
+    """An unreadable newest checkpoint is an error: the one before would lose work."""
     with Checkpoints(copied(saved, tmp_path), writing=True) as checkpoints:
         load = checkpoints._checkpointer.load
 
@@ -346,12 +346,12 @@ def test_the_newest_is_not_passed_over_for_want_of_permission(
             return load(step, *arguments)
 
         monkeypatch.setattr(checkpoints._checkpointer, "load", fails)
-        with pytest.raises(RunFailed, match="3 cannot be .* nothing of the checkpoint"):
+        with pytest.raises(RunFailed, match="3 cannot be .* checkpoint may be whole"):
             checkpoints.restore(like(state))
 
 
 def test_a_fault_that_passes_costs_no_checkpoint(saved, state, tmp_path, monkeypatch):
-    """The newest cannot be read, and a moment later it can."""
+    """A newest checkpoint that cannot be read, and a moment later can."""
     workdir, tried = copied(saved, tmp_path), []
     with Checkpoints(workdir, writing=False) as checkpoints:
         load = checkpoints._checkpointer.load
@@ -378,7 +378,7 @@ def test_a_named_pipe_in_a_checkpoint_is_not_waited_for(saved, state, tmp_path, 
 
 
 def test_a_checkpoint_of_another_version_says_what_it_lacks(tmp_path, state):
-    """As the first version wrote it: one average, no checksums, no run.json."""
+    """A checkpoint of the first version: one average, no checksums, no run.json."""
     old = {"params": state.params, "ema_params": state.params, "step": state.step}
     folder = (tmp_path / "checkpoints").absolute()
     with ocp.training.Checkpointer(folder) as writer:
@@ -393,7 +393,7 @@ def test_a_checkpoint_of_another_version_says_what_it_lacks(tmp_path, state):
 
 
 def test_the_checksum_notices_every_single_bit(state):
-    """Of all bits of a small tree, by the arithmetic that the docstring claims."""
+    """A changed bit of a small tree changes its checksum, computed as documented."""
     from diffusion_jax.runs.checkpoints import _checksum
 
     words = RNG.integers(0, 2**32, 5, np.uint32)
@@ -412,16 +412,16 @@ def test_run_json_is_read_as_it_was_written_or_refused(tmp_path):
     found = read_record(tmp_path)
     assert (found.step, found.wall_time_s, found.format) == (7, 1.5, FORMAT)
     tree = json.loads((tmp_path / "run.json").read_text())
-    # A later version may say more.
+    # A later version may write more fields.
     (tmp_path / "run.json").write_text(json.dumps(tree | {"more": 1}))
     assert read_record(tmp_path) == found
     wrong = [{"step": "7"}, {"step": -1}, {"data": "abc"}, {"versions": None}]
     for broken in ("{", "[]", "{}", *(json.dumps(tree | change) for change in wrong)):
         (tmp_path / "run.json").write_text(broken)
-        with pytest.raises(BadRequest, match="run.json is not what"):
+        with pytest.raises(BadRequest, match="run.json is damaged"):
             read_record(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(tree | {"format": FORMAT + 1}))
-    with pytest.raises(BadRequest, match="this version knows formats up to"):
+    with pytest.raises(BadRequest, match="this version reads formats up to"):
         read_record(tmp_path)
 
 
@@ -449,4 +449,4 @@ def test_what_are_no_snapshots_is_left_out(tmp_path):
         (folder / name).touch()
     assert list(ema_snapshots.moments(tmp_path)) == [Moment(500, 0.05)]
     ema_snapshots.delete_after(tmp_path, 499)
-    assert len(list(folder.iterdir())) == 4  # Neither that one nor what a kill left.
+    assert len(list(folder.iterdir())) == 4  # The valid one and what a kill left are gone.

@@ -18,7 +18,7 @@ from diffusion_jax.runs.ema import (
 
 
 def density(moment, tau):
-    """p(tau) = (g + 1) tau^g / t^(g + 1) on (0, t]."""
+    """The density p(tau) = (g + 1) tau^g / t^(g + 1) on (0, t]."""
     g, t = power_exponent(moment.std), moment.step
     return np.where(tau <= t, (g + 1) * (np.minimum(tau, t) / t) ** g / t, 0.0)
 
@@ -103,7 +103,7 @@ def test_a_power_average_weighs_each_step_by_its_density(std):
 
 
 def test_a_power_average_late_in_a_long_run():
-    """At t = 800,000 it moves by (g + 1) / t, which float32 must not lose."""
+    """An average at t = 800,000 moves by (g + 1) / t, which float32 must not lose."""
     weight = update_shares(EMAConfig(stds=(0.05,)), jnp.array([799_999]))["std:0.05"]
     g = power_exponent(0.05)
     np.testing.assert_allclose(weight, (g + 1) / 8e5, rtol=2e-5)
@@ -121,7 +121,7 @@ def test_weights_that_rebuild_what_is_there_are_one_and_zeros():
 
 @pytest.mark.parametrize("std", [0.02, 0.08, 0.15, 0.25])
 def test_the_misfit_is_the_distance_of_the_densities(std):
-    """By quadrature on a fine grid; and no other combination that sums to 1 is nearer."""
+    """The misfit by quadrature on a fine grid; no other combination of sum 1 is nearer."""
     moments = [Moment(100 * i, s) for i in range(1, 11) for s in (0.05, 0.1)]
     wanted = Moment(1000, std)
     weights, misfit = rebuilding_coefficients(moments, wanted)
@@ -153,7 +153,7 @@ def trajectory_of(num_steps):
     ("num_moments", "bound"), [(10, 1.2e-2), (25, 2.5e-3), (50, 1.2e-3)]
 )
 def test_averages_of_analytic_trajectories_are_rebuilt(num_moments, bound):
-    """Against the same average, tracked; relative to what the trajectory spans."""
+    """Rebuilt averages against tracked ones, relative to what the trajectory spans."""
     num = 1000
     path = trajectory_of(num)
     followed = tracked(EMAConfig(stds=(0.05, 0.1, 0.08, 0.15)), path)
@@ -163,7 +163,7 @@ def test_averages_of_analytic_trajectories_are_rebuilt(num_moments, bound):
     for std in (0.08, 0.15):
         weights, _ = rebuilding_coefficients(moments, Moment(num, std))
         rebuilt, direct = weights @ snapshots, followed[f"std:{std}"][-1]
-        # Snapshots come out of a float32 recursion's weights: 2e-4 in a density above.
+        # The recursion's shares are in float32: hence 2e-4 in the density test above.
         assert rebuilt[0] == pytest.approx(1, abs=1e-6)
         error = np.abs(rebuilt - direct).max()
         assert error < bound, (std, error)
@@ -174,7 +174,7 @@ def test_averages_of_analytic_trajectories_are_rebuilt(num_moments, bound):
 
 
 def test_a_power_average_of_powers_is_the_closed_form():
-    """Of theta(tau) = tau^a it is (g + 1) / (g + 1 + a) t^a, up to the size of a step."""
+    """The average of tau^a is (g + 1) / (g + 1 + a) t^a, up to the size of a step."""
     num, std = 4000, 0.1
     g = power_exponent(std)
     found = tracked(EMAConfig(stds=(std,)), trajectory_of(num)[:, :3])[f"std:{std}"][-1]

@@ -1,4 +1,4 @@
-"""Files of a run are input too: whatever is in them, a command says one line."""
+"""Files of a run are input too: whatever they hold, a command fails in one line."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def in_folder(tmp_path, text):
 
 @pytest.mark.parametrize("kind", ["UNetConfig", "MLPConfig"])
 def test_whatever_a_field_of_a_config_holds_it_is_refused_or_can_be_built(kind, tmp_path):
-    """In one line; what passes is a network that JAX can lay out, in seconds."""
+    """Fields are refused in one line, or give a network that JAX can lay out in seconds."""
     good = Config(model=UNetConfig(32, (1,), 1, attn_resolutions=()))
     if kind == "MLPConfig":
         good = run_folder.read_config(FIXTURE)
@@ -77,7 +77,7 @@ TOO_LARGE = {
     '"base_channels": 16384': "which no machine holds",
     '"num_res_blocks": 100000': "must be in 1 .. 100",
     '"num_res_blocks": 100, "channel_mults": [1, 1, 1, 1, 1, 1]': "1,206 blocks",
-    '"channel_mults": []': "must hold one width",
+    '"channel_mults": []': "must hold one multiple",
     f'"channel_mults": {[1] * 20}': "at most 15 levels",
 }
 
@@ -106,11 +106,11 @@ def test_no_text_is_more_than_a_wrong_file(text, tmp_path):
     with pytest.raises(BadRequest, match="is not the config of a run"):
         run_folder.read_config(in_folder(tmp_path, text))
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(BadRequest, match="is not what a run has written"):
+    with pytest.raises(BadRequest, match="run.json is damaged"):
         read_record(tmp_path)
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "request.json").write_text(text)
-    with pytest.raises(BadRequest, match="holds something else|another request"):
+    with pytest.raises(BadRequest, match="holds other files|another request"):
         Partial(tmp_path / "out", {"a": 1}).claim([], overwrite=False, others="--out")
 
 
@@ -151,7 +151,7 @@ def test_lines_of_metrics_that_no_run_has_written_are_left_out(tmp_path):
 
 
 def test_the_config_of_a_run_goes_through_the_checks_of_train(command, tmp_path):
-    """Three commands, the three examples of the report, as processes."""
+    """Three commands with three configs of a run that are wrong, as processes."""
     config = from_json((FIXTURE / "config.json").read_text())
     tree = tree_of(config)
     tree["model"] = {"kind": "UNetConfig", "channel_mults": [1], "attn_resolutions": []}
@@ -184,7 +184,7 @@ def test_a_result_without_its_figure_is_not_one():
 
 
 def test_a_field_that_nobody_knows_is_no_config(tmp_path):
-    """A damaged name would else be the default of the field: other samples."""
+    """A damaged field name would mean the default of the field, and other samples."""
     config = Config(model=UNetConfig(attn_resolutions=()))
     config.process.schedule = "cosine"
     run_folder.write_config(tmp_path, config)

@@ -55,7 +55,7 @@ def run(*args, **variables):
 
 
 def test_a_second_process_takes_the_chain_from_the_cache_and_gets_the_same_bits(tmp_path):
-    """By default in the user's cache folder; also the chain that tells its progress."""
+    """A chain that tells its progress, cached by default in the user's cache folder."""
     first, _ = run(XDG_CACHE_HOME=tmp_path)
     second, _ = run(XDG_CACHE_HOME=tmp_path)
     folder = tmp_path / "diffusion_jax/compiled"

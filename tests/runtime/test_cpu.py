@@ -1,4 +1,4 @@
-"""What makes a CPU fast: the compiler's options, and memory that stays."""
+"""Settings that make a CPU fast: the compiler's options, and memory that stays."""
 
 import platform
 import subprocess
@@ -74,7 +74,7 @@ def test_other_devices_get_none(monkeypatch):
 @pytest.mark.skipif(not cpu.is_all_there_is(), reason="for machines without a GPU")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of glibc")
 def test_memory_that_stays_costs_no_page_faults():
-    """The first product is 36 MiB, more than malloc ever keeps by itself."""
+    """Page faults of products of 36 MiB, more than malloc ever keeps by itself."""
 
     def faults(how):
         command = [sys.executable, "-c", FAULTS, how]

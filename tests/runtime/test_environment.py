@@ -46,7 +46,7 @@ def test_a_setting_that_changes_what_is_computed_is_named(option, value, monkeyp
     ],
 )
 def test_commands_say_so_in_one_line_and_write_nothing(setting, tmp_path):
-    """JAX_PLATFORMS=cuda where there is no GPU; what jax itself cannot read."""
+    """Settings that jax refuses, such as JAX_PLATFORMS=cuda where there is no GPU."""
     name, _, value = setting.partition("=")
     workdir = tmp_path / "run"
     for args in (

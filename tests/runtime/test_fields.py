@@ -50,7 +50,7 @@ def test_every_field_has_help_and_every_number_its_bounds():
 
 @pytest.mark.parametrize("path", BOUNDED)
 def test_a_number_just_outside_of_its_range_is_refused_by_name(path):
-    """Ends that do not belong to the range as well; of a tuple any of its elements."""
+    """Numbers outside, at ends that do not belong to the range, and in a tuple."""
     leaf = LEAVES[path]
     low, high = leaf.about.range
     whole = leaf.kind in (int, tuple[int, ...])
@@ -103,9 +103,10 @@ def test_every_choice_is_taken_and_a_misspelt_one_answered(path):
         check_values(config_with(path, longest + "x"))
 
 
-# A changed field and others; the last one alone gives it an effect.
+# A field, its changed value, other fields that leave it no effect, and a remedy.
 IDLE = [
-    ("data.resize", "squash", {"data.source": "npz"}, {"data.source": "folder"}),
+    ("data.resize", "squash", {}, {"data.source": "folder"}),
+    ("data.resize", "squash", {"data.source": "two_moons"}, {"data.source": "npz"}),
     ("data.unreadable", "skip", {}, {"data.source": "tfds:cifar10"}),
     ("data.memory_gib", 0.5, {}, {"data.source": "tfds:mnist"}),
     ("data.num_workers", 4, {}, {"data.source": "folder"}),
@@ -117,6 +118,9 @@ IDLE = [
         {"data.held_out": "x", "data.source": "npz"},
         {"data.held_out": ""},
     ),
+    ("data.held_out_fraction", 0.2, {}, {"data.source": "npz"}),
+    ("data.held_out_fraction", 0.3, {}, {"data.source": "tfds:mnist"}),
+    ("process.zero_terminal_snr", True, {"process.schedule": "jsd"}, {}),
     ("process.beta_start", 0.01, {"process.schedule": "cosine"}, {}),
     (
         "process.beta_end",
@@ -128,6 +132,12 @@ IDLE = [
     ("loss.min_snr_gamma", 3.0, {}, {"loss.weighting": "min_snr"}),
     ("loss.p2_gamma", 0.5, {"loss.weighting": "snr"}, {"loss.weighting": "p2"}),
     ("loss.p2_k", 0.5, {}, {"loss.weighting": "p2"}),
+    (
+        "loss.p2_k",
+        2.0,
+        {"loss.weighting": "p2", "loss.p2_gamma": 0.0},
+        {"loss.p2_gamma": 0.5},
+    ),
     ("loss.sigmoid_bias", 2.0, {}, {"loss.weighting": "sigmoid"}),
     ("loss.variational_scale", 0.1, {"loss.kind": "variational"}, {"loss.kind": "hybrid"}),
     ("optimizer.weight_decay", 0.1, {}, {"optimizer.name": "adamw"}),
@@ -158,7 +168,7 @@ def test_a_changed_field_that_has_no_effect_is_told_of(path, value, others, reme
             setattr(getattr(config, section), field, new)
 
     put(others)
-    assert without_effect(config) == []  # Unless it is changed.
+    assert without_effect(config) == []  # The field has its default.
     put({path: value})
     (said,) = without_effect(config)
     assert said.startswith(f"{path} ({value!r}) has no effect: it is for ")
@@ -168,10 +178,23 @@ def test_a_changed_field_that_has_no_effect_is_told_of(path, value, others, reme
     assert without_effect(config) == []
 
 
+def test_a_field_of_another_that_has_no_effect_has_none_either():
+    config = Config()
+    config.sampling.threshold, config.sampling.dynamic_percentile = "dynamic", 0.9
+    assert without_effect(config) == []
+    config.data.image_size = ()
+    threshold, percentile = without_effect(config)
+    assert threshold.startswith("sampling.threshold ('dynamic') has no effect: ")
+    assert percentile == (
+        "sampling.dynamic_percentile (0.9) has no effect: it is for data.image_size set, "
+        "and data.image_size is ()"
+    )
+
+
 @pytest.mark.parametrize("path", [p for p, x in LEAVES.items() if x.about.only_with])
 def test_what_a_field_is_for_are_values_of_other_fields(path):
     for other, wanted in LEAVES[path].about.only_with.items():
-        if other == "data.source":  # Whose names are in its help.
+        if other == "data.source":  # The help has the names.
             assert all(w.rstrip("*") in LEAVES[other].about.help for w in wanted)
         elif wanted not in (SET, NOT_SET):
             assert set(wanted) <= set(LEAVES[other].about.choices)

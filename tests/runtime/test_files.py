@@ -53,7 +53,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 def test_no_reader_of_a_run_waits_for_a_named_pipe(tmp_path):
-    """Each file of a run by the function that reads it."""
+    """Each file of a run, as a named pipe, by the function that reads it."""
     for name in (
         "config.json",
         "run.json",
@@ -135,7 +135,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def writers(folder):
-    """All that writes a file, by the name of the file."""
+    """Functions that write a file, by the name of the file."""
     image = Image.new("L", (8, 8))
     params = {"a": np.zeros(2, np.float32)}
     record = Record(1, "0", {}, "", {}, 0, "")
@@ -157,7 +157,7 @@ def writers(folder):
 
 
 def test_no_link_is_written_through(tmp_path):
-    """Neither one at the name itself nor one at a name that version 0.1 used on the way."""
+    """Targets of links at a file's name, or at a name that 0.1 used on the way, stay."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
     folder = tmp_path / "run"
@@ -206,7 +206,7 @@ def a_run(workdir):
 
 
 def test_of_a_link_the_link_is_deleted_and_the_rest_of_the_run(tmp_path, capsys):
-    """As after moving checkpoints/ to another disk."""
+    """A link to checkpoints/ on another disk is deleted, and its target stays."""
     workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     a_run(workdir)
     (workdir / "checkpoints").rename(elsewhere)
@@ -219,7 +219,7 @@ def test_of_a_link_the_link_is_deleted_and_the_rest_of_the_run(tmp_path, capsys)
 
 
 def test_nothing_is_deleted_where_something_cannot_be(tmp_path, monkeypatch):
-    """A part that is another file system; a folder without permission."""
+    """A run with a part on another file system, or without permission, stays whole."""
     workdir = tmp_path / "run"
     a_run(workdir)
     before = sorted(workdir.rglob("*"))
@@ -247,8 +247,9 @@ def test_weights_come_back_from_a_file_of_any_name(tmp_path, name, suffix):
     np.testing.assert_array_equal(found.params["a.b"], [0, 1, 2])
 
 
-# What opens, writes or deletes by a name, and where that is what is meant.
+# Functions that open, write or delete by a name.
 BY_NAME = {"write_text", "write_bytes", "read_text", "read_bytes", "rmtree", "fdopen"}
+# Files that may call such functions.
 ALLOWED = {
     "diffusion_jax/runtime/files.py": BY_NAME | {"open"},
     "diffusion_jax/data/report.py": {"fdopen"},  # A new file in the temporary folder.
@@ -256,7 +257,7 @@ ALLOWED = {
 
 
 def calls_by_name(source):
-    """Calls of what is named above, and of `open`, other than through `files`."""
+    """Calls of BY_NAME and of `open`, other than through `files`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             function = node.func

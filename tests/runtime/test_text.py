@@ -36,7 +36,7 @@ def test_each_way_to_print_prints_one_line(capsys):
 
 @pytest.mark.parametrize("where", ["closed pipe", "/dev/full", "closed"])
 def test_what_cannot_be_printed_ends_nothing(where, tmp_path):
-    """A reader that has left, a full disk below a log, no output at all."""
+    """Output to a reader that has left, to a full disk or to nothing ends no program."""
     code = (
         "from diffusion_jax.runtime.progress import ProgressBar\n"
         "from diffusion_jax.runtime.text import say\n"

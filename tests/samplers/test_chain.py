@@ -1,4 +1,4 @@
-"""The scan: against a plain loop and exact moments; its promises about noise and memory."""
+"""The scan: against a plain loop and exact moments; its noise and its memory."""
 
 import dataclasses
 import functools
@@ -79,7 +79,7 @@ def samples_of(indices):
     return chain.Samples(jax.random.key(0), jnp.asarray(indices))
 
 
-PROGRAMS = {}  # By the identity of a model, which has no hash.
+PROGRAMS = {}  # By the id of a model.
 
 
 def jitted(model):
@@ -97,7 +97,7 @@ def run(table, n=64, *, model=GAUSSIAN, start=0, shape=(1,), cond=None, **option
 
 
 def noises_of(indices, num_rows, shape):
-    """Those of the chain by its contract, the initial one first; [num_rows + 1, B, ...]."""
+    """Noises of a chain by its contract, the initial one first; [num_rows + 1, B, ...]."""
     keys = [jax.random.fold_in(jax.random.key(0), index) for index in indices]
     return np.float64(
         [
@@ -108,7 +108,7 @@ def noises_of(indices, num_rows, shape):
 
 
 def as_numpy(network):
-    """A network of arrays of a batch, for `run_table`."""
+    """A network of NumPy arrays at one timestep, for `run_table`."""
 
     def at_one_time(x, t):
         return np.float64(network(jnp.float32(x), jnp.full(len(x), t, jnp.float32)))
@@ -121,7 +121,7 @@ def as_numpy(network):
 
 @pytest.mark.parametrize("name", ALL)
 def test_scan_equals_a_python_loop_in_float64(name):
-    """Clipped, so that the hook counts, and with noise drawn by its contract."""
+    """A chain that clips, so that the hook counts, and has noise drawn by its contract."""
     table = make(name, UNEVEN)
     found = run(table, 5, start=3, hook=thresholding.static_threshold)[0]
     noises = noises_of(range(3, 8), table.num_rows, (1,))
@@ -202,7 +202,7 @@ def test_with_the_exact_variance_every_number_of_steps_gives_the_data(total):
 
 
 def with_variance_output(answer, output):
-    """A model with a learned variance that says the same everywhere."""
+    """A model of learned variances with the same variance output everywhere."""
 
     def both(x_t, t, cond):
         between = jnp.full_like(x_t, output)
@@ -212,7 +212,7 @@ def with_variance_output(answer, output):
 
 
 def test_a_learned_variance_scales_the_noise_of_its_row():
-    """-1, 0, 1 give beta-tilde, the geometric mean, beta: rows of the other two tables."""
+    """Outputs -1, 0, 1 give beta-tilde, geometric mean, beta: rows of two other tables."""
     chosen = timesteps.trailing_timesteps(T, 40)
     for output in (-1.0, 0.0, 1.0):
         model = with_variance_output(lambda x_t, t, cond: jnp.zeros_like(x_t), output)
@@ -240,7 +240,7 @@ def test_a_table_of_fixed_variances_ignores_learned_ones():
 
 
 def test_a_table_of_learned_variances_needs_a_model_that_has_them():
-    """And a model that should have them needs a network that has."""
+    """A table of learned variances needs a model and a network that have them."""
     model = with_variance_output(gaussian_eps, 0.0)
     table = make("ddpm", [9, 5], model)
     run(table, model=model)
@@ -259,7 +259,7 @@ def test_a_table_of_learned_variances_needs_a_model_that_has_them():
 @pytest.mark.parametrize("kind", [*parameterization.PREDICTION_TYPES, "score"])
 @pytest.mark.parametrize("name", ["ddim eta=0.5", "unipc", "heun"])
 def test_all_parameterisations_give_the_same_samples(name, kind):
-    """The same oracle, told as eps, x0, v or score, through a chain that clips."""
+    """Samples of one oracle as eps, x0, v or score, by a chain that clips."""
 
     def answer(x_t, t, cond):
         eps, t = gaussian_eps(x_t, t), t.astype(jnp.int32)
@@ -289,13 +289,13 @@ def test_the_network_is_told_each_timestep_in_float32(name):
     )
     jax.effects_barrier()
     assert seen == np.float32(table.t).tolist()
-    if "churn" not in name:  # Which moves them: see test_methods.py.
+    if "churn" not in name:  # Churn moves them: see test_methods.py.
         assert set(seen) == {900.0, 500.5, 20.0}
     np.testing.assert_allclose(samples, 0.0, atol=1e-6)
 
 
 def test_x0_is_clipped_before_the_mean_is_formed():
-    """A network that says x_0 = 5 everywhere: every row's x_0 is 1, so the end is 1."""
+    """A network that predicts x_0 = 5: every row's x_0 is 1, so the end is 1."""
     far = model_of(lambda x_t, t, cond: jnp.full_like(x_t, 5.0), "x0")
     for name in ("ddim", "dpmpp_3m", "unipc", "heun"):
         table = make(name, timesteps.trailing_timesteps(T, 5), far)
@@ -329,7 +329,7 @@ PROJECTION = projection(jnp.clip)
 
 
 def conditions(n):
-    """Different in each row."""
+    """Conditions that differ in each row."""
     row = np.arange(n, dtype=np.float32)[:, None]
     known = np.concatenate([row / n - 0.4, 0.3 - row / n], axis=1)
     return {"known": known, "mask": np.float32([[1, 0]]) * (row % 3 < 2)}
@@ -357,8 +357,8 @@ def test_a_hook_that_uses_x_t_level_and_cond_equals_the_loop_in_float64(name):
     "name", ["ddpm", "dpmpp_3m eta=0.5", "unipc +langevin", "heun churn=20 +langevin"]
 )
 def test_the_hook_sees_x0_x_t_level_and_cond_of_each_row(name):
-    """In the order of the rows: the prediction before it is changed, the state that the
-    network was asked at, and the level of that state."""
+    """Arguments in the order of the rows: the prediction before it is changed, the state
+    that the network was asked at, and the level of that state."""
     seen, asked = [], []
 
     def answer(x_t, t, cond):
@@ -408,7 +408,7 @@ def test_without_conditions_network_and_hook_are_told_none():
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_sample_has_its_own_condition(name):
-    """The network says that x_0 is the label: then that is what comes out."""
+    """A network whose x_0 is the label: each sample comes out as its own label."""
     labels = np.random.default_rng(0).permutation(16).astype(np.int32)
 
     def answer(x_t, t, cond):
@@ -425,7 +425,7 @@ def conditioned(x_t, t, cond):
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc +langevin"])
 def test_conditions_are_split_with_the_batch(name):
-    """Each with its example, in another batch and in one divided over four devices."""
+    """Conditions stay with their examples, in another batch and over four devices."""
     table, cond = make(name, timesteps.trailing_timesteps(T, 8)), conditions(64)
     options = {"model": model_of(conditioned), "shape": (2,), "hook": PROJECTION}
     one = np.asarray(run(table, 64, cond=cond, **options)[0])
@@ -459,7 +459,7 @@ def test_conditions_are_split_with_the_batch(name):
 
 
 def rows_of(num_devices):
-    """The sharding of a batch over so many devices."""
+    """The sharding of a batch over this many devices."""
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((num_devices,), ("data",), axis_types=auto)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -467,9 +467,9 @@ def rows_of(num_devices):
 
 @pytest.mark.parametrize("name", ["ddpm", "unipc +langevin"])
 def test_noise_depends_on_seed_index_and_row_alone(name):
-    """In another batch, another place in it, and on another number of devices.
+    """Noise in another batch, at another place in it, and on another number of devices.
 
-    The same bits of the initial noise; at the end what rounding of another shape leaves.
+    The initial noise has the same bits; the end differs by the rounding of another shape.
     """
     table = make(name, timesteps.trailing_timesteps(T, 8))
     one, start = (np.asarray(x) for x in run(table, 64, frames=(0,)))
@@ -545,7 +545,7 @@ def test_padding_changes_no_sample_and_calls_no_network(name):
 def test_a_chain_in_stretches_is_the_whole_chain(name):
     """`start_chain` and `run_rows`: any division of the rows gives the same samples.
 
-    With conditions and a hook, and the last stretch padded, as between segments.
+    The chain has conditions and a hook, and the last stretch is padded.
     """
     table, samples, cond = make(name, UNEVEN), samples_of(range(8)), conditions(8)
     frames, model = (2, table.num_rows), model_of(conditioned)
@@ -568,7 +568,7 @@ def test_a_chain_in_stretches_is_the_whole_chain(name):
 
 
 def test_one_compilation_for_any_method_steps_spacing_or_eta():
-    """Of the same length, history and batch: the table is an argument."""
+    """Tables of one length, history and batch share a program: they are an argument."""
 
     @jax.jit
     @chex.assert_max_traces(n=1)

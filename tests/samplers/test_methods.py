@@ -39,12 +39,12 @@ METHODS = methods.METHODS
 
 
 class Traits(NamedTuple):
-    """What the contract leaves open to a method; the defaults are those of most."""
+    """Traits that the contract leaves open to a method; the defaults are those of most."""
 
-    order: int = 1  # Of one without noise.
+    order: int = 1  # Order of the method without noise.
     num_previous: int = 0
     has_anchor: bool = False
-    is_two_stage: bool = False  # Two rows a step, from a slope that must be finite.
+    is_two_stage: bool = False  # Two rows per step, from a slope that must be finite.
 
 
 # A new method needs a row here only where it differs from the defaults.
@@ -136,7 +136,7 @@ def test_a_respaced_ddpm_is_the_ddpm_of_the_respaced_process(count):
 
 
 def keeps_the_marginals(table, share, after):
-    """From x = sqrt(a) x_0 + sqrt(1-a) eps each row leads to the same form at the next."""
+    """Assert that rows lead from sqrt(a) x_0 + sqrt(1-a) eps to that form at the next."""
     np.testing.assert_allclose(
         table.to_x.x * np.sqrt(share) + table.to_x.x0, np.sqrt(after), rtol=1e-12
     )
@@ -182,7 +182,7 @@ def test_a_sigma_of_no_such_process_is_refused():
 
 
 def test_repeated_timesteps_change_nothing():
-    """DDIM's quadratic list has them; its code takes them as steps of no length."""
+    """Repeated timesteps, as in DDIM's quadratic list, are steps of no length."""
     once = [800.0, 300.0, 2.0, 0.0]
     for make, model in (
         (methods.ddpm_table, MODEL),
@@ -244,12 +244,12 @@ def test_steps_that_multiply_errors_of_x0_are_warned_of(start):
                 make(MODEL, chosen)
         assert len(said) == warned
         if warned:
-            text = f"dpmpp_2m weighs predicted x_0 with {total(h):.4g} in all at timestep"
+            text = f"dpmpp_2m multiplies the predicted x_0 by {total(h):.4g} in all at"
             assert text in str(said[0].message)
 
 
 def test_3m_tells_the_weight_of_all_three_predictions():
-    """Each weight is the step of a parabola: 1 at one prediction, 0 at the other two."""
+    """Each coefficient is the step of a parabola: 1 at one prediction, 0 at the others."""
     chosen = [999.0, 900.0, 800.0, 200.0]
     lam = half_log_snr(levels(SCHEDULE, chosen)[0])[:3]
     total = 0.0
@@ -258,7 +258,7 @@ def test_3m_tells_the_weight_of_all_three_predictions():
         basis = np.polynomial.Polynomial.fromroots(others) / np.prod(lam[k] - others)
         total += abs(exact_step(SCHEDULE, 800.0, 200.0, 0.0, basis))
     assert total > 3.5
-    with pytest.warns(UserWarning, match=f"with {total:.4g} in all at timestep 800,"):
+    with pytest.warns(UserWarning, match=f"by {total:.4g} in all at timestep 800,"):
         methods.dpmpp_3m_table(MODEL, chosen)
 
 
@@ -269,7 +269,7 @@ def test_other_ruinous_steps_are_warned_of_and_usual_ones_are_not():
         ("dpmpp_3m", COSINE, timesteps.karras_timesteps(COSINE, 5)),
         ("unipc", COSINE, [999, 900, 500, 499.9, 200, 20, 0]),
     ):
-        with pytest.warns(UserWarning, match=f"{name} weighs predicted x_0"):
+        with pytest.warns(UserWarning, match=f"{name} multiplies the predicted x_0"):
             METHODS[name](Model(schedule), chosen)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -299,7 +299,7 @@ def test_the_last_row_lands_on_x0_without_noise(name, count):
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "score"])
 @pytest.mark.parametrize("name", METHODS)
 def test_x0_comes_out_of_what_the_network_predicts(name, kind):
-    """At each row's own t, also the trial points of Heun and a corrector's rows."""
+    """x_0 at each row's own t, also at Heun's trial points and in a corrector's rows."""
     table = METHODS[name](Model(SCHEDULE, kind), UNEVEN)
     table = methods.with_langevin(table)
     share = alphas_cumprod_at(SCHEDULE, table.t)
@@ -323,9 +323,9 @@ OPTIONS = {"eta": 0.5, "churn": 20.0, "steps_per_level": 2}
     ],
 )
 def test_the_level_of_a_row_is_the_noise_level_of_its_timestep(name, option, schedule):
-    """Also of trial rows, of churned ones, of a corrector's, and of padding.
+    """Levels of all rows, also of trial, churned and corrector's rows and of padding.
 
-    By the definition of real-valued times: log alphas_cumprod is a polygon.
+    At real-valued times log alphas_cumprod is a polygon, by definition.
     """
     options = {} if option is None else {option: OPTIONS[option]}
     plain = METHODS[name](Model(schedule), UNEVEN, **options)
@@ -369,7 +369,7 @@ def test_only_what_a_method_needs_is_carried(name):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", METHODS)
 def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told(name):
-    """x_T of a zero terminal SNR has no weight in x_0, and ends in its place."""
+    """x_T of a zero terminal SNR has no part in x_0, which is the prediction alone."""
     make = METHODS[name]
     for betas in (jsd_betas(100), rescale_zero_terminal_snr(linear_betas(100))):
         schedule = make_schedule(betas)
@@ -385,12 +385,23 @@ def test_from_pure_noise_the_first_row_takes_x0_as_it_is_told(name):
             assert (first.x0_from_x, first.x0_from_prediction) == (0, of_prediction)
             assert first.level == (0, 1)
         for kind in ("eps", "score"):
-            with pytest.raises(ValueError, match="predict v or x0"):
+            with pytest.raises(ValueError, match=f"prediction '{kind}'.*predict v or x0"):
                 make(Model(schedule, kind), chosen)
             assert make(Model(schedule, kind), chosen[1:]).num_rows == 9
         for same in ([99, 98.5, 30], [99, 99, 30]):
             with pytest.raises(ValueError, match="the same noise|strictly"):
                 make(Model(schedule, "v"), same)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_langevin_takes_one_step_where_there_is_no_signal_and_names_the_remedies():
+    model = Model(make_schedule(jsd_betas(100)), "v")
+    with pytest.raises(ValueError, match=r"\(langevin_steps\).* at 99, .*take 1 step, or"):
+        methods.langevin_table(model, [99, 50, 0], steps_per_level=2)
+    assert methods.langevin_table(model, [99, 50, 0], steps_per_level=1).num_rows == 3
+    assert methods.langevin_table(model, [98, 50, 0], steps_per_level=2).num_rows == 6
+    with pytest.raises(ValueError, match="above timestep 98; take only one timestep above"):
+        methods.langevin_table(model, [99, 98.5, 0])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -416,8 +427,8 @@ def test_where_the_first_step_has_no_length_in_lambda_multistep_methods_begin_ag
     ],
 )
 def test_data_that_is_one_point_is_followed_exactly(name, eta):
-    """With x_0 = c known, x = alpha c + sigma eps keeps that form, whatever the order,
-    since all predictions agree. Of the noise that was, the SDE keeps e^(-eta h)."""
+    """A known x_0 = c: x = alpha c + sigma eps keeps that form, whatever the order, since
+    all predictions agree. The SDE keeps e^(-eta h) of the noise that was."""
     options = {} if eta is None else {"eta": eta}
     table = METHODS[name](OF_X0, UNEVEN, **options)
     share, after = levels(SCHEDULE, UNEVEN)
@@ -430,14 +441,14 @@ def test_data_that_is_one_point_is_followed_exactly(name, eta):
     expected = np.sqrt(share)[:, None] * c + kept[:, None] * eps
     np.testing.assert_allclose(found, expected, rtol=1e-11)
     if eta:
-        kept = np.append(kept[1:] / kept[:-1], 0.0)  # In each step.
+        kept = np.append(kept[1:] / kept[:-1], 0.0)  # The part kept in each step.
         total = kept**2 * (1 - share) + table.to_x.noise**2
         np.testing.assert_allclose(total, 1 - after, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_one_weight_of_one_row_changed_by_1_percent_is_noticed(name):
-    """The test above sees it: the states leave the exact path by far more than 1e-11."""
+    """Coefficients changed by 1 % move the states by far more than the 1e-11 above."""
     table = METHODS[name](OF_X0, UNEVEN)
 
     def states(table):
@@ -501,7 +512,7 @@ def exact_step(schedule, before, after, x, m, eta=0.0):
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_3m_is_exact_where_x0_is_a_parabola_in_lambda(eta):
-    """And the second row where it is a line, the first where it is constant."""
+    """Exact rows of 3M: first for a constant, second for a line, others for a parabola."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
     table = methods.dpmpp_3m_table(OF_X0, UNEVEN, eta=eta)
     for row in range(len(UNEVEN) - 1):
@@ -542,7 +553,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
 
 
 def test_the_corrector_of_unipc_is_exact_where_x0_is_a_parabola():
-    """From the corrected x before, through the two predictions before and this row's."""
+    """A step from the corrected x before, by the two predictions before and this row's."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
     corrected = methods.unipc_table(OF_X0, UNEVEN).to_anchor
     assert [w[0] for w in corrected] == [1, 0, 0, 0, 0, 0]
@@ -552,7 +563,7 @@ def test_the_corrector_of_unipc_is_exact_where_x0_is_a_parabola():
         values = [7.0, 0.8, m(lam[row]), m(lam[row - 1]), m(lam[row - 2]), 7.0]
         exact = exact_step(SCHEDULE, UNEVEN[row - 1], UNEVEN[row], 0.8, m)
         assert np.dot(weights, values) == pytest.approx(exact, rel=1e-9)
-    # Row 1 knows one prediction from before: rho = 1/2, as in the paper's code.
+    # Row 1 has one prediction from before: rho = 1/2, as in the paper's code.
     weights = [w[1] for w in corrected]
     assert weights[2] == pytest.approx(weights[3], rel=1e-12) and weights[4] == 0
     exact = exact_step(SCHEDULE, UNEVEN[0], UNEVEN[1], 0.8, lambda u: 0.3)
@@ -658,7 +669,7 @@ def test_churn_adds_noise_until_sigma_has_grown_as_edm_says(churn):
 
 
 def test_langevin_rests_at_the_marginal():
-    """At one level: gain 1 - a / v and noise 2 a leave v the variance v / (1 - a / 2 v)."""
+    """Gain 1 - a / v and noise 2 a at one level leave v the variance v / (1 - a / 2 v)."""
     mean, std, size = 0.3, 0.2, 0.05
     for t in (700.0, 100.0, 20.5):
         share = alphas_cumprod_at(SCHEDULE, np.array([t]))[0]
@@ -666,7 +677,7 @@ def test_langevin_rests_at_the_marginal():
         table = methods.langevin_table(MODEL, [t], steps_per_level=4, step_size=size)
         assert table.t.tolist() == [t] * 4
         row = table.take(0).to_x
-        # With the best network: x_0 = alpha std^2 / v x + (1 - share) mean / v.
+        # The best network has x_0 = alpha std^2 / v x + (1 - share) mean / v.
         gain = row.x + row.x0 * np.sqrt(share) * std**2 / v
         assert gain == pytest.approx(1 - a / v, rel=1e-9)
         assert gain * np.sqrt(share) * mean + row.x0 * (
@@ -686,13 +697,13 @@ def test_annealed_langevin_visits_every_level_in_turn():
 
 @pytest.mark.parametrize("count", [3, 100])
 def test_langevin_that_cannot_follow_is_warned_of_with_what_it_leaves(count):
-    """Of data that is almost one point, by the exact recursion."""
+    """Noise left over data that is almost one point, by the exact recursion."""
     chosen = timesteps.trailing_timesteps(T, count)
     with pytest.warns(UserWarning) as said:
         table = methods.langevin_table(MODEL, chosen)
     rows = table.take(slice(count - 1))
     left = gaussian_moments(rows, 0.0, 1e-9)[1] ** 0.5
-    text = f"in {count} rows leaves noise of standard deviation {left:.4g} to"
+    text = f"with {count} rows leaves noise of standard deviation {left:.4g} before"
     assert text in str(said[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -727,7 +738,7 @@ def test_a_corrector_mends_the_variance_of_few_steps(name):
 
 
 def test_a_table_can_be_corrected_twice():
-    """What the first corrector's rows predict is still not remembered."""
+    """Predictions of a first corrector's rows are not remembered after a second one."""
     table = methods.dpmpp_3m_table(OF_X0, UNEVEN)
     once = methods.with_langevin(table)
     twice = methods.with_langevin(once)
@@ -736,7 +747,7 @@ def test_a_table_can_be_corrected_twice():
 
 @pytest.mark.parametrize("name", ["dpmpp_3m", "unipc", "heun", "ddpm"])
 def test_a_corrector_that_does_nothing_changes_nothing(name):
-    """With steps of almost no size: the predictor's own history and anchor stay right."""
+    """Corrector steps of almost no size leave the predictor's history and anchor right."""
     variance = "learned" if name == "ddpm" else "fixed_small"
     table = METHODS[name](Model(SCHEDULE, "x0", variance), UNEVEN)
     assert table.is_learned == (name == "ddpm")
@@ -756,7 +767,7 @@ def test_a_corrector_that_does_nothing_changes_nothing(name):
 
 
 def test_a_corrector_moves_the_anchor_as_it_moves_x():
-    """UniPC goes on from its corrected x: moved by d, that has to move by d as well."""
+    """UniPC goes on from its corrected x, which has to move by d where x moves by d."""
     table = methods.unipc_table(OF_X0, UNEVEN)
     corrected = methods.with_langevin(table, step_size=0.04)
     assert corrected.num_rows == 13 and (~corrected.is_remembered[1::2]).all()
@@ -783,13 +794,13 @@ def test_a_corrector_moves_the_anchor_as_it_moves_x():
     ],
 )
 def test_the_variance_that_an_exact_score_leaves(make, expected):
-    """Of data of standard deviation 0.05, S = T = 1,000; worked out beforehand."""
+    """Variances for data of deviation 0.05, S = T = 1,000, worked out beforehand."""
     _, variance = gaussian_moments(make(MODEL, EVERY), 0.0, 0.05)
     assert variance / 0.05**2 == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_gap_closes_as_t_grows():
-    """The same process cut into more steps: linear betas scaled by 1 / T."""
+    """One process cut into more and more steps: linear betas scaled by 1 / T."""
     gaps = {"fixed_small": [], "fixed_large": [], "ddim": []}
     for total in (250, 1000, 4000):
         model = Model(make_schedule(linear_betas(total, 0.1 / total, 20 / total)))

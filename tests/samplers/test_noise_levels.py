@@ -19,7 +19,7 @@ from helpers import gaussian_moments, run_table
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
-MODEL = Model(SCHEDULE, "x0")  # Of which only the prediction is used.
+MODEL = Model(SCHEDULE, "x0")  # Only its kind of prediction is used.
 METHODS = methods.METHODS
 NOISY = {"ddpm", "langevin"}
 
@@ -33,13 +33,13 @@ def steps_of(alpha, sigma):
 
 
 def edm(count, largest=80.0):
-    """alpha 1, sigma from `largest` down to 0.002 (EDM eq. 5)."""
+    """Steps of alpha 1 and sigma from `largest` down to 0.002 (EDM eq. 5)."""
     sigma = np.linspace(largest ** (1 / 7), 0.002 ** (1 / 7), count) ** 7
     return steps_of(np.ones(count), sigma)
 
 
 def flow_matching(count, largest=1.0):
-    """alpha 1 - s, sigma s, from `largest` down; even in s."""
+    """Steps of alpha 1 - s and sigma s, from `largest` down, even in s."""
     s = np.linspace(largest, 0, count + 1)[:-1]
     return steps_of(1 - s, s)
 
@@ -91,7 +91,7 @@ def test_the_added_variance_of_edm_is_that_of_its_sde():
 
 
 def test_the_added_variance_of_flow_matching_is_that_of_its_sde():
-    """At s = 1, where there is no signal, all of the noise is new."""
+    """The added variance by quadrature; at s = 1, without signal, it is all the noise."""
     steps = flow_matching(12)
     s = np.append(steps.level.sigma, 0.0)
     found = steps.added_variance
@@ -123,7 +123,7 @@ def test_the_gaussian_that_leads_back_gives_the_marginals(path):
 
 @pytest.mark.parametrize("betas", [linear_betas(T), cosine_betas(T)])
 def test_the_added_variance_of_one_step_is_its_beta(betas):
-    """To the last digits, also where the two levels are nearly the same."""
+    """The added variance to its last digits, also where two levels are nearly the same."""
     schedule = make_schedule(betas)
     steps = noise_levels.make_steps(schedule, timesteps.trailing_timesteps(T, T))
     np.testing.assert_allclose(steps.added_variance[::-1], schedule.betas, rtol=1e-10)
@@ -187,7 +187,7 @@ def test_ddpm_is_the_posterior_of_any_levels_by_bayes_rule(table_of, path):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "dpmpp_2m", "dpmpp_3m", "unipc"])
 def test_chains_of_any_levels_lead_to_the_moments_of_gaussian_data(table_of, path, name):
-    """With the best network; and closer, the more steps there are."""
+    """Moments with the best network, which are closer, the more steps there are."""
     mean, std, off = 0.3, 0.5, []
     for count in (100, 400):
         steps = PATHS[path](count)
@@ -208,7 +208,7 @@ def test_chains_of_any_levels_lead_to_the_moments_of_gaussian_data(table_of, pat
 def test_one_point_is_followed_through_any_levels(table_of, path, name):
     """x = alpha c + sigma eps keeps that form, whatever the order, without noise."""
     steps = PATHS[path](9)
-    if name == "heun":  # It needs the slope where there is no signal.
+    if name == "heun":  # Heun needs the slope at the first level.
         steps = Steps(*(_dropped(part) for part in steps))
     table = table_of(name, steps)
     c, eps = 0.37, np.array([0.9, -1.3])
@@ -224,7 +224,7 @@ def test_one_point_is_followed_through_any_levels(table_of, path, name):
 
 
 def _dropped(part):
-    """Without the first step."""
+    """A part of steps, without the first step."""
     return type(part)(*(s[1:] for s in part)) if isinstance(part, tuple) else part[1:]
 
 

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.diffusion.noise_level import noise_level
 from diffusion_jax.samplers import thresholding
 
-# Of a hook's arguments a threshold uses the first alone.
+# Arguments of a hook that a threshold does not use.
 UNUSED = (np.zeros((2, 8, 8, 1), np.float32), noise_level(0.8, 0.6), None)
 static, dynamic = (
     lambda x0, hook=hook, **options: np.asarray(hook(x0, *UNUSED, **options))
@@ -19,7 +19,7 @@ static, dynamic = (
 
 
 def test_thresholds_keep_images_in_range():
-    """Static clips. Dynamic divides by the percentile, of each example for itself."""
+    """Static thresholds clip; dynamic ones divide by the percentile of each example."""
     rng = np.random.default_rng(0)
     x0 = np.stack([rng.uniform(-0.9, 0.9, (8, 8, 1)), rng.uniform(-4, 4, (8, 8, 1))])
     x0 = x0.astype(np.float32)
@@ -45,7 +45,7 @@ def test_thresholds_keep_images_in_range():
     ],
 )
 def test_thresholds_are_hooks(hook):
-    """Of four positional arguments, of which x_t, level and cond change nothing."""
+    """Thresholds have four positional arguments; x_t, level and cond change nothing."""
     names = list(inspect.signature(hook).parameters)
     assert names[:4] == ["x0", "x_t", "level", "cond"]
     x0 = jnp.linspace(-3, 3, 128).reshape(2, 8, 8, 1)

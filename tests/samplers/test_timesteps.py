@@ -1,4 +1,4 @@
-"""Which timesteps: counts, ends, evenness, and the published lists."""
+"""Timesteps of a chain: counts, ends, evenness, and the published lists."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ SCHEDULE = make_schedule(linear_betas(T))
 
 
 class Traits(NamedTuple):
-    """What the contract leaves open to a spacing."""
+    """Traits that the contract leaves open to a spacing."""
 
     begins_at_the_end: bool = True  # At T - 1.
     ends_at_zero: bool = True
     repeats: bool = False  # It may hold a timestep twice.
-    is_whole: bool = False  # Of whole numbers, all of them if S is T.
+    is_whole: bool = False  # Whole numbers, all of them if S is T.
 
 
 # A new spacing needs a row here only where it differs from the defaults.
@@ -50,7 +50,7 @@ def test_every_count_gives_exactly_that_many_falling_steps(spacing, total):
         chosen = timesteps.spaced_timesteps(spacing, schedule, count)
         assert chosen.dtype == np.float64 and chosen.shape == (count,)
         assert chosen[-1] >= 0 and chosen[0] <= total - 1
-        # Told to a network in float32, they are still different.
+        # Timesteps are still different in float32, as a network gets them.
         for gaps in (np.diff(chosen), np.diff(chosen.astype(np.float32))):
             assert (gaps <= 0 if traits.repeats else gaps < 0).all()
         if traits.begins_at_the_end:
@@ -81,7 +81,7 @@ def test_uniform_is_the_list_of_the_ddim_code_where_that_has_the_right_length(co
 
 @pytest.mark.parametrize(("count", "different"), [(50, 49), (100, 96), (10, 10)])
 def test_the_quadratic_list_is_the_published_one(count, different):
-    """Its code's own expression; the numbers of different steps from counting its list."""
+    """Timesteps by the expression of DDIM's code; `different` is counted in its list."""
     published = [int(s) for s in np.linspace(0, np.sqrt(T * 0.8), count) ** 2]
     chosen = timesteps.ddim_quadratic_timesteps(T, count)
     assert chosen.tolist() == published[::-1]

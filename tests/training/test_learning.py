@@ -1,4 +1,4 @@
-"""What a network learns, against the best that can be learned."""
+"""Training of networks, against the best that can be learned."""
 
 import functools
 
@@ -50,7 +50,7 @@ def irreducible_loss(process):
 @pytest.mark.statistical
 @pytest.mark.slow
 def test_a_small_network_approaches_the_oracle_from_above(capsys):
-    """Through the real train step. Both losses over the same draws of x_0, t and noise."""
+    """Losses of the oracle and of a network trained by the real step, on the same draws."""
     config = Config(
         data=DataConfig(source="mixture", image_size=(), channels=1, batch_size=BATCH),
         model=MLPConfig(width=64, num_blocks=2),
@@ -97,10 +97,10 @@ def test_a_small_network_approaches_the_oracle_from_above(capsys):
 
 @pytest.mark.slow
 def test_importance_sampling_quietens_the_gradient_of_the_bound(tmp_path, capsys):
-    """On the demo's network: the second moment of one example's gradient of L_vlb.
+    """The second moment of one example's gradient of L_vlb, on the demo's network.
 
-    Under uniform t and under the probabilities that the recorded losses give, summed over
-    all t, one example and one noise for each.
+    It is taken under uniform t and under the probabilities that the recorded losses give,
+    summed over all t, with one example and one noise for each.
     """
     config = load_config(str(ROOT / "configs/digits.py"))
     config.training.num_steps, config.training.sample_every = 1000, 0

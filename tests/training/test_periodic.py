@@ -1,4 +1,4 @@
-"""What is due while a run trains, and by what the best checkpoint is chosen."""
+"""Work that is due while a run trains, and the choice of the best checkpoint."""
 
 import json
 import re
@@ -59,12 +59,12 @@ LINES = [
 def test_the_best_checkpoint_is_by_what_the_config_says(
     tmp_path, monkeypatch, best_by, expected
 ):
-    """By the loss step 40, by the bound step 20; step 60 is behind the checkpoint."""
+    """Step 40 is best by the loss, 20 by the bound; step 60 is after the checkpoint."""
     text = "".join(json.dumps(line) + "\n" for line in LINES)
     (tmp_path / "metrics.jsonl").write_text(text)
     images = np.zeros((16, 4, 4, 1), np.uint8)
     config = config_of(best_by=best_by, eval_every=0, likelihood_every=0)
-    config.training.likelihood_every = 10**6  # Asked for by best_by, and never due.
+    config.training.likelihood_every = 10**6  # Needed by best_by, and not due.
     plan = make_plan(config, sources.arrays(images[:8], images[8:]))
     state = init_state(plan.init_fn, optax.sgd(0.1), config)
     at = FirstState(state, 40, record=SimpleNamespace(wall_time_s=0.0))
@@ -109,7 +109,7 @@ def test_points_have_no_bound():
 
 
 def test_what_takes_long_tells_its_progress(tmp_path, monkeypatch, capsys):
-    """A line for each batch, segment and stratum, where no bar is shown."""
+    """Progress has a line for each batch, segment and stratum, where no bar is shown."""
     monkeypatch.setattr(progress, "_LINE_EVERY", -1.0)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)

@@ -29,7 +29,7 @@ from helpers import assert_same_bits, assert_same_run, files_of, lines_of, point
 
 
 def config_of(**training):
-    """Intervals that are no multiples of one another, so that stops fall in all of them."""
+    """Config of intervals that are no multiples of each other, for stops in all of them."""
     options = {"log_every": 7, "eval_every": 8, "sample_every": 12, "num_samples": 4}
     config = points_config(**options, **training)
     config.loss.timesteps = "loss_second_moment"
@@ -51,7 +51,7 @@ def whole(tmp_path_factory, points):
 
 
 def stopped_at(workdir, data, at, by_system=False):
-    """Goes on with a run, and stops it as a signal does after step `at`."""
+    """Go on with a run, and stop it as a signal does after step `at`."""
     stop = Stop()
     with Checkpoints(workdir, writing=True) as checkpoints:
         plan = make_plan(config_of(), data)
@@ -75,7 +75,7 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
     points,
     tmp_path,
 ):
-    """Between its intervals, and at steps where a loss or samples are due: 8, 24."""
+    """Stops between the intervals, and at steps where a loss or samples are due: 8, 24."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     for at in (3, 8, 24):
@@ -107,7 +107,7 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
     what,
     at,
 ):
-    """Steps 8 and 12 have no checkpoint of their own; 30 is the last."""
+    """Stops at steps 8 and 12, which have no checkpoint of their own, and 30, the last."""
     workdir, stop = tmp_path / "run", Stop()
     workdir.mkdir()
     with Checkpoints(workdir, writing=True) as checkpoints:
@@ -143,7 +143,7 @@ def test_what_a_kill_left_behind_the_checkpoint_is_done_again(
     points,
     tmp_path,
 ):
-    """Lines, snapshots and pictures of later steps, and a torn line, go."""
+    """Lines, snapshots and pictures of later steps, and a torn line, are removed."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     stopped_at(workdir, points, 13)
@@ -192,7 +192,7 @@ def test_less_steps_than_there_are_change_nothing(whole, points, tmp_path, capsy
 
 
 def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):
-    """No checkpoints though run.json knows of one; no config.json; neither is a new run."""
+    """A run without the checkpoint in its run.json, or without config.json, is not new."""
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     (workdir / "checkpoints").rename(tmp_path / "elsewhere")
@@ -210,7 +210,7 @@ def test_what_was_lost_from_a_run_is_not_done_over(whole, points, tmp_path):
 
 
 def test_weights_to_start_from_are_part_of_the_run_at_once(whole, points, tmp_path, capsys):
-    """A run stopped before its first checkpoint goes on without being told again."""
+    """A run stopped before its first checkpoint goes on without --init_from."""
     config = points_config(num_steps=8, eval_every=0)
     expected = train.train(
         config, tmp_path / "a", points, train.Request(init_from=whole[0])
@@ -241,7 +241,7 @@ def pointers(tree):
 
 
 def test_what_comes_from_files_is_not_trained_in_their_memory(whole, points, tmp_path):
-    """It may be NumPy's, and free again once the state is donated: it was, now and then."""
+    """Restored memory may be NumPy's, at times free again once the state is donated."""
     seen, states = [], []
     with pytest.MonkeyPatch.context() as patch:
         restore = Checkpoints.restore
@@ -283,7 +283,7 @@ def test_on_another_number_of_devices_it_goes_on_with_the_same_losses(
     monkeypatch,
     num_devices,
 ):
-    """Stopped at step 13 on four devices; losses to 1e-5."""
+    """A run stopped at step 13 on four devices goes on, with losses to 1e-5."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     stopped_at(workdir, points, 13)
@@ -322,7 +322,7 @@ def test_the_wall_time_goes_on(tmp_path, points):
 
 
 def test_other_examples_are_refused(tmp_path, points):
-    """One number of one example among those looked at, or their order, is another."""
+    """Examples that differ in one number among those looked at, or in their order."""
     config = points_config(num_steps=5)
     train.train(config, tmp_path, points)
     before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -354,7 +354,7 @@ def data_with_bad_example(config, step):
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
-    """The steps whose batches hold the bad example, and no others."""
+    """Updates are skipped at the steps whose batches hold the bad example, no others."""
     config = points_config(num_steps=80, log_every=1, eval_every=0, checkpoint_every=40)
     data, bad = data_with_bad_example(config, 12)
     assert bad[0] == 12 and len(bad) == 2 and bad[1] >= 40
@@ -393,7 +393,7 @@ def data_bad_from(config, step):
 
 
 def test_too_many_in_a_row_stop_the_run_and_name_the_newest_good_checkpoint(tmp_path):
-    """None is saved while updates are skipped, or it would push out the good ones."""
+    """Checkpoints are not saved while updates are skipped, or good ones would be lost."""
     config = points_config(num_steps=80, eval_every=0, max_skipped_in_a_row=20)
     config.training.checkpoint_every = 6
     with pytest.raises(RunFailed) as error:
@@ -401,7 +401,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_newest_good_checkpoint(tmp_
     said = str(error.value)
     assert said.startswith("loss is nan at step 32, and 20 updates in a row were skipped")
     assert "from step 13 on" in said
-    assert "the newest checkpoint is that of step 12, of weights" in said
+    assert "the newest checkpoint is that of step 12, whose loss" in said
     assert sorted(int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*")) == [6, 12]
 
 
@@ -433,16 +433,16 @@ def test_the_learning_rate_changes_only_if_one_says_so(tmp_path, points):
 
 
 def test_a_save_that_cannot_be_read_stops_the_run_at_once(points, tmp_path, monkeypatch):
-    """With what Orbax itself does below a folder whose name it takes for a pattern."""
+    """A save of Orbax itself, below a folder whose name it takes for a pattern."""
     monkeypatch.setattr(files, "plain", lambda path: path.absolute())
-    with pytest.raises(RunFailed, match="step 10 was written, and cannot be read back"):
+    with pytest.raises(RunFailed, match="step 10 was written, but cannot be read back"):
         train.train(config_of(checkpoint_every=10), tmp_path / "exp [v2]", points)
-    assert lines_of(tmp_path / "exp [v2]")[-1]["step"] < 30  # And not at its end.
+    assert lines_of(tmp_path / "exp [v2]")[-1]["step"] < 30  # Not at the end of the run.
     assert read_record(tmp_path / "exp [v2]").step == 0
 
 
 def test_the_first_save_of_each_start_is_read_back(points, tmp_path, monkeypatch):
-    """And later ones where that takes less than 1 % of the time between them."""
+    """First saves are read back, and later ones if that takes less than 1 % of the time."""
     read, real = [], Checkpoints.read_back
 
     def noted(self, step, like):
@@ -468,7 +468,7 @@ def init_of(points):
 
 
 def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
-    """The best one by the losses that are logged; what is not there is named."""
+    """The best checkpoint is by the logged losses; one that is missing is named."""
     workdir, config = tmp_path / "run", config_of(checkpoint_every=8, keep_checkpoints=5)
     train.train(config, workdir, points)
     assert run_folder.saved_steps(workdir) == [8, 16, 24, 30]
@@ -498,10 +498,10 @@ def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
     with pytest.raises(BadRequest, match="none of step 8, but of 6, 12, 18, 24, 30"):
         step_of("8", "std:0.08")
     for text in ("last", "-1", "1e3", "", "8.0"):
-        with pytest.raises(BadRequest, match="neither the number of a step nor newest"):
+        with pytest.raises(BadRequest, match="must be the number of a step, newest or"):
             check_step("--step", text)
     log.write_text("")
-    with pytest.raises(BadRequest, match="best: of no checkpoint .* have held_out_loss"):
+    with pytest.raises(BadRequest, match="best: .* no checkpoint with a held_out_loss"):
         step_of("best")
     for path in (workdir / "checkpoints/16/state").rglob("*"):
         if path.is_file():
@@ -511,7 +511,7 @@ def test_a_checkpoint_is_chosen_by_its_step_or_its_loss(points, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path):
-    """From a file, from a checkpoint and from snapshots."""
+    """Weights that are not finite, from a file, from a checkpoint and from snapshots."""
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.npz"
     config = run_folder.read_config(whole[0])
     save_to_file(good, load_from_run(whole[0], config, "ema"), config)
@@ -544,7 +544,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(whole, points, tmp_path
 
 
 def test_a_run_whose_every_update_was_skipped_has_failed(points, tmp_path):
-    """Also if it was stopped in between; and not one of which a single update was made."""
+    """A run without a single update has failed, also if it was stopped in between."""
     config = config_of(num_steps=6, max_skipped_in_a_row=100)
     nowhere = points._replace(train=np.full_like(points.train, np.nan))
     for name, steps in (("whole", (6,)), ("resumed", (3, 6, 6))):
@@ -560,7 +560,7 @@ def test_a_run_whose_every_update_was_skipped_has_failed(points, tmp_path):
 
 
 def test_what_was_done_to_a_run_by_hand_is_named(whole, tmp_path):
-    """Its checkpoints are gone; a snapshot of another network lies among its own."""
+    """Checkpoints that are gone; a snapshot of another network among the run's own."""
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     config = run_folder.read_config(workdir)

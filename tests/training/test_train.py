@@ -98,7 +98,7 @@ def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
 
 @pytest.fixture(scope="module")
 def unet_steps():
-    """The compiled steps of a tiny U-Net, which holds every block, and how often traced."""
+    """The compiled train steps of a tiny U-Net of every block, and how often traced."""
     config = points_config()
     config.data = DataConfig(image_size=(8,), channels=1, batch_size=8)
     config.model = UNetConfig(
@@ -121,7 +121,7 @@ def unet_steps():
 
 
 def test_several_steps_a_dispatch_give_the_bits_of_one_at_a_time(unet_steps):
-    """And every count is the same compiled program: it is traced once."""
+    """Dispatches of any number of steps give the same bits, by a program traced once."""
     steps, initial, batches, _ = unet_steps
     at_once, (metrics, _) = steps(initial, batches, 4)
     state, losses = initial, []
@@ -159,7 +159,7 @@ def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
 
 
 def steps_on_devices(step, n):
-    """The compiled steps with the batch split over the first n devices."""
+    """The compiled train steps with the batch split over the first n devices."""
     mesh = jax.make_mesh(
         (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
     )
@@ -295,7 +295,7 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
 
 
 def test_a_resumed_run_draws_timesteps_by_the_losses_of_before(tmp_path, points):
-    """The history is part of the state: counted over the run, and the same to the bit."""
+    """The history of losses is part of the state: counted over the run, the same bits."""
     config = points_config(eval_every=0)
     config.loss.timesteps = "loss_second_moment"
     whole = train.train(config, tmp_path / "whole", points)
@@ -353,7 +353,7 @@ def test_the_step_weighs_each_loss_and_records_it_alone(monkeypatch):
 
 
 def test_stratified_timesteps_are_used_by_the_step():
-    """A network that says t: each batch of 10 out of 20 timesteps has every second one."""
+    """Each batch of 10 out of 20 timesteps has every second one."""
     seen = []
 
     def spy(params, x_t, t, cond, *, train, key):
@@ -397,7 +397,7 @@ def test_a_changed_config_is_refused_by_name(finished, points):
     assert run_folder.config_path(finished[0]).read_text() == before
 
 
-# Those that decide neither the weights nor what they are trained on.
+# Fields that decide neither the weights nor what they are trained on.
 MAY_CHANGE = {
     *(f"training.{f.name}" for f in dataclasses.fields(TrainingConfig)),
     *(f"sampling.{f.name}" for f in dataclasses.fields(SamplingConfig)),
@@ -479,7 +479,7 @@ def test_the_held_out_loss_is_of_a_fixed_choice_of_the_examples(tmp_path):
 def test_the_last_step_does_what_is_wanted_of_it(
     tmp_path, points, stopping, every, done, monkeypatch
 ):
-    """Not what somebody who has pressed Ctrl-C would wait for, nor what is switched off."""
+    """Work that is switched off, or that Ctrl-C would have to wait for, is not done."""
     config = points_config(eval_every=every, sample_every=every, checkpoint_every=every)
     it = trainer(tmp_path, config, points, stopping)
     called = []
@@ -496,7 +496,7 @@ def test_the_last_step_does_what_is_wanted_of_it(
 
 
 def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
-    """And with the raw weights beside them, until the samples of both are the same."""
+    """Samples of the average, and of the raw weights until the samples of both agree."""
     it = trainer(tmp_path, points_config(num_samples=4), points).periodic.previews
     drawn = {}
     for name in ("draw", "draw_side_by_side"):
@@ -543,7 +543,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path, points):
 
 @pytest.mark.slow
 def test_images_of_the_callers_own_with_learned_variances(tmp_path):
-    """In colour and not square; from training by L_hybrid to samples of the chain."""
+    """Images in colour and not square, from training by L_hybrid to samples of a chain."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 8, 4, 3)).astype(np.uint8)
     config = points_config(num_steps=3, sample_every=3, num_samples=5, sample_steps=2)
@@ -573,7 +573,7 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
 
 
 class Numbered(sources.DataSet):
-    """A data set whose examples and conditions tell which they are."""
+    """A data set whose examples and conditions are made of their own numbers."""
 
     def split(self, name):
         source = super().split(name).source
@@ -581,7 +581,7 @@ class Numbered(sources.DataSet):
 
 
 def test_conditions_arrive_at_the_train_step_with_their_examples(tmp_path, monkeypatch):
-    """Through a run: from the data set to the devices, row for row."""
+    """Conditions of a run, from the data set to the devices, row for row."""
     numbers = np.repeat(np.arange(100, dtype=np.float32)[:, None], 2, axis=1)
     seen = []
     original = kinds.Kind.training_batch
@@ -602,7 +602,7 @@ def test_conditions_arrive_at_the_train_step_with_their_examples(tmp_path, monke
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_conditions_of_streamed_images_arrive_with_them(workers, tmp_path):
-    """The same of files, read by threads or by a process."""
+    """Conditions of files that threads or a process read, row for row."""
     for i in range(20):
         Image.new("L", (8, 8), i).save(tmp_path / f"{i:02}.png")
     config = DataConfig(source="folder", path=str(tmp_path), batch_size=8)
@@ -643,7 +643,7 @@ def simple_step(apply_fn=constant, to_network=lambda key, batch: batch, **sectio
 
 
 def test_every_step_has_draws_of_its_own_and_the_same_ones_again():
-    """At w = 0 the loss is the mean square of the noise."""
+    """The loss at w = 0 is the mean square of the noise, drawn by the step's number."""
     step, state = simple_step()
     batch = Batch(jnp.zeros((8, 4)))
     found = [
@@ -674,7 +674,7 @@ def test_the_step_trains_with_dropout_and_keys_that_differ():
 
 
 def test_the_first_average_has_the_first_decay_of_the_warm_up():
-    """(1 + 0) / (10 + 0) of the old weight, 0, and nine tenths of the new one."""
+    """An average of (1 + 0) / (10 + 0) of the old weight, 0, and 0.9 of the new one."""
     step, state = simple_step(ema=EMAConfig(decay=0.99, warmup=True))
     state, _ = step(state, Batch(jnp.ones((8, 4))))
     assert float(state.emas["0.99"]["w"]) == pytest.approx(0.9 * float(state.params["w"]))
@@ -734,7 +734,7 @@ def test_adam_has_the_betas_and_epsilon_of_the_config(name):
 
 
 def test_the_logged_held_out_loss_is_that_of_the_average(finished, points):
-    """Over each of the 70 examples once, though three batches of 32 are run."""
+    """The mean over each of 70 examples once, though three batches of 32 are run."""
     workdir, state = finished
     config = points_config()
     loss_fn = build.make_loss(config, build.make_model(config))
