@@ -19,7 +19,7 @@ from absl import flags
 
 from diffusion_jax.diffusion.parameterization import VARIANCES
 from diffusion_jax.diffusion.schedules import OddBetas
-from diffusion_jax.jobs import command_line, likelihood
+from diffusion_jax.jobs import command_line, likelihood, shards
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
@@ -84,6 +84,8 @@ _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of timesteps and noise.", lower_bound=0, upper_bound=2**31 - 1
 )
 _OUT = flags.DEFINE_string("out", None, "Prefix P of the files, or a folder for them.")
+_SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
+_MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
@@ -115,6 +117,8 @@ def main() -> None:
         ode_steps=_ODE_STEPS.value or likelihood.Request.ode_steps,
         weights=check_kind("--weights", _WEIGHTS.value),
         seed=_SEED.value,
+        shard=shards.parse(_SHARD.value, merge=_MERGE.value),
+        merge=_MERGE.value,
     )
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
     check_choice("--split", request.split, likelihood.SPLITS)

@@ -19,7 +19,7 @@ from absl import flags
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
-from diffusion_jax.jobs import command_line, sample
+from diffusion_jax.jobs import command_line, sample, shards
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
@@ -51,6 +51,8 @@ _DATA_HELD_OUT = flags.DEFINE_string(
     "data_held_out", None, "New place of the run's data.held_out, for --spacing auto."
 )
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
+_SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
+_MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
@@ -66,6 +68,7 @@ def main() -> None:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
+    shard = shards.parse(_SHARD.value, merge=_MERGE.value)
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
     warnings.simplefilter("ignore", OddBetas)  # train.py has warned of them.
@@ -88,6 +91,8 @@ def main() -> None:
         weights=weights,
         step=step,
         show_chain=_SHOW_CHAIN.value,
+        shard=shard,
+        merge=_MERGE.value,
     )
     sample.generate(
         workdir,

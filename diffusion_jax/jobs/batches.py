@@ -40,6 +40,11 @@ class Selection(NamedTuple):
     chosen: np.ndarray
     size: int
 
+    @property
+    def num_batches(self) -> int:
+        """Number of batches, of which the last may not be full."""
+        return -(-len(self.chosen) // self.size)
+
 
 def select(
     kind: Kind, split: Split, num: int, most: int, mesh: jax.sharding.Mesh
@@ -61,14 +66,17 @@ def over_examples(
       calls: steps of `measure` that it reports for each batch.
       measure: see `MeasureBatch`; the last batch may have fewer examples.
 
+    Returns:
+      What `measure` returned, for each batch; [] for a shard.
+
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the next step.
     """
     chosen, size = examples.chosen, examples.size
-    num_batches = -(-len(chosen) // size)
-    first = partial.first_missing()
+    num_batches = examples.num_batches
+    left = partial.missing(num_batches)
     with stop_on_interrupt(say, sigterm=False) as stop:
-        bar = ProgressBar(what, num_batches * calls, "calls", first * calls)
+        bar = ProgressBar(what, left.stop * calls, "calls", left.start * calls)
         bar.say(
             f"{what}: {len(chosen):,} {examples.kind.name}, {calls:,} network calls each, "
             f"{size} at a time; compiling"
@@ -82,7 +90,7 @@ def over_examples(
             return report
 
         try:
-            for i in range(first, num_batches):
+            for i in left:
                 here = chosen[i * size : (i + 1) * size]
                 batch = jax.tree.map(jnp.asarray, examples.split[here])
                 batch = jax.tree.map(np.asarray, examples.kind.network_batch(batch))
@@ -95,6 +103,9 @@ def over_examples(
             raise KeyboardInterrupt from None
         finally:
             bar.close()
+    if partial.shard:
+        say(partial.said_of_shard())
+        return []
     return [partial.load(f"{i:06d}") for i in range(num_batches)]
 
 

@@ -33,6 +33,7 @@ from diffusion_jax.jobs import auto_timesteps
 from diffusion_jax.jobs.batches import Selection, over_examples, select
 from diffusion_jax.jobs.likelihood_report import in_words, is_whole, write_bound, write_flow
 from diffusion_jax.jobs.resumable import Partial, result_path
+from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runs.weight_files import Weights
@@ -58,6 +59,8 @@ class Request:
       num_timesteps_sampled: of the bound: M of `evaluation.bound`; 0 is every timestep.
       steps, spacing: of the bound: of a chain over fewer timesteps; 0 is all T.
       ode_steps: of the flow.
+      shard: the part of the examples that is measured, alone; None is all.
+      merge: measure nothing, and make the results out of all shards.
     """
 
     split: str = "held_out"
@@ -69,6 +72,8 @@ class Request:
     steps: int = 0
     spacing: str = "trailing"
     ode_steps: int = 50
+    shard: Shard | None = None
+    merge: bool = False
 
 
 class _Subject(NamedTuple):
@@ -128,13 +133,14 @@ def prepare(
             "steps": len(chain),
             "spacing": request.spacing if request.steps else "all",
         }
-        partial = Partial(bound, about)
+        partial = _partial(bound, about, request, subject)
         run = functools.partial(
             _bound, workdir, request, subject, partial, chain, num_strata
         )
         jobs.append(_claimed(partial, results[bound], overwrite, run))
     if flow is not None:
-        partial = Partial(flow, {**subject.about, "ode_steps": request.ode_steps})
+        about = {**subject.about, "ode_steps": request.ode_steps}
+        partial = _partial(flow, about, request, subject)
         run = functools.partial(_flow, request, subject, partial)
         jobs.append(_claimed(partial, results[flow], overwrite, run))
     return jobs
@@ -162,6 +168,8 @@ def _checked_chain(
             f"--likelihood is for images on 256 levels, but the run in {workdir} is of "
             f"{kind.name}; --ode evaluates their density"
         )
+    if (request.shard or request.merge) and request.spacing == AUTO:
+        raise BadRequest("--shard and --merge: --spacing auto is chosen by one process")
     chain = _chain(config, request)
     total = len(chain)
     num_strata = request.num_timesteps_sampled or total
@@ -173,6 +181,15 @@ def _checked_chain(
             f"--num_timesteps_sampled {num_strata} must be in 1 .. {total}, {name}"
         )
     return chain, num_strata
+
+
+def _partial(
+    out: pathlib.Path, about: dict[str, Any], request: Request, subject: _Subject
+) -> Partial:
+    partial = Partial(out, about, request.shard)
+    if request.merge:
+        partial.merge(subject.examples.num_batches)
+    return partial
 
 
 def _claimed(
@@ -232,6 +249,8 @@ def _bound(
             num_strata,
             measure,
         )
+        if request.shard:
+            return {}
         terms = combined([_unpacked(row, num_strata) for row in rows])
         return write_bound(partial, terms, chain)
 
@@ -262,15 +281,11 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
         )
 
     with locks.locked(partial.folder, "writing to"):
-        bits = np.concatenate(
-            over_examples(
-                partial,
-                "ode",
-                subject.examples,
-                CALLS_PER_STEP * request.ode_steps,
-                measure,
-            )
-        )
+        calls = CALLS_PER_STEP * request.ode_steps
+        rows = over_examples(partial, "ode", subject.examples, calls, measure)
+        if request.shard:
+            return {}
+        bits = np.concatenate(rows)
         of = "x_0, by way of x at t = 0" if kind.has_levels else "x at t = 0"
         return write_flow(partial, bits, of)
 

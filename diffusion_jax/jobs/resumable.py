@@ -5,6 +5,7 @@ each part that is finished. The same request continues where it stopped; another
 refused, and nothing of somebody else is touched.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.jobs.shards import Shard, collected
 from diffusion_jax.runtime import files, locks
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -40,13 +42,30 @@ def prefix(out: str, name: str) -> pathlib.Path:
 
 
 class Partial:
-    """The folder P.partial of a request that is being worked on."""
+    """The folder P.partial of a request that is being worked on, or that of a shard."""
 
-    def __init__(self, out: pathlib.Path, request: dict[str, Any]):
-        """`out` is P; `request` holds all that decides the results, as JSON can."""
-        self.out = out
+    def __init__(
+        self, out: pathlib.Path, request: dict[str, Any], shard: Shard | None = None
+    ):
+        """Begin; nothing is written yet.
+
+        Args:
+          out: P.
+          request: all that decides the results, as JSON can hold it.
+          shard: the part of the job that is done here, alone; None is all of it.
+        """
+        self.out, self.shard = out, shard
         self.request = json.loads(json.dumps(request))  # As it is read back.
-        self.folder = result_path(out, ".partial")
+        self.folder = shard.folder(out) if shard else result_path(out, ".partial")
+        self._of_shards: dict[str, pathlib.Path] = {}
+
+    def merge(self, num: int) -> None:
+        """Take the `num` batches of all shards for those of this folder.
+
+        Raises:
+          BadRequest: unless every batch is there once, of this request.
+        """
+        self._of_shards = collected(self.out, self.request, num, self._is_whole)
 
     def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
         """Make the folder, or go on with it if it is of the same request.
@@ -105,12 +124,14 @@ class Partial:
         same = isinstance(found, dict) and self.request.items() <= found.items()
         return found if same else None
 
-    def first_missing(self) -> int:
-        """The first numbered part that is not on disk, whole."""
-        i = 0
-        while self._is_whole(self.path(f"{i:06d}")):
-            i += 1
-        return i
+    def missing(self, num: int) -> range:
+        """Return the batches of `num` that are to be done, from the first one not whole."""
+        batches = (self.shard or Shard(1, 1)).batches(num)
+        done = itertools.takewhile(self._is_done, batches)
+        return batches[len(list(done)) :]
+
+    def _is_done(self, i: int) -> bool:
+        return self._is_whole(self.path(f"{i:06d}"))
 
     def _is_whole(self, path: pathlib.Path) -> bool:
         try:
@@ -132,7 +153,7 @@ class Partial:
 
     def path(self, name: str) -> pathlib.Path:
         """Return the path of a part; numbered ones are called 000000, 000001, ..."""
-        return self.folder / f"{name}.npy"
+        return self._of_shards.get(name, self.folder / f"{name}.npy")
 
     def mark_finishing(self) -> None:
         """Mark that results exist from here on, though the request is not done."""
@@ -143,3 +164,11 @@ class Partial:
         # A kill after the first of these leaves what says whose it is.
         files.delete(self.folder.glob("*.npy"))
         files.delete([self.folder])
+        files.delete(sorted({path.parent for path in self._of_shards.values()}))
+
+    def said_of_shard(self) -> str:
+        """Return what is to be done next, when the batches of a shard are done."""
+        return (
+            f"part {self.shard} is done, in {self.folder}; when all parts are, the same "
+            "command with --merge in place of --shard puts them together"
+        )

@@ -21,6 +21,7 @@ from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps
 from diffusion_jax.jobs.resumable import Partial, result_path
+from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.weights import identity_of, load_from_run
@@ -49,6 +50,8 @@ class Request:
       weights: which weights; see `runs.weights.check_kind`.
       step: of the checkpoint, of `checkpoint_choice.chosen_step`; None is the newest.
       show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
+      shard: the part of the samples that is drawn, alone; None is all.
+      merge: draw nothing, and make the results out of all shards.
     """
 
     num: int
@@ -56,6 +59,8 @@ class Request:
     weights: str = "ema"
     step: int | None = None
     show_chain: bool = False
+    shard: Shard | None = None
+    merge: bool = False
 
 
 class _Job(NamedTuple):
@@ -117,8 +122,16 @@ def generate(
     say(f"weights: {loaded.kind} of step {loaded.step:,}")
     about = identity_of(loaded)
     note = _note(workdir, config, request, about, table)
-    partial = Partial(out, note)
+    partial = Partial(out, note, request.shard)
     auto = config.sampling.spacing == AUTO
+    if auto and (request.shard or request.merge):
+        raise BadRequest(
+            "--shard and --merge need timesteps that are known; give --timesteps in place "
+            "of --spacing auto, as it prints them"
+        )
+    job = _Job(request, config, model, table, loaded.params, mesh, partial)
+    if request.merge:
+        partial.merge(job.num_batches)
     if auto:
         auto_timesteps.check_can_choose(workdir, config)
     partial.claim(results, overwrite, "--out or --seed")
@@ -127,12 +140,16 @@ def generate(
             beside = out.parent / run_folder.auto_timesteps_path(workdir).name
             config = auto_timesteps.with_timesteps(workdir, config, loaded, beside)
             table = build_sampler.make_table(model, config.sampling)
-        job = _Job(request, config, model, table, loaded.params, mesh, partial)
+            job = job._replace(config=config, table=table)
         try:
-            _draw(job)
+            if not request.merge:
+                _draw(job)
         except _NotFinite as error:
             more = _another_checkpoint(workdir, loaded.step)
             raise RunFailed(f"{error}; try another sampler{more}") from error
+        if request.shard:
+            say(partial.said_of_shard())
+            return
         _finish(job)
     say("wrote", *results)
 
@@ -191,10 +208,10 @@ class _NotFinite(Exception):
 def _draw(job: _Job) -> None:
     """Compute the batches that are not there yet, each into a part."""
     batch, calls, partial = job.config.sampling.batch_size, job.table.num_rows, job.partial
-    first = partial.first_missing()
-    done = [first * calls]
+    left = partial.missing(job.num_batches)
+    done = [left.start * calls]
     with stop_on_interrupt(say, sigterm=False) as stop:
-        bar = ProgressBar("sampling", job.num_batches * calls, "calls", done[0])
+        bar = ProgressBar("sampling", left.stop * calls, "calls", done[0])
         sampler = build_sampler.make_sampler(
             job.config,
             job.model,
@@ -204,7 +221,7 @@ def _draw(job: _Job) -> None:
         )
         _say_what_it_takes(job, bar)
         try:
-            for i in range(first, job.num_batches):
+            for i in left:
                 # A last batch that is not full is computed in full, so that the shape,
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
@@ -213,7 +230,7 @@ def _draw(job: _Job) -> None:
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
                 bar.report(done[0])
-                if stop.wanted and i + 1 < job.num_batches:
+                if stop.wanted and i + 1 < left.stop:
                     bar.say(
                         f"{i + 1} of {job.num_batches} batches are in {partial.folder}; "
                         "the same command, without --overwrite, goes on from there"
