@@ -24,7 +24,7 @@ from diffusion_jax.config import Config, fields_of, help_text
 from diffusion_jax.runtime import cpu, environment, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
-from diffusion_jax.runtime.files import is_disk_failure, project_file
+from diffusion_jax.runtime.files import is_machine_failure, project_file
 from diffusion_jax.runtime.interrupts import leave
 from diffusion_jax.runtime.text import going_on, reason, shown
 
@@ -72,7 +72,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
     except OSError as error:
         # A name that cannot be written to was a wrong request; a full disk was not.
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1 if is_disk_failure(error) else 2)
+        _fail(f"{where}{error.strerror or error}", 1 if is_machine_failure(error) else 2)
     except KeyboardInterrupt:
         leave()
 

@@ -304,11 +304,10 @@ def project_file(name: str) -> pathlib.Path:
     return inside if inside.exists() else package.parent / name
 
 
-def is_disk_failure(error: OSError) -> bool:
-    """Return whether a write failed because of the disk, not of what was asked for."""
-    return error.errno in (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
-    )
+def is_machine_failure(error: OSError) -> bool:
+    """Return whether the disk or the system failed, and not what was asked for."""
+    of_disk = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE
+    return error.errno in (*of_disk, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def expanded(flag: str, name: str) -> pathlib.Path:

@@ -30,7 +30,7 @@ def explained(workdir: pathlib.Path, checkpoints: Checkpoints) -> Iterator[None]
             "such images out with --config.data.unreadable=skip"
         ) from error
     except OSError as error:
-        if not files.is_disk_failure(error):
+        if not files.is_machine_failure(error):
             raise
         latest = latest_checkpoint_text(checkpoints)
         if files.is_full(_SHARED_MEMORY) and not files.is_full(workdir):

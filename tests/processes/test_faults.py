@@ -360,3 +360,25 @@ def test_with_no_checkpoint_left_both_commands_say_so(whole, tmp_path, command):
         assert "can be read" in result.stderr and "nothing was changed" in result.stderr
         assert result.stderr.count("\n") == 1
     assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_process_without_free_files_has_failed_and_was_not_asked_wrongly(tmp_path):
+    """Exit status 1, as for a full disk, in one line."""
+    code = (
+        "import resource\n"
+        "from diffusion_jax.jobs import command_line\n"
+        "def main():\n"
+        "    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limit))\n"
+        "    files = [open('/dev/null') for _ in range(200)]\n"
+        "command_line.run(main)\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: /dev/null: Too many open files\n"
