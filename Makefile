@@ -65,6 +65,7 @@ pictures: $(VENV)/core
 # The site, in docs/_build; fails on a broken link, formula or docstring.
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
+	@echo "Look at docs/_build/docs/index.html"
 
 # The table of all fields of a config.
 docs-config: $(VENV)/core

@@ -138,6 +138,9 @@ class UNetConfig:
         False, "Let the time scale and shift the normalised features."
     )
     dtype: str = described("float32", "Type of the computations.", choices=_DTYPES)
+    remat: bool = described(
+        False, "Compute each block again in the backward pass, to save memory."
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -290,6 +293,12 @@ class OptimizerConfig:
     grad_clip: float = described(
         1.0, "Largest global norm of the gradient; 0 is off.", range=(0, 10**9)
     )
+    accumulate: int = described(
+        1,
+        "Parts that a batch is taken in, one after another, for the same update with less "
+        "memory; must divide data.batch_size.",
+        range=(1, 2**20),
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -357,8 +366,8 @@ class TrainingConfig:
     )
     num_samples: int = described(
         64,
-        "Samples in each grid, fewer where all grids would take more than a tenth of the "
-        "network calls of the train steps.",
+        "Samples per grid; fewer if the grids of a run would take more than a tenth of "
+        "its network calls.",
         range=(1, 2**16),
         only_with=_OF_GRIDS,
     )

@@ -20,7 +20,7 @@ from diffusion_jax.runtime import files as regular
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import quoted, say, shown
 
-_INSTALL = "pip install -r requirements.txt"
+_INSTALL = "pip install tensorflow-datasets tensorflow-cpu importlib_resources"
 
 
 class PreparedImages:

@@ -206,11 +206,24 @@ def monte_carlo_loss(
     Returns:
       The estimate, a float32 scalar, and (t, the losses [B] without those weights).
     """
-    k_t, k_noise, k_dropout = jax.random.split(key, 3)
-    t, weights = draw_timesteps(k_t, batch.x.shape[0], process.num_timesteps)
-    draw = Draw(t, jax.random.normal(k_noise, batch.x.shape))
+    draw, weights, k_dropout = monte_carlo_draw(process, key, batch.x, draw_timesteps)
     losses = loss_fn(batch, draw, key=k_dropout if train else None)
-    return (weights * losses).mean(), (t, losses)
+    return (weights * losses).mean(), (draw.t, losses)
+
+
+def monte_carlo_draw(
+    process: Schedule,
+    key: jax.Array,
+    x0: jax.Array,
+    draw_timesteps: Callable[..., tuple[jax.Array, jax.Array]] = uniform_timesteps,
+) -> tuple[Draw, jax.Array, jax.Array]:
+    """Return what `monte_carlo_loss` draws for x0 [B, ...]: a Draw, weights [B], a key.
+
+    The key is that of the dropout; the other arguments are those of `monte_carlo_loss`.
+    """
+    k_t, k_noise, k_dropout = jax.random.split(key, 3)
+    t, weights = draw_timesteps(k_t, x0.shape[0], process.num_timesteps)
+    return Draw(t, jax.random.normal(k_noise, x0.shape)), weights, k_dropout
 
 
 def simple_loss(

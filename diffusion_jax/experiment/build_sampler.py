@@ -284,7 +284,9 @@ def _warn_of_odd_choices(
 ) -> None:
     schedule = model.process
     share = float(alphas_cumprod_at(schedule, timesteps[:1])[0])
-    if share > MAX_TERMINAL_SIGNAL and timesteps[0] < schedule.num_timesteps - 1:
+    starts_early = timesteps[0] < schedule.num_timesteps - 1
+    is_chosen = sampling.spacing == AUTO  # By the likelihood, which weighs that as well.
+    if share > MAX_TERMINAL_SIGNAL and starts_early and not is_chosen:
         warnings.warn(
             f"sampling starts from pure noise at timestep {timesteps[0]:g} of "
             f"{schedule.num_timesteps - 1}, where training saw {100 * share**0.5:.3g} % of "

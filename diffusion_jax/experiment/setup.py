@@ -61,6 +61,8 @@ def make_plan(
     build_sampler.make_table(model, build_sampler.before_choice(config.sampling))
     with values_refused():
         devices.check_batch_size("data.batch_size", config.data.batch_size)
+        part = config.data.batch_size // config.optimizer.accumulate
+        devices.check_batch_size("data.batch_size / optimizer.accumulate", part)
         if data is None:
             with _progress() as progress:
                 data = sources.open_data_set(

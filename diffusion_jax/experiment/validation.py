@@ -55,6 +55,11 @@ def check(config: Any) -> None:
 
 def _check_training(config: Any) -> None:
     training = config.training
+    if config.data.batch_size % config.optimizer.accumulate:
+        raise BadRequest(
+            f"optimizer.accumulate ({config.optimizer.accumulate}) must divide "
+            f"data.batch_size ({config.data.batch_size})"
+        )
     if training.likelihood_every and not kind_of(config.data).has_levels:
         raise BadRequest(
             f"training.likelihood_every ({training.likelihood_every}) is for images on 256 "

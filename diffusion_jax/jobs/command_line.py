@@ -209,7 +209,10 @@ def _take_config_path(argv: Sequence[str]) -> tuple[str, list[str]]:
     if len(paths) > 1:
         raise BadRequest(f"--config is given twice: {', '.join(paths)}")
     if not paths or not paths[0] or paths[0].startswith("-"):
-        raise BadRequest("--config needs a file, such as --config configs/digits.py")
+        names = [arg.partition("=")[0][:99] for arg in rest if arg.startswith("--")]
+        near = difflib.get_close_matches("--config", names, n=1, cutoff=_NEAR)
+        hint = f"; did you mean it by {near[0]}?" if near and not paths else ""
+        raise BadRequest(f"--config needs a file, such as --config configs/digits.py{hint}")
     return paths[0], rest
 
 
@@ -274,8 +277,11 @@ def _check_own(argv: Sequence[str]) -> None:
 
 
 def _no_such_flag(name: str) -> str:
+    fields = dict(fields_of(Config())) if "config" in flags.FLAGS else {}
+    named = [f"config.{path}" for path in fields if path.rpartition(".")[2] == name]
     near = difflib.get_close_matches(name[:99], _own_flags(), n=1, cutoff=_NEAR)
-    hint = f"did you mean --{near[0]}?" if near else "--help lists all"
+    meant = " or ".join(f"--{flag}" for flag in named or near)
+    hint = f"did you mean {meant}?" if meant else "--help lists all"
     return f"there is no such flag; {hint}"
 
 
@@ -309,6 +315,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         hint = "; --help lists the flags" if "config." not in str(error) else ""
         said = " ".join(": ".join(map(str, error.args)).split())
         said = re.sub(r"\('Non-boolean.*\)$", "must be true or false", said)
+        said = re.sub(
+            r"invalid literal for int.*: (.*)$", r"\1 is not a whole number", said
+        )
         raise BadRequest(f"{said}{hint}") from error
     if rest[1:]:
         raise BadRequest(

@@ -108,7 +108,7 @@ class ResBlock(nn.Module):
     platform: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
         """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
         h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         conv = functools.partial(

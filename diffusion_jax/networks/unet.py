@@ -32,6 +32,8 @@ class UNet(nn.Module):
       scale_shift_norm: the time scales and shifts a GroupNorm's output in each residual
         block, as in IDDPM, instead of being added before it, as in DDPM.
       dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
+      remat: keep only the inputs of each residual and attention block for the backward
+        pass, which computes the blocks again: the same gradient with less memory.
       platform: platform that the programs with this network are for, JAX's default
         backend if not given: "cpu" takes the convolutions of convolution.py, any other
         the stock ones of JAX.
@@ -47,6 +49,7 @@ class UNet(nn.Module):
     num_groups: int = 32
     scale_shift_norm: bool = False
     dtype: Any = "float32"
+    remat: bool = False
     platform: str = dataclasses.field(default_factory=jax.default_backend)
 
     @nn.compact
@@ -54,10 +57,13 @@ class UNet(nn.Module):
         """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels]."""
         dtype = jnp.dtype(self.dtype)
         num_levels = len(self.channel_mults)
+        res, attn = blocks.ResBlock, blocks.AttentionBlock
+        if self.remat:
+            res, attn = nn.remat(res, static_argnums=(3,)), nn.remat(attn)
 
         def res_block(h: jax.Array, level: int, name: str) -> jax.Array:
             features = self.base_channels * self.channel_mults[level]
-            return blocks.ResBlock(
+            return res(
                 features,
                 self.dropout,
                 self.num_groups,
@@ -65,12 +71,10 @@ class UNet(nn.Module):
                 dtype,
                 self.platform,
                 name=name,
-            )(h, temb, train=train)
+            )(h, temb, train)
 
         def attention(h: jax.Array, name: str) -> jax.Array:
-            return blocks.AttentionBlock(self.num_heads, self.num_groups, dtype, name=name)(
-                h
-            )
+            return attn(self.num_heads, self.num_groups, dtype, name=name)(h)
 
         on = {"dtype": dtype, "platform": self.platform}  # For each 3x3 convolution.
         width = 4 * self.base_channels

@@ -34,8 +34,8 @@ _PARTS = (
 _LOCK = ".lock"
 # A kill of version 0.1 may have left these behind.
 _UNFINISHED = ("config.tmp", "run.tmp", "metrics.tmp", ".forward.png", ".reverse.png")
-# Fields that a resumed run may change: when to stop, report and save, how to sample, and
-# where the data lies and how it is loaded. The batches stay the same.
+# Fields that a resumed run may change: when to stop, report and save, how to sample, where
+# the data lies and how it is loaded, and what only saves memory. The batches stay the same.
 _CHANGEABLE = (
     "training.",
     "sampling.",
@@ -46,6 +46,8 @@ _CHANGEABLE = (
     "data.memory_gib",
     "data.num_workers",
     "data.unreadable",
+    "model.remat",
+    "optimizer.accumulate",
 )
 _STEP = re.compile("[0-9]{1,18}")
 LEARNING_RATE = "optimizer.learning_rate"  # May change only if the user asks for it.

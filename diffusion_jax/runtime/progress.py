@@ -55,7 +55,7 @@ class ProgressBar:
         rate = self.rate(done)
         parts = [text] if text else []
         if rate:
-            parts.append(f"{rate:,.1f} {self._unit}/s")
+            parts.append(f"{amount(rate)} {self._unit}/s")
             left = (self._total - done) / rate
             parts.append(f"{duration(left)} left")
             if not self._announced and left > 3 and now - self._first[0] > 1.0:
@@ -109,6 +109,11 @@ def _bar(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def amount(rate: float) -> str:
+    """Return "1,240", "12.3" or "0.054": a rate to as many digits as can be trusted."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

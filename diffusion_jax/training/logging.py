@@ -9,7 +9,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runtime.errors import RunFailed
-from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.progress import ProgressBar, amount
 from diffusion_jax.training.train_state import Tally
 from diffusion_jax.training.train_step import Dispatch
 
@@ -82,7 +82,7 @@ class Reports:
         text = "" if loss is None else f"loss {loss:.4f}"
         if rate:
             kind = kind_of(config.data).name
-            text += f"  {rate * config.data.batch_size:,.0f} {kind}/s"
+            text += f"  {amount(rate * config.data.batch_size)} {kind}/s"
         self._bar.report(step, text)
 
     def _write_line(self, step: int, tally: Tally) -> None:

@@ -136,7 +136,9 @@ def _small(plan: Plan) -> Config:
         name=config.name + _SUFFIX,
         data=dataclasses.replace(config.data, batch_size=size),
         optimizer=dataclasses.replace(
-            config.optimizer, warmup_steps=min(config.optimizer.warmup_steps, 1)
+            config.optimizer,
+            warmup_steps=min(config.optimizer.warmup_steps, 1),
+            accumulate=math.gcd(config.optimizer.accumulate, size // jax.device_count()),
         ),
         ema=dataclasses.replace(config.ema, snapshots=min(config.ema.snapshots, 1)),
         training=dataclasses.replace(

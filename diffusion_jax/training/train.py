@@ -51,6 +51,7 @@ class Request:
 
 
 AS_IT_IS = Request()
+_FEW_HELD_OUT = 10  # Examples.
 
 
 class Start(NamedTuple):
@@ -174,6 +175,14 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
             f"reaches {optimizer.learning_rate:g}",
             stacklevel=3,
         )
+    held_out = len(plan.data.held_out)
+    if held_out < _FEW_HELD_OUT and (training.eval_every or training.likelihood_every):
+        warnings.warn(
+            f"only {held_out:,} of {held_out + len(plan.data.train):,} examples are held "
+            "out: the held-out loss, and the best checkpoint by it, say little; raise "
+            "data.held_out_fraction, or give data.held_out",
+            stacklevel=3,
+        )
     batch_size, count = plan.config.data.batch_size, len(plan.data.train)
     if batch_size > count:
         warnings.warn(
@@ -191,10 +200,10 @@ def _say_smaller_grids(plan: Plan) -> None:
     )
     if training.sample_every and (fewer_samples or fewer_steps):
         say(
-            f"sample grids have {preview.batch_size:,} samples of {preview.steps:,} steps "
-            f"(training.num_samples {training.num_samples:,}, training.sample_steps "
-            f"{training.sample_steps:,}), as all of them take at most a tenth of the "
-            "network calls of the run"
+            f"each sample grid has {preview.batch_size:,} samples drawn in "
+            f"{preview.steps:,} steps, not training.num_samples ({training.num_samples:,}) "
+            f"in training.sample_steps ({training.sample_steps:,}): the grids of a run "
+            "take at most a tenth of its network calls"
         )
 
 
@@ -245,6 +254,8 @@ def train(
         if not request.is_smoke:
             hint = ", without --overwrite" if request.overwrite else ""
             say(f"the same command{hint} goes on from step {int(state.step):,}")
+        else:
+            say("the smoke run was stopped; the same command begins it again")
         if not stop.by_system:
             raise KeyboardInterrupt
     return state

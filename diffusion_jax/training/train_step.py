@@ -1,6 +1,5 @@
 """One train step, and the loop of several that is compiled as one program."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +9,8 @@ import optax
 
 from diffusion_jax.config import Config
 from diffusion_jax.diffusion import timestep_sampling
-from diffusion_jax.diffusion.batch import Batch
-from diffusion_jax.diffusion.losses import monte_carlo_loss
+from diffusion_jax.diffusion.batch import Batch, Draw
+from diffusion_jax.diffusion.losses import monte_carlo_draw
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.experiment.build import LossFn
 from diffusion_jax.runs.ema import ema_update, update_shares
@@ -53,25 +52,27 @@ def make_train_step(
         for augmentation.
     """
 
+    num_parts = config.optimizer.accumulate
+
+    def mean_loss(params: Any, part: tuple[Batch, Draw, jax.Array], key: jax.Array):
+        batch, drawn, weights = part
+        losses = loss_fn(params, batch, drawn, key=key)
+        return (weights * losses).mean(), losses
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         k_loss, k_data = jax.random.split(jax.random.fold_in(state.key, state.step))
         batch = training_batch(k_data, batch)
         draw = _timestep_sampler(config, state)
 
-        def mean_loss(params: Any):
-            per_example = functools.partial(loss_fn, params)
-            return monte_carlo_loss(
-                per_example, process, k_loss, batch, draw_timesteps=draw
-            )
-
-        (loss, (t, losses)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            state.params
+        drawn, weights, key = monte_carlo_draw(process, k_loss, batch.x, draw)
+        (loss, losses), grads = value_and_grad_in_parts(
+            mean_loss, state.params, (batch, drawn, weights), key, num_parts
         )
         metrics = Metrics(loss, optax.tree.norm(grads))
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history
         if isinstance(history, timestep_sampling.LossHistory):
-            history = timestep_sampling.record_losses(history, t, losses)
+            history = timestep_sampling.record_losses(history, drawn.t, losses)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
@@ -93,6 +94,45 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def value_and_grad_in_parts(
+    mean_loss: Callable[..., tuple[jax.Array, jax.Array]],
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    num_parts: int,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """Return ((loss, losses [B]), gradient) of a batch, by parts of it one after another.
+
+    The mean over the parts is that over the batch, to rounding, with the activations of
+    one part in memory at a time. Part i has the examples i, i + num_parts, ..., so that
+    each device keeps its own examples.
+
+    Args:
+      mean_loss: mean_loss(params, part, key) -> (mean, values of the examples).
+      params: what the gradient is taken by.
+      batch: tree of arrays [B, ...]; num_parts divides B.
+      key: for the dropout, whose masks differ with the number of parts.
+      num_parts: 1 takes the whole batch at once.
+    """
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+    if num_parts == 1:
+        return value_and_grad(params, batch, key)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part_and_key: tuple[Any, jax.Array]):
+        part, key = part_and_key
+        (loss, losses), grads = value_and_grad(params, part, key)
+        return jax.tree.map(jnp.add, total, (loss, grads)), losses
+
+    parts = jax.tree.map(split, batch), jax.random.split(key, num_parts)
+    zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+    total, losses = jax.lax.scan(add, zeros, parts)
+    loss, grads = jax.tree.map(lambda x: x / num_parts, total)
+    return (loss, losses.swapaxes(0, 1).reshape(-1)), grads
 
 
 def _tallied(tally: Tally, metrics: Metrics, good: jax.Array, new_line: jax.Array) -> Tally:

@@ -324,3 +324,16 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
     assert set(seen) <= rows and (
         callbacks_are_cached or set(seen) == set(range(5, count, 5))
     )
+
+
+def test_timesteps_chosen_by_the_likelihood_may_start_early():
+    """A list of the user's own that starts at the same timestep is warned of."""
+    config = points_config(steps=4)
+    config.sampling.timesteps = (15.0, 8.0, 3.0, 0.0)
+    model = build.without_network(config.process)
+    with pytest.warns(UserWarning, match="starts from pure noise at timestep 15"):
+        build_sampler.make_table(model, config.sampling)
+    config.sampling.spacing = "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_sampler.make_table(model, config.sampling)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import print_saved_residuals
 from jax.test_util import check_grads
 
 from diffusion_jax.networks import MLP, UNet, as_functions, blocks
@@ -305,3 +306,34 @@ def test_mlp_blocks_add_to_their_input():
     apply_fn = as_functions(module, (2,))[1]
     out = apply_fn(params, jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([3, 3]))
     assert float(jnp.abs(out[0] - out[1]).max()) > 1e-3
+
+
+def test_blocks_computed_again_have_the_same_gradient_and_keep_less(capsys):
+    """The gradient with dropout, whose masks are drawn twice; and what is kept for it."""
+    options = {**TINY, "dropout": 0.5, "out_channels": 1}
+    plain = as_functions(UNet(**options), (8, 8, 1))
+    again = as_functions(UNet(remat=True, **options), (8, 8, 1))
+    params = random_params(jax.eval_shape(plain[0], jax.random.key(0)))
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([3, 900])
+
+    def gradient(apply_fn):
+        def loss(params):
+            output = apply_fn(params, x, t, train=True, key=jax.random.key(2))
+            return jnp.square(output).sum()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    expected, found = map(jax.tree.leaves, map(gradient, (plain[1], again[1])))
+    largest = max(float(jnp.abs(x).max()) for x in expected)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6 * largest)
+
+    def kept(apply_fn):
+        """Numbers that the backward pass takes from the forward pass."""
+        args = params, x, t
+        print_saved_residuals(lambda p, x, t: apply_fn(p, x, t, train=False).sum(), *args)
+        said = capsys.readouterr().out.splitlines()
+        shapes = [x.split("]")[0].partition("[")[2] for x in said if "output of" in x]
+        return sum(math.prod(map(int, filter(None, s.split(",")))) for s in shapes)
+
+    assert kept(again[1]) < 0.5 * kept(plain[1])

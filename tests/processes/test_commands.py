@@ -207,6 +207,9 @@ def test_damaged_runs_get_one_line(run, command, tmp_path):
 
 BAD = [
     (("train.py",), "--config needs a file"),
+    (("train.py", "--confg=configs/digits.py"), "did you mean it by --confg?"),
+    (("train.py", *TINY, "--learning_rate=1"), "mean --config.optimizer.learning_rate?"),
+    (("train.py", *TINY, "--config.seed=1e3"), "'1e3' is not a whole number"),
     (("train.py", "--config=configs/digts.py"), "did you mean configs/digits.py?"),
     (("train.py", *TINY, "--config.data.sorce=x"), "did you mean config.data.source?"),
     (("train.py", *TINY, "--config.training.num_steps=many"), "num_steps=many"),

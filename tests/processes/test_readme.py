@@ -54,6 +54,9 @@ LONG = {
     "python train.py --config configs/digits.py --config.process.variance=learned "
     "--config.loss.kind=hybrid --workdir runs/learned": FEWER_STEPS,
     PICTURES: f"{FEWER_STEPS} {NARROW}",
+    f"{PICTURES} --config.data.image_size=32 --config.model.base_channels=32 "
+    "--config.data.batch_size=16 --config.training.num_steps=3000 "
+    "--config.optimizer.warmup_steps=100 --workdir runs/small": FEWER_STEPS,
     f"{PICTURES} --smoke": "--config.model.base_channels=64",
     "python train.py --config configs/digits.py --init_from runs/digits "
     "--workdir runs/tuned": FEWER_STEPS,

@@ -65,7 +65,7 @@ def test_a_smoke_run_does_all_that_the_config_asks_for(tmp_path, capsys):
     assert json.loads((workdir / "evaluations/smoke.json").read_text())["bits_per_dim"] > 0
     for output in said:
         assert f"resuming {workdir} at step 2" in output
-        assert not re.search("warning|goes on from|sample grids have", output)
+        assert not re.search("warning|goes on from|each sample grid has", output)
         for words in ("first start", "second start", "sample.py", "evaluate.py"):
             assert re.search(rf"^  {words} +[\d.]+ s$", output, re.MULTILINE), words
         assert "for 9,000 train steps of 8 images" in output

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.progress import ProgressBar, amount
 from diffusion_jax.runtime.text import quoted, reason, say, shown
 from helpers import ODD_NAMES, ROOT
 
@@ -67,3 +67,10 @@ def test_what_is_meant_to_be_copied_means_the_same_to_a_shell(name):
     assert len(said.splitlines()) == 1 and shown(said) == said
     result = subprocess.run(["bash", "-c", f"printf %s {said}"], capture_output=True)
     assert result.stdout == name.encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(1239.6, "1,240"), (99.94, "99.9"), (1.25, "1.2"), (0.0543, "0.054")]
+)
+def test_a_rate_has_the_digits_that_can_be_trusted(rate, said):
+    assert amount(rate) == said

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import warnings
 
 import chex
 import jax
@@ -36,6 +37,7 @@ from diffusion_jax.diffusion.timestep_sampling import timestep_probabilities
 from diffusion_jax.experiment import build
 from diffusion_jax.experiment.setup import make_plan
 from diffusion_jax.jobs import sample
+from diffusion_jax.networks import UNet, as_functions
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runtime.errors import BadRequest
@@ -44,7 +46,11 @@ from diffusion_jax.training import previews, train
 from diffusion_jax.training.held_out import make_held_out_loss
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.train_state import TrainState, init_state
-from diffusion_jax.training.train_step import make_train_step, make_train_steps
+from diffusion_jax.training.train_step import (
+    make_train_step,
+    make_train_steps,
+    value_and_grad_in_parts,
+)
 from helpers import assert_same_bits, points_config
 
 
@@ -180,6 +186,72 @@ def test_one_device_and_four_give_the_same_losses(unet_steps):
         found[n] = np.asarray(metrics.loss)
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
     np.testing.assert_allclose(found[1], found[4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_a_batch_in_parts_gives_the_update_of_the_whole(points, num_devices):
+    """Params, averages, and the losses by timestep, where each example has a weight."""
+    config = points_config()
+    config.loss.timesteps = "loss_second_moment"
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
+    tx = make_optimizer(config.optimizer, 100)
+    loss_fn = build.make_loss(config, model)
+    batches = Batch(jnp.asarray(points.train[: 20 * 32]).reshape(20, 32, 2))
+    found = []
+    for config.optimizer.accumulate in (1, 4, 8):
+        step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+        steps = steps_on_devices(step, num_devices)
+        state, (metrics, _) = steps(init_state(init_fn, tx, config), batches, 20)
+        found.append((state.params, state.emas, state.loss_history, metrics))
+        if num_devices > 1:  # Each device keeps its examples, and the sums are shared.
+            text = steps.lower(state, batches, 20).compile().as_text()
+            assert "all-reduce" in text
+            assert "all-to-all" not in text and "collective-permute" not in text
+    for other in found[1:]:
+        for a, b in zip(*map(jax.tree.leaves, (found[0], other)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    assert int(found[2][2].counts.sum()) == 20 * 32
+
+
+def test_parts_of_a_batch_save_memory():
+    """Temporary memory of the compiled gradient in 8 parts, beside that of the whole."""
+    x = jax.random.normal(jax.random.key(0), (32, 16, 16, 1))
+
+    network = UNet(1, 8, (1, 1), 2, attn_resolutions=(), num_groups=4)
+    init_fn, apply_fn = as_functions(network, (16, 16, 1))
+    params = jax.eval_shape(init_fn, jax.random.key(0))
+
+    def temporary(num_parts):
+        def mean_loss(params, x, key):
+            t = jnp.zeros(len(x))
+            losses = jnp.square(apply_fn(params, x, t, train=True, key=key)).mean((1, 2, 3))
+            return losses.mean(), losses
+
+        @jax.jit
+        def gradient(params, x):
+            return value_and_grad_in_parts(
+                mean_loss, params, x, jax.random.key(1), num_parts
+            )
+
+        compiled = gradient.lower(params, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < 0.3 * temporary(1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "said"),
+    [
+        (32, 3, "optimizer.accumulate .3. must divide data.batch_size .32."),
+        (32, 16, "data.batch_size / optimizer.accumulate .2. must be divisible by"),
+    ],
+)
+def test_parts_that_do_not_divide_are_refused(points, batch_size, accumulate, said):
+    config = points_config()
+    config.data.batch_size, config.optimizer.accumulate = batch_size, accumulate
+    with pytest.raises(BadRequest, match=said):
+        make_plan(config, points)
 
 
 @pytest.mark.slow
@@ -409,6 +481,8 @@ MAY_CHANGE = {
         "data.memory_gib",
         "data.num_workers",
         "data.unreadable",
+        "model.remat",
+        "optimizer.accumulate",
     ),
 }
 
@@ -762,3 +836,12 @@ def test_initialisation_training_and_sampling_share_no_key():
     samples = [jax.random.fold_in(jax.random.key(0), i) for i in range(4)]
     words = {tuple(jax.random.key_data(k).tolist()) for k in (seen[0], state.key, *samples)}
     assert len(words) == 6
+
+
+@pytest.mark.parametrize(("num", "told"), [(9, True), (10, False)])
+def test_too_few_held_out_examples_are_told_of(tmp_path, points, num, told):
+    data = sources.arrays(points.train, points.held_out[:num])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train.prepare(points_config(), tmp_path, data)
+    assert any("held out: the held-out loss" in str(w.message) for w in said) == told
