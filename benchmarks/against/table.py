@@ -118,10 +118,11 @@ def table(lines: dict[str, dict[str, Any]]) -> str:
         if figure.endswith(BEST) or figure in dict(commands)
     ]
     last = max(shown, key=lambda line: line["date"])
+    dates = " and ".join(sorted({line["date"] for line in shown}))
     revisions = sorted({line["revision"] for line in shown})
     text += [
         "",
-        f"*{last['date']}, {last['machine']}, Python {last['python']}, jax {last['jax']}, "
+        f"*{dates}, {last['machine']}, Python {last['python']}, jax {last['jax']}, "
         f"PyTorch {last['torch']}, diffusers {last['diffusers']}, revisions "
         f"{', '.join(revisions)}.*",
     ]
