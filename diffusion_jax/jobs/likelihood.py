@@ -7,6 +7,7 @@ for the bound also P.csv and P.png.
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import devices, locks
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
 
@@ -125,7 +127,7 @@ def prepare(
     if flow is not None:
         results[flow] = _results(workdir, flow, (".json",))
     subject = _subject(workdir, config, request, data)
-    jobs = []
+    jobs: list[tuple[Partial, Callable[[], dict[str, Any]]]] = []
     if bound is not None:
         about = {
             **subject.about,
@@ -137,13 +139,16 @@ def prepare(
         run = functools.partial(
             _bound, workdir, request, subject, partial, chain, num_strata
         )
-        jobs.append(_claimed(partial, results[bound], overwrite, run))
+        jobs.append((partial, run))
     if flow is not None:
         about = {**subject.about, "ode_steps": request.ode_steps}
         partial = _partial(flow, about, request, subject)
         run = functools.partial(_flow, request, subject, partial)
-        jobs.append(_claimed(partial, results[flow], overwrite, run))
-    return jobs
+        jobs.append((partial, run))
+    # None is claimed before all of them are whole.
+    return [
+        _claimed(partial, results[partial.out], overwrite, run) for partial, run in jobs
+    ]
 
 
 def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
@@ -187,9 +192,14 @@ def _partial(
     out: pathlib.Path, about: dict[str, Any], request: Request, subject: _Subject
 ) -> Partial:
     partial = Partial(out, about, request.shard)
-    if request.merge:
+    if request.merge and not _is_done(partial):
         partial.merge(subject.examples.num_batches)
     return partial
+
+
+def _is_done(partial: Partial) -> bool:
+    found = None if partial.folder.exists() else partial.finished()
+    return found is not None and is_whole(found)
 
 
 def _claimed(
@@ -199,10 +209,10 @@ def _claimed(
     run: Callable[[], dict[str, Any]],
 ) -> Callable[[], dict[str, Any]]:
     """Return `run`, or a function that reports that it is done already."""
-    found = None if overwrite or partial.folder.exists() else partial.finished()
-    if found is None or not is_whole(found):
+    if overwrite or not _is_done(partial):
         partial.claim(results, overwrite, "--out")
         return run
+    found = partial.finished() or {}
 
     def done() -> dict[str, Any]:
         path = result_path(partial.out, ".json")
@@ -345,6 +355,7 @@ def _subject(
         "run": str(workdir),
         **identity_of(weights),
         "config_sha256": to_sha256(config),
+        "process_sha256": sha256([json.dumps(dataclasses.asdict(config.process))]),
         "split": request.split,
         "num_examples": len(examples.chosen),
         "batch_size": examples.size,

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -59,13 +60,13 @@ class Partial:
         self.folder = shard.folder(out) if shard else result_path(out, ".partial")
         self._of_shards: dict[str, pathlib.Path] = {}
 
-    def merge(self, num: int) -> None:
-        """Take the `num` batches of all shards for those of this folder.
+    def merge(self, num: int, with_first: Collection[str] = ()) -> None:
+        """Take the `num` batches of all shards, and what the first one has, for its own.
 
         Raises:
           BadRequest: unless every batch is there once, of this request.
         """
-        self._of_shards = collected(self.out, self.request, num, self._is_whole)
+        self._of_shards = collected(self.out, self.request, num, self._is_whole, with_first)
 
     def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
         """Make the folder, or go on with it if it is of the same request.

@@ -28,6 +28,7 @@ from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import devices, environment, files, locks
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import command, quoted, say
@@ -92,7 +93,7 @@ def generate(
     *,
     out: pathlib.Path,
     overwrite: bool = False,
-) -> None:
+) -> bool:
     """Draw samples with a checkpoint and write them to `out`.*.
 
     Args:
@@ -102,6 +103,9 @@ def generate(
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
         first 1,024 as a grid) and P.json (how they were made).
       overwrite: replace files that exist.
+
+    Returns:
+      Whether Ctrl-C came while the last batch was drawn, when there was nothing to stop.
 
     Raises:
       BadRequest: before anything is compiled or written.
@@ -131,7 +135,7 @@ def generate(
         )
     job = _Job(request, config, model, table, loaded.params, mesh, partial)
     if request.merge:
-        partial.merge(job.num_batches)
+        partial.merge(job.num_batches, ("chain",) if request.show_chain else ())
     if auto:
         auto_timesteps.check_can_choose(workdir, config)
     partial.claim(results, overwrite, "--out or --seed")
@@ -142,16 +146,16 @@ def generate(
             table = build_sampler.make_table(model, config.sampling)
             job = job._replace(config=config, table=table)
         try:
-            if not request.merge:
-                _draw(job)
+            stopping = not request.merge and _draw(job)
         except _NotFinite as error:
             more = _another_checkpoint(workdir, loaded.step)
             raise RunFailed(f"{error}; try another sampler{more}") from error
         if request.shard:
             say(partial.said_of_shard())
-            return
+            return stopping
         _finish(job)
     say("wrote", *results)
+    return stopping
 
 
 def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
@@ -159,7 +163,8 @@ def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
     del data
     request = Request(num=config.sampling.batch_size)
     out = run_folder.samples_path(workdir) / "smoke"
-    generate(workdir, config, request, out=out, overwrite=True)
+    if generate(workdir, config, request, out=out, overwrite=True):
+        raise KeyboardInterrupt
     return True
 
 
@@ -188,6 +193,7 @@ def _note(
     return {
         "run": str(workdir),
         "config_sha256": to_sha256(config),
+        "process_sha256": sha256([json.dumps(dataclasses.asdict(config.process))]),
         **about,
         "seed": request.seed,
         "num": request.num,
@@ -205,8 +211,8 @@ class _NotFinite(Exception):
     """Samples that are not finite; str() says which."""
 
 
-def _draw(job: _Job) -> None:
-    """Compute the batches that are not there yet, each into a part."""
+def _draw(job: _Job) -> bool:
+    """Compute the batches that are not there yet, each into a part; see `generate`."""
     batch, calls, partial = job.config.sampling.batch_size, job.table.num_rows, job.partial
     left = partial.missing(job.num_batches)
     done = [left.start * calls]
@@ -238,6 +244,7 @@ def _draw(job: _Job) -> None:
                     raise KeyboardInterrupt
         finally:
             bar.close()
+    return bool(stop.wanted)
 
 
 def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:

@@ -7,7 +7,7 @@ folder P.shard_3_of_16; `collected` finds every batch of a request once, or says
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from diffusion_jax.runtime import files, locks
@@ -15,8 +15,9 @@ from diffusion_jax.runtime.errors import BadRequest
 
 SHARD_HELP = "Do only part K/N of the work, such as 3/16; --merge puts all parts together."
 MERGE_HELP = "Put the parts of --shard together, and compute nothing else."
-# Where the shards were made, which decides no result (one kind of device to rounding).
-_FREE = ("run", "devices")
+# Keys of a request that may differ between shards: where they were made, and the whole
+# config, in which the length of the training or the place of the data may have changed.
+_FREE = ("run", "devices", "config_sha256")
 
 
 class Shard(NamedTuple):
@@ -62,14 +63,16 @@ def collected(
     request: dict[str, Any],
     num: int,
     is_whole: Callable[[pathlib.Path], bool],
+    with_first: Collection[str] = (),
 ) -> dict[str, pathlib.Path]:
-    """Return the file of each of `num` batches, and of what else the shards hold.
+    """Return the file of each of `num` batches, and of what comes with the first one.
 
     Args:
       out: P.
       request: what every shard must have been asked for.
       num: batches of the whole request.
       is_whole: whether a file can be read.
+      with_first: names of further files, in the shard that has the first batch.
 
     Raises:
       BadRequest: for shards that lack, overlap, are not finished, are still worked on, or
@@ -89,7 +92,8 @@ def collected(
         locks.check_not_locked(folder, "writing to")
         _check_request(folder, request)
         there = {path.stem: path for path in folder.glob("*.npy")}
-        wanted = {f"{i:06d}" for i in shard.batches(num)}
+        batches = shard.batches(num)
+        wanted = {f"{i:06d}" for i in batches} | set(with_first if 0 in batches else ())
         odd = sorted(name for name in there.keys() - wanted if name.isdecimal())
         if odd:
             raise BadRequest(
@@ -99,10 +103,10 @@ def collected(
         left = [name for name in wanted if name not in there or not is_whole(there[name])]
         if left:
             raise BadRequest(
-                f"--merge: {folder} lacks {len(left)} of {len(wanted)} batches; run "
-                f"--shard {shard} again, which goes on"
+                f"--merge: {folder} lacks {len(left)} of {len(wanted)} files "
+                f"({min(left)}.npy); run --shard {shard} again, which goes on"
             )
-        parts |= there
+        parts |= {name: there[name] for name in wanted}
     return parts
 
 

@@ -49,6 +49,7 @@ _CHANGEABLE = (
     "model.remat",
     "optimizer.accumulate",
 )
+SMOKE_SUFFIX = ".smoke"  # Of the name of a smoke run, which no other run goes on with.
 _STEP = re.compile("[0-9]{1,18}")
 LEARNING_RATE = "optimizer.learning_rate"  # May change only if the user asks for it.
 
@@ -153,13 +154,24 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
       BadRequest: if there is none.
     """
     found = [path.parent for path in root.glob("*/config.json")]
-    saved = [checkpoints_path(workdir) for workdir in found if has_checkpoint(workdir)]
+    saved = [
+        checkpoints_path(workdir)
+        for workdir in found
+        if has_checkpoint(workdir) and not _is_smoke_run(workdir)
+    ]
     if not saved:
         raise BadRequest(
             f"there is no run with a checkpoint under {root}/; train one with "
             f"{command('train')} --config digits, or name one with --workdir"
         )
     return max(saved, key=lambda folder: folder.stat().st_mtime).parent
+
+
+def _is_smoke_run(workdir: pathlib.Path) -> bool:
+    try:
+        return read_config(workdir).name.endswith(SMOKE_SUFFIX)
+    except (BadRequest, OSError):  # It is refused if it is the newest.
+        return False
 
 
 def named_or_newest(name: str | None) -> pathlib.Path:
@@ -218,6 +230,14 @@ def _shown(value: object) -> str:
     return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 
+def _check_no_smoke_run(workdir: pathlib.Path, old: str, new: str) -> None:
+    if old.endswith(SMOKE_SUFFIX) and not new.endswith(SMOKE_SUFFIX):
+        raise BadRequest(
+            f"--workdir {workdir} holds a smoke run; name another, or give --overwrite to "
+            "delete it"
+        )
+
+
 def check_resumable(
     workdir: pathlib.Path, config: Config, *, change_learning_rate: bool = False
 ) -> list[str]:
@@ -260,6 +280,7 @@ def check_resumable(
             )
         return []
     old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
+    _check_no_smoke_run(workdir, old["name"], new["name"])
     changed = {
         path: f"{path} ({_shown(old.get(path))} -> {_shown(new.get(path))})"
         for path in sorted(old.keys() | new.keys())

@@ -89,11 +89,9 @@ class Periodic:
         """
         params, found = state.emas[self._main], dict[str, float]()
         if due.evaluate and not self._stop.wanted:
-            with self._stopwatch.timed(HELD_OUT_LOSS):
-                found |= self._evaluate(params, step)
+            found |= self._evaluate(params, step)
         if due.bound and not self._stop.wanted:
-            with self._stopwatch.timed(BITS_PER_DIM):
-                found |= self._bound(params, step)
+            found |= self._bound(params, step)
         if due.draw and not self._stop.wanted:
             training = self._config.training
             if step in (training.sample_every, training.num_steps):  # It may take long.
@@ -103,7 +101,8 @@ class Periodic:
         return found
 
     def _evaluate(self, params: Any, step: int) -> dict[str, float]:
-        found = self.held_out.loss(params)
+        with self._stopwatch.timed(HELD_OUT_LOSS):
+            found = self.held_out.loss(params)
         if found is None:
             return {}
         loss, by_quarter = found
@@ -116,7 +115,8 @@ class Periodic:
     def _bound(self, params: Any, step: int) -> dict[str, float]:
         if step == self._config.training.likelihood_every:  # It may take long.
             self._bar.say("evaluating the likelihood of the held-out images")
-        terms = self.held_out.bound(params)
+        with self._stopwatch.timed(BITS_PER_DIM):
+            terms = self.held_out.bound(params)
         if terms is None:
             return {}
         bits = float(terms.bits.mean())

@@ -23,16 +23,16 @@ from diffusion_jax.data.sources import DataSet
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan, preview_of, times_due
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.progress import duration
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import command, say
 from diffusion_jax.samplers.timesteps import AUTO
 from diffusion_jax.training import periodic, train
 from diffusion_jax.training.previews import SAMPLE_GRID
+from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.training.trainer import CHECKPOINT, TRAIN_STEP
 
-_SUFFIX = ".smoke"  # End of a smoke run's name; only such runs are replaced by another.
 _FLOP = 5e10  # FLOP of the forward passes in a train step on a CPU: a few seconds.
 _FEW_STEPS, _FEW_TIMESTEPS = 4, 2
 _FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
@@ -99,8 +99,7 @@ def run(
         request = dataclasses.replace(request, overwrite=False, init_from=None)
         with took.stages.timed("second start"):
             state = train.train(small, workdir, data, request, took.again)
-        if state.step < small.training.num_steps:
-            return
+        _check_finished(state, small)
         for name, try_out in commands.items():
             with took.stages.timed(name):
                 applies = try_out(workdir, small, data)
@@ -109,15 +108,22 @@ def run(
                 say(f"{name}: left out, as it is not for {kind_of(config.data).name}")
     steps = took.first.seconds[TRAIN_STEP] + took.again.seconds.get(TRAIN_STEP, [])
     took.again.seconds[TRAIN_STEP] = [min(steps)]
+    saving = took.again.seconds[CHECKPOINT]  # The last is the wait for what is saved.
+    took.again.seconds[CHECKPOINT] = [sum(saving) / max(1, len(saving) - 1)]
     _say_stages(took, workdir)
     _say_whole_run(plan, small, took)
+
+
+def _check_finished(state: TrainState, config: Config) -> None:
+    if state.step < config.training.num_steps:  # After SIGTERM.
+        raise RunFailed("the smoke run was stopped before its end")
 
 
 def _check_replaceable(config: Config, workdir: pathlib.Path) -> None:
     if not run_folder.config_path(workdir).exists():
         return
     there = run_folder.read_config(workdir)
-    is_smoke_run = there.name.endswith(_SUFFIX) and (
+    is_smoke_run = there.name.endswith(run_folder.SMOKE_SUFFIX) and (
         there.training.num_steps <= _FIRST_STEPS + _MOST_MORE_STEPS
     )
     if not is_smoke_run:
@@ -133,7 +139,7 @@ def _small(plan: Plan) -> Config:
     training, sampling = config.training, config.sampling
     return dataclasses.replace(
         config,
-        name=config.name + _SUFFIX,
+        name=config.name + run_folder.SMOKE_SUFFIX,
         data=dataclasses.replace(config.data, batch_size=size),
         optimizer=dataclasses.replace(
             config.optimizer,

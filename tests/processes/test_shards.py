@@ -129,10 +129,14 @@ def change(name, value):
     ("fault", "said"),
     [
         (lose_a_shard, "no part 2/3 of .*p is there"),
-        (lose_a_batch, "shard_3_of_3 lacks 1 of 3 batches; run --shard 3/3 again"),
-        (tear_a_batch, "shard_1_of_3 lacks 1 of 2 batches"),
+        (
+            lose_a_batch,
+            "shard_3_of_3 lacks 1 of 3 files .000005.npy.; run --shard 3/3 again",
+        ),
+        (tear_a_batch, "shard_1_of_3 lacks 1 of 2 files"),
         (hold_a_batch_twice, "000000.npy is of another part than 2/3"),
         (have_two_sets, "parts of 3 and of 4"),
+        (change("process_sha256", "0"), "its process_sha256 is '0'"),
         (change("seed", 1), "shard_2_of_3 is of another request: its seed is 1"),
         (change("checkpoint_step", 1), "its checkpoint_step is 1, and here it is 2"),
         (lambda folder: [shutil.rmtree(p) for p in folder.iterdir()], "there are no parts"),
@@ -149,10 +153,49 @@ def test_shards_that_are_not_the_whole_are_refused(run, drawn, tmp_path, fault, 
     assert sorted(folder.rglob("*")) == before
 
 
-def test_shards_of_another_device_are_put_together(run, drawn, tmp_path):
+@pytest.mark.parametrize("tear", [False, True])
+def test_frames_that_lack_are_refused(run, tmp_path, tear):
+    for part in (1, 2):
+        draw(run, tmp_path / "p", num=8, shard=Shard(part, 2))
+    chain = tmp_path / "p.shard_1_of_2/chain.npy"
+    whole = chain.read_bytes()
+    chain.unlink()
+    if tear:
+        chain.write_bytes(whole[:100])
+    with pytest.raises(BadRequest, match=r"lacks 1 of 2 files \(chain.npy\)"):
+        draw(run, tmp_path / "p", num=8, merge=True)
+    assert not list(tmp_path.glob("p*.png"))
+    chain.write_bytes(whole)
+    draw(run, tmp_path / "p", num=8, merge=True)
+
+
+def test_of_two_evaluations_neither_is_claimed_before_both_are_whole(run, tmp_path):
+    """And one that was put together before is left as it is."""
+
+    def both(**request):
+        config = run_folder.read_config(run)
+        wanted = likelihood.Request(num_timesteps_sampled=3, ode_steps=2, **request)
+        out = {"bound": tmp_path / "bound", "flow": tmp_path / "flow"}
+        for job in likelihood.prepare(run, config, wanted, **out):
+            job()
+
+    both(shard=Shard(1, 2))
+    bound(run, tmp_path / "bound", shard=Shard(2, 2))
+    with pytest.raises(BadRequest, match="no part 2/2 of .*flow"):
+        both(merge=True)
+    assert not list(tmp_path.glob("*.partial"))
+    bound(run, tmp_path / "bound", merge=True)
+    flow(run, tmp_path / "flow", shard=Shard(2, 2))
+    both(merge=True)
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["bound.json", "flow.json"]
+
+
+def test_shards_made_elsewhere_and_at_other_times_are_put_together(run, drawn, tmp_path):
+    """On other devices, or before the run was trained on: the weights are the same."""
     folder = tmp_path / "copy"
     shutil.copytree(drawn, folder)
-    change("devices", "1 x gpu")(folder)
+    for name, value in (("devices", "1 x gpu"), ("config_sha256", "0"), ("run", "/x")):
+        change(name, value)(folder)
     draw(run, folder / "p", merge=True, show_chain=False)
     with np.load(folder / "p.npz") as file:
         assert len(file["arr_0"]) == 26

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -80,6 +82,42 @@ def test_a_smoke_run_leaves_another_run_alone(tmp_path):
         with pytest.raises(BadRequest, match="not a smoke run; .* to take runs/smoke/mine"):
             smoke.run(config, tmp_path, train.Request(), COMMANDS)
     assert run_folder.read_config(tmp_path).name == "other.smoke"
+
+
+def test_no_other_run_goes_on_with_a_smoke_run(tmp_path):
+    """Its config may be the same but for what a run may change; nor is it the newest."""
+    runs, config = tmp_path / "runs", points_config(num_steps=2, checkpoint_every=1)
+    train.train(config, runs / "real")
+    train.train(dataclasses.replace(config, name="mine.smoke"), runs / "smoke_run")
+    assert run_folder.newest_run(runs) == runs / "real"
+    config.training.num_steps = 4
+    with pytest.raises(BadRequest, match="holds a smoke run"):
+        train.train(config, runs / "smoke_run")
+    assert run_folder.saved_steps(runs / "smoke_run")[-1] == 2
+
+
+def test_ctrl_c_while_it_samples_ends_a_smoke_run(tmp_path, monkeypatch):
+    """While the only batch is drawn, which `sample.py` finishes."""
+    config, done = picture_config(tmp_path), []
+    make_sampler = sample.build_sampler.make_sampler
+
+    def interrupted(*arguments, **options):
+        sampler = make_sampler(*arguments, **options)
+
+        def press(*inputs):
+            os.kill(os.getpid(), signal.SIGINT)
+            return sampler(*inputs)
+
+        return press
+
+    def try_out(*arguments):
+        monkeypatch.setattr(sample.build_sampler, "make_sampler", interrupted)
+        return sample.try_out(*arguments)
+
+    commands = {"sample.py": try_out, "evaluate.py": lambda *_: done.append(1)}
+    with pytest.raises(KeyboardInterrupt):
+        smoke.run(config, tmp_path / "run", train.Request(), commands)
+    assert not done
 
 
 @pytest.mark.parametrize(
