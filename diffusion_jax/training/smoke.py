@@ -37,7 +37,7 @@ _FLOP = 5e10  # FLOP of the forward passes in a train step on a CPU: a few secon
 _FEW_STEPS, _FEW_TIMESTEPS = 4, 2
 _FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
 _MORE_SECONDS = 2.0  # Seconds of train steps of the second start.
-_DATA, _FIRST_START = "data", "first start"
+_DATA = "data"
 _SAMPLES = 64  # Samples of which the time is printed.
 
 # try_out(workdir, config, data) -> whether the command applies to such a run.
@@ -90,11 +90,11 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # The whole config has warned.
         request = dataclasses.replace(request, is_smoke=True)
-        with took.stages.timed(_FIRST_START):
+        with took.stages.timed("first start"):
             state = train.train(small, workdir, data, request, took.first)
         if state.step < small.training.num_steps:
             return  # Stopped by SIGTERM.
-        small = _longer(small, min(took.first.seconds[TRAIN_STEP]))
+        small = _longer(small, config, min(took.first.seconds[TRAIN_STEP]))
         say(f"second start: {small.training.num_steps - _FIRST_STEPS} more train steps")
         request = dataclasses.replace(request, overwrite=False, init_from=None)
         with took.stages.timed("second start"):
@@ -108,8 +108,8 @@ def run(
                 say(f"{name}: left out, as it is not for {kind_of(config.data).name}")
     steps = took.first.seconds[TRAIN_STEP] + took.again.seconds.get(TRAIN_STEP, [])
     took.again.seconds[TRAIN_STEP] = [min(steps)]
-    saving = took.again.seconds[CHECKPOINT]  # The last is the wait for what is saved.
-    took.again.seconds[CHECKPOINT] = [sum(saving) / max(1, len(saving) - 1)]
+    for watch in (took.first, took.again):  # The save, and the wait for what is saved.
+        watch.seconds[CHECKPOINT] = [sum(watch.seconds[CHECKPOINT])]
     _say_stages(took, workdir)
     _say_whole_run(plan, small, took)
 
@@ -155,7 +155,9 @@ def _small(plan: Plan) -> Config:
             likelihood_timesteps=min(training.likelihood_timesteps, _FEW_TIMESTEPS),
             num_samples=min(training.num_samples, size),
             sample_steps=min(training.sample_steps, _FEW_STEPS),
-            **_intervals(config, _FIRST_STEPS),
+            checkpoint_every=0,  # At the end of a start there is one anyway.
+            best_by="held_out_loss",
+            **_intervals(config, 0),
         ),
         sampling=dataclasses.replace(
             sampling,
@@ -185,31 +187,38 @@ def _batch_size(plan: Plan, num_devices: int) -> int:
 
 
 def _intervals(config: Config, every: int) -> dict[str, Any]:
-    """Return the intervals of a config with `every` in place of those that are not 0.
+    """Return the intervals of what a config evaluates and draws at all; 0: never.
 
-    The interval of log lines is not among them: it is part of the compiled program, which
-    both starts share.
+    That of log lines stays, as it is part of the compiled program, which both starts use.
     """
-    names = ("eval", "likelihood", "checkpoint", "sample")
-    given = {f"{name}_every": getattr(config.training, f"{name}_every") for name in names}
-    return {name: every if value else 0 for name, value in given.items()}
+    names = ("eval_every", "likelihood_every", "sample_every")
+    return {name: every if getattr(config.training, name) else 0 for name in names}
 
 
 def _few_of(timesteps: tuple[float, ...]) -> tuple[float, ...]:
     return timesteps[:: max(1, math.ceil(len(timesteps) / _FEW_STEPS))]
 
 
-def _longer(small: Config, seconds_per_step: float) -> Config:
-    """Return the config of the second start: more train steps, as many as take about 2 s.
+def _longer(small: Config, whole: Config, seconds_per_step: float) -> Config:
+    """Return the config of the second start: more steps, about as many as take 2 s.
 
-    Everything that is done at intervals is done at the last two of them, the second time
-    without compilation.
+    What the whole run evaluates and draws is done at the last two, the second time without
+    compilation.
     """
     most = int(_MORE_SECONDS / max(seconds_per_step, 1e-6))
     num_steps = _FIRST_STEPS + min(max(2, most), _MOST_MORE_STEPS)
-    intervals = _intervals(small, num_steps - 1)
-    training = dataclasses.replace(small.training, num_steps=num_steps, **intervals)
+    training = dataclasses.replace(
+        small.training,
+        num_steps=num_steps,
+        best_by=whole.training.best_by,
+        **_intervals(whole, num_steps - 1),
+    )
     return dataclasses.replace(small, training=training)
+
+
+def _first_times(took: _Took) -> dict[str, list[float]]:
+    """Return the seconds of each piece of work, from its first time on."""
+    return took.again.seconds | took.first.seconds
 
 
 def _say_stages(took: _Took, workdir: pathlib.Path) -> None:
@@ -217,17 +226,17 @@ def _say_stages(took: _Took, workdir: pathlib.Path) -> None:
     say(f"the smoke run is finished, and everything worked; it took {duration(total)}:")
     for stage, (seconds,) in took.stages.seconds.items():
         say(f"  {stage:15} {seconds:6.1f} s")
-        if stage == _FIRST_START:
-            for piece, (at_first, *_) in took.first.seconds.items():
-                later = f"then {min(took.again.seconds[piece]):.3g} s"
-                say(f"    {piece:13} {at_first:6.1f} s the first time, {later}")
+    say("of the two starts:")
+    for piece, (at_first, *_) in _first_times(took).items():
+        later = f"then {min(took.again.seconds[piece]):.3g} s"
+        say(f"  {piece:15} {at_first:6.1f} s the first time, {later}")
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
     say(f"its pictures are in {workdir}/, a folder of {size / 2**20:,.0f} MiB")
 
 
 def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
     config, training = plan.config, plan.config.training
-    first, again = took.first.seconds, took.again.seconds
+    first, again = _first_times(took), took.again.seconds
     size, whole = small.data.batch_size, config.data.batch_size
     num_held_out = min(training.num_held_out, len(plan.data.split("held_out")))
     batches = -(-num_held_out // size)
