@@ -1,10 +1,10 @@
 """A smoke run: everything that a config asks for, on a small scale.
 
 The network and the data are the config's own. A first start loads the data, takes two
-train steps, evaluates the held-out loss and bits per dimension, saves a checkpoint and
-draws sample grids. A second start resumes from that checkpoint, and then the other
-commands are tried, where they apply. At the end the run prints how long each part took,
-and how long the whole run would take on this machine.
+train steps and saves a checkpoint. A second start resumes from it, evaluates the held-out
+loss and bits per dimension, and draws sample grids. Then the other commands are tried,
+where they apply. At the end the run prints how long each part took, and how long the whole
+run would take on this machine.
 """
 
 import dataclasses
