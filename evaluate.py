@@ -125,7 +125,7 @@ def main() -> None:
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
-    warnings.simplefilter("ignore", OddBetas)  # train.py has warned of them.
+    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
     request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out

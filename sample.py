@@ -71,7 +71,7 @@ def main() -> None:
     shard = shards.parse(_SHARD.value, merge=_MERGE.value)
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
-    warnings.simplefilter("ignore", OddBetas)  # train.py has warned of them.
+    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
     moved = _DATA_PATH.value or _DATA_HELD_OUT.value

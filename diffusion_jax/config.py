@@ -495,6 +495,12 @@ def to_sha256(config: Config) -> str:
     return sha256([to_json(config)])
 
 
+def hashes_of(config: Config) -> dict[str, str]:
+    """Return the hashes of a config and of its noise process, by their names in results."""
+    process = json.dumps(dataclasses.asdict(config.process))
+    return {"config_sha256": to_sha256(config), "process_sha256": sha256([process])}
+
+
 def from_json(text: str) -> Config:
     """Return the Config of `to_json`.
 

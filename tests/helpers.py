@@ -20,6 +20,7 @@ from diffusion_jax.config import (
     ProcessConfig,
     SamplingConfig,
     TrainingConfig,
+    UNetConfig,
 )
 from diffusion_jax.diffusion import oracle
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
@@ -71,6 +72,35 @@ def points_config(**training):
             }
         ),
     )
+
+
+def tiny_unet():
+    """Config of the smallest U-Net, without attention."""
+    return UNetConfig(
+        base_channels=4,
+        channel_mults=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        num_groups=4,
+    )
+
+
+def pictures_config(folder, channels, batch_size, held_out_fraction, **training):
+    """Config of a run on 40 random pictures of 4x4, which lie in x.npz of a folder."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 4, 4, channels)).astype(np.uint8)
+    np.savez(folder / "x.npz", arr_0=images)
+    config = points_config(**training)
+    config.data = DataConfig(
+        source="npz",
+        path=str(folder / "x.npz"),
+        image_size=(4,),
+        channels=channels,
+        batch_size=batch_size,
+        held_out_fraction=held_out_fraction,
+    )
+    config.model = tiny_unet()
+    return config
 
 
 @contextlib.contextmanager

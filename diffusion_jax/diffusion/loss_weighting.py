@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import variance_preserving
 from diffusion_jax.diffusion.parameterization import (
+    NEED_SIGNAL,
     check_variance,
     fixed_log_variance,
     x0_coefficients,
@@ -146,7 +147,7 @@ def loss_weights(
     process = model.process
     if (
         weighting != "simple"
-        and model.prediction in ("eps", "score")
+        and model.prediction in NEED_SIGNAL
         and process.has_zero_terminal_snr
     ):
         raise ValueError(

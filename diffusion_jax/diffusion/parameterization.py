@@ -27,6 +27,7 @@ from diffusion_jax.diffusion.noise_level import NoiseLevel, variance_preserving
 from diffusion_jax.diffusion.schedules import Schedule
 
 PREDICTION_TYPES = ("eps", "x0", "v")  # Without "score", which no config trains.
+NEED_SIGNAL = ("eps", "score")  # Without signal in x_t these do not determine x_0.
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 
 

@@ -16,6 +16,7 @@ from diffusion_jax import networks
 from diffusion_jax.config import Config, ProcessConfig, UNetConfig
 from diffusion_jax.diffusion import loss_weighting, losses, schedules
 from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.parameterization import NEED_SIGNAL
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
@@ -44,10 +45,10 @@ def make_schedule(process: ProcessConfig) -> Schedule:
         if process.zero_terminal_snr:
             betas = schedules.rescale_zero_terminal_snr(betas)
         schedule = schedules.make_schedule(betas)
-    if schedule.has_zero_terminal_snr and process.prediction == "eps":
+    if schedule.has_zero_terminal_snr and process.prediction in NEED_SIGNAL:
         raise BadRequest(
-            "process.prediction ('eps') cannot be used with a zero terminal "
-            f"signal-to-noise ratio (process.schedule {process.schedule!r}, "
+            f"process.prediction ({process.prediction!r}) cannot be used with a zero "
+            f"terminal signal-to-noise ratio (process.schedule {process.schedule!r}, "
             f"process.zero_terminal_snr {process.zero_terminal_snr}), where it does not "
             "determine x_0; set it to v or x0"
         )

@@ -7,7 +7,6 @@ for the bound also P.csv and P.png.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config import Config, to_sha256
+from diffusion_jax.config import Config, hashes_of
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.batch import Batch
@@ -41,7 +40,6 @@ from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import devices, locks
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
 
@@ -192,14 +190,15 @@ def _partial(
     out: pathlib.Path, about: dict[str, Any], request: Request, subject: _Subject
 ) -> Partial:
     partial = Partial(out, about, request.shard)
-    if request.merge and not _is_done(partial):
+    if request.merge and _finished(partial) is None:
         partial.merge(subject.examples.num_batches)
     return partial
 
 
-def _is_done(partial: Partial) -> bool:
+def _finished(partial: Partial) -> dict[str, Any] | None:
+    """Return the contents of P.json, if it has the whole result of this request."""
     found = None if partial.folder.exists() else partial.finished()
-    return found is not None and is_whole(found)
+    return found if found is not None and is_whole(found) else None
 
 
 def _claimed(
@@ -209,10 +208,10 @@ def _claimed(
     run: Callable[[], dict[str, Any]],
 ) -> Callable[[], dict[str, Any]]:
     """Return `run`, or a function that reports that it is done already."""
-    if overwrite or not _is_done(partial):
+    found = None if overwrite else _finished(partial)
+    if found is None:
         partial.claim(results, overwrite, "--out")
         return run
-    found = partial.finished() or {}
 
     def done() -> dict[str, Any]:
         path = result_path(partial.out, ".json")
@@ -354,8 +353,7 @@ def _subject(
     about = {
         "run": str(workdir),
         **identity_of(weights),
-        "config_sha256": to_sha256(config),
-        "process_sha256": sha256([json.dumps(dataclasses.asdict(config.process))]),
+        **hashes_of(config),
         "split": request.split,
         "num_examples": len(examples.chosen),
         "batch_size": examples.size,

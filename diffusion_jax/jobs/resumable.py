@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.jobs.shards import Shard, collected
+from diffusion_jax.jobs.shards import Shard, collected, found
 from diffusion_jax.runtime import files, locks
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -165,7 +165,8 @@ class Partial:
         # A kill after the first of these leaves what says whose it is.
         files.delete(self.folder.glob("*.npy"))
         files.delete([self.folder])
-        files.delete(sorted({path.parent for path in self._of_shards.values()}))
+        if self._of_shards:
+            files.delete([shard.folder(self.out) for shard in found(self.out)])
 
     def said_of_shard(self) -> str:
         """Return what is to be done next, when the batches of a shard are done."""

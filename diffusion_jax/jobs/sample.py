@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.config import Config, to_sha256
+from diffusion_jax.config import Config, hashes_of
 from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
@@ -28,7 +28,6 @@ from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import devices, environment, files, locks
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
-from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import command, quoted, say
@@ -192,8 +191,7 @@ def _note(
     """Return everything that the samples depend on, as it is written to P.json."""
     return {
         "run": str(workdir),
-        "config_sha256": to_sha256(config),
-        "process_sha256": sha256([json.dumps(dataclasses.asdict(config.process))]),
+        **hashes_of(config),
         **about,
         "seed": request.seed,
         "num": request.num,

@@ -1,8 +1,8 @@
 """Parts of a long job that are done alone, on any machines, and put together later.
 
 A sample, or the figures of an example, depend on the checkpoint, the seed and the index
-alone, so that shard 3 of 16 needs no word from the others. It leaves its batches in a
-folder P.shard_3_of_16; `collected` finds every batch of a request once, or says what lacks.
+alone, so that shard 3 of 16 is independent of the others. It leaves its batches in a folder
+P.shard_3_of_16; `collected` finds every batch of a request once, or names what is missing.
 """
 
 import pathlib
@@ -49,10 +49,10 @@ def parse(text: str | None, *, merge: bool) -> Shard | None:
         return None
     if merge:
         raise BadRequest(f"--shard {text} and --merge: give one of them")
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    if found is None:
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None:
         raise BadRequest(f"--shard {text} must be K/N, such as 3/16 for part 3 of 16")
-    shard = Shard(*map(int, found.groups()))
+    shard = Shard(*map(int, match.groups()))
     if not 1 <= shard.part <= shard.of:
         raise BadRequest(f"--shard {text}: K must be in 1 .. N, and N at least 1")
     return shard
@@ -78,7 +78,7 @@ def collected(
       BadRequest: for shards that lack, overlap, are not finished, are still worked on, or
         are of another request.
     """
-    shards = _found(out)
+    shards = found(out)
     (count,) = {shard.of for shard in shards}
     lacking = [
         Shard(i, count) for i in range(1, count + 1) if Shard(i, count) not in shards
@@ -110,7 +110,12 @@ def collected(
     return parts
 
 
-def _found(out: pathlib.Path) -> list[Shard]:
+def found(out: pathlib.Path) -> list[Shard]:
+    """Return the shards of P that are there, one set of them.
+
+    Raises:
+      BadRequest: for none, or for more than one set.
+    """
     pattern = re.compile(re.escape(out.name) + r"\.shard_([0-9]{1,9})_of_([0-9]{1,9})")
     matches = map(pattern.fullmatch, (p.name for p in out.parent.glob("*")))
     shards = sorted(Shard(*map(int, m.groups())) for m in matches if m)

@@ -154,22 +154,26 @@ def newest_run(root: pathlib.Path) -> pathlib.Path:
       BadRequest: if there is none.
     """
     found = [path.parent for path in root.glob("*/config.json")]
-    saved = [
-        checkpoints_path(workdir)
-        for workdir in found
-        if has_checkpoint(workdir) and not _is_smoke_run(workdir)
-    ]
-    if not saved:
+    saved = [checkpoints_path(workdir) for workdir in found if has_checkpoint(workdir)]
+    saved.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    runs = (folder.parent for folder in saved if not _is_of_smoke_run(folder.parent))
+    newest = next(runs, None)
+    if newest is None:
         raise BadRequest(
             f"there is no run with a checkpoint under {root}/; train one with "
             f"{command('train')} --config digits, or name one with --workdir"
         )
-    return max(saved, key=lambda folder: folder.stat().st_mtime).parent
+    return newest
 
 
-def _is_smoke_run(workdir: pathlib.Path) -> bool:
+def is_smoke_run(config: Config) -> bool:
+    """Return whether a config is that of a smoke run."""
+    return config.name.endswith(SMOKE_SUFFIX)
+
+
+def _is_of_smoke_run(workdir: pathlib.Path) -> bool:
     try:
-        return read_config(workdir).name.endswith(SMOKE_SUFFIX)
+        return is_smoke_run(read_config(workdir))
     except (BadRequest, OSError):  # It is refused if it is the newest.
         return False
 
@@ -230,12 +234,14 @@ def _shown(value: object) -> str:
     return reprlib.repr(value) if isinstance(value, tuple) else repr(value)
 
 
-def _check_no_smoke_run(workdir: pathlib.Path, old: str, new: str) -> None:
-    if old.endswith(SMOKE_SUFFIX) and not new.endswith(SMOKE_SUFFIX):
+def _config_to_resume(workdir: pathlib.Path, config: Config) -> Config:
+    there = read_config(workdir)
+    if is_smoke_run(there) and not is_smoke_run(config):
         raise BadRequest(
             f"--workdir {workdir} holds a smoke run; name another, or give --overwrite to "
             "delete it"
         )
+    return there
 
 
 def check_resumable(
@@ -279,8 +285,7 @@ def check_resumable(
                 "or name another folder"
             )
         return []
-    old, new = dict(fields_of(read_config(workdir))), dict(fields_of(config))
-    _check_no_smoke_run(workdir, old["name"], new["name"])
+    old, new = dict(fields_of(_config_to_resume(workdir, config))), dict(fields_of(config))
     changed = {
         path: f"{path} ({_shown(old.get(path))} -> {_shown(new.get(path))})"
         for path in sorted(old.keys() | new.keys())

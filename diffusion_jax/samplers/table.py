@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
-from diffusion_jax.diffusion.parameterization import x0_coefficients
+from diffusion_jax.diffusion.parameterization import NEED_SIGNAL, x0_coefficients
 
 
 class Coefficients(NamedTuple):
@@ -117,7 +117,7 @@ def assemble(
       ValueError: for eps or the score where there is no signal.
     """
     no_signal = level.alpha[0] < np.finfo(np.float32).tiny
-    if model.prediction in ("eps", "score") and no_signal:
+    if model.prediction in NEED_SIGNAL and no_signal:
         raise ValueError(
             f"prediction {model.prediction!r} cannot start from a zero terminal "
             "signal-to-noise ratio, because it does not determine x_0 there; predict v or "

@@ -123,7 +123,7 @@ def _check_replaceable(config: Config, workdir: pathlib.Path) -> None:
     if not run_folder.config_path(workdir).exists():
         return
     there = run_folder.read_config(workdir)
-    is_smoke_run = there.name.endswith(run_folder.SMOKE_SUFFIX) and (
+    is_smoke_run = run_folder.is_smoke_run(there) and (
         there.training.num_steps <= _FIRST_STEPS + _MOST_MORE_STEPS
     )
     if not is_smoke_run:

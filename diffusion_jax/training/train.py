@@ -194,11 +194,9 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
 
 def _say_smaller_grids(plan: Plan) -> None:
     training, preview = plan.config.training, plan.preview
-    fewer_samples = preview.batch_size < training.num_samples
-    fewer_steps = preview.steps < min(
-        training.sample_steps, plan.config.process.num_timesteps
-    )
-    if training.sample_every and (fewer_samples or fewer_steps):
+    steps = min(training.sample_steps, plan.config.process.num_timesteps)
+    is_smaller = (preview.batch_size, preview.steps) != (training.num_samples, steps)
+    if training.sample_every and is_smaller:
         say(
             f"each sample grid has {preview.batch_size:,} samples drawn in "
             f"{preview.steps:,} steps, not training.num_samples ({training.num_samples:,}) "

@@ -327,7 +327,7 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
 
 
 def test_timesteps_chosen_by_the_likelihood_may_start_early():
-    """A list of the user's own that starts at the same timestep is warned of."""
+    """Only a list that the user gives is warned about, if it starts as early."""
     config = points_config(steps=4)
     config.sampling.timesteps = (15.0, 8.0, 3.0, 0.0)
     model = build.without_network(config.process)

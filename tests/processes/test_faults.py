@@ -55,7 +55,7 @@ def whole(tmp_path_factory, command):
 
 
 def arrays_of(workdir):
-    """All of the newest checkpoint: params, averages, optimiser, tally, key."""
+    """Return the newest checkpoint: params, averages, optimiser, tally, key."""
     config = run_folder.read_config(workdir)
     init_fn, _ = build.make_network(config)
     tx = make_optimizer(config.optimizer, config.training.num_steps)
@@ -363,7 +363,7 @@ def test_with_no_checkpoint_left_both_commands_say_so(whole, tmp_path, command):
 
 
 def test_a_process_without_free_files_has_failed_and_was_not_asked_wrongly(tmp_path):
-    """Exit status 1, as for a full disk, in one line."""
+    """A machine without free files, as one with a full disk, gives exit status 1."""
     code = (
         "import resource\n"
         "from diffusion_jax.jobs import command_line\n"

@@ -7,19 +7,18 @@ import shutil
 import numpy as np
 import pytest
 
-from diffusion_jax.config import DataConfig, UNetConfig
 from diffusion_jax.jobs import likelihood, sample
 from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.training import train
-from helpers import points_config
+from helpers import pictures_config
 
 
 @pytest.mark.parametrize("num", [0, 1, 7, 16, 100])
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
 def test_every_batch_is_in_one_shard(num, count):
-    """And no shard has two batches more than another."""
+    """The shards of any number of batches, of which none has two more than another."""
     parts = [list(Shard(k, count).batches(num)) for k in range(1, count + 1)]
     assert sum(parts, []) == list(range(num))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -28,21 +27,9 @@ def test_every_batch_is_in_one_shard(num, count):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of pictures, of which seven batches are sampled, and five evaluated."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 4, 4, 1)).astype(np.uint8)
     folder = tmp_path_factory.mktemp("shards")
-    np.savez(folder / "x.npz", arr_0=images)
-    config = points_config(num_steps=2, checkpoint_every=1, eval_every=0)
-    config.data = DataConfig(
-        source="npz",
-        path=str(folder / "x.npz"),
-        image_size=(4,),
-        batch_size=4,
-        held_out_fraction=0.5,
-    )
-    config.model = UNetConfig(
-        4, channel_mults=(1,), num_res_blocks=1, attn_resolutions=(), num_groups=4
-    )
+    training = {"num_steps": 2, "checkpoint_every": 1, "eval_every": 0}
+    config = pictures_config(folder, 1, 4, 0.5, **training)
     config.sampling.batch_size = 4
     config.sampling.steps = 5
     train.train(config, folder / "run")
@@ -76,7 +63,7 @@ def files_of(folder, out):
 
 @pytest.mark.parametrize("job", [draw, bound, flow])
 def test_shards_put_together_are_the_same_bytes(job, run, tmp_path):
-    """In any order, one of them twice; and what they leave behind goes."""
+    """Shards in any order, one done twice; their folders are deleted by the merge."""
     job(run, tmp_path / "whole")
     for part in (2, 3, 1, 3):
         job(run, tmp_path / "parts", shard=Shard(part, 3))
@@ -84,6 +71,14 @@ def test_shards_put_together_are_the_same_bytes(job, run, tmp_path):
     job(run, tmp_path / "parts", merge=True)
     whole, parts = files_of(tmp_path, "whole"), files_of(tmp_path, "parts")
     assert whole and whole == parts
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_shards_without_a_batch_go_with_the_others(run, tmp_path):
+    """Three shards of two batches: one has none, and its folder is deleted as well."""
+    for part in (1, 2, 3):
+        draw(run, tmp_path / "p", num=8, show_chain=False, shard=Shard(part, 3))
+    draw(run, tmp_path / "p", num=8, show_chain=False, merge=True)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
@@ -143,7 +138,7 @@ def change(name, value):
     ],
 )
 def test_shards_that_are_not_the_whole_are_refused(run, drawn, tmp_path, fault, said):
-    """By the shard at fault; nothing is written, and nothing is deleted."""
+    """A refusal names the shard at fault, and no file is written or deleted."""
     folder = tmp_path / "copy"
     shutil.copytree(drawn, folder)
     fault(folder)
@@ -154,7 +149,7 @@ def test_shards_that_are_not_the_whole_are_refused(run, drawn, tmp_path, fault, 
 
 
 @pytest.mark.parametrize("tear", [False, True])
-def test_frames_that_lack_are_refused(run, tmp_path, tear):
+def test_missing_frames_are_refused(run, tmp_path, tear):
     for part in (1, 2):
         draw(run, tmp_path / "p", num=8, shard=Shard(part, 2))
     chain = tmp_path / "p.shard_1_of_2/chain.npy"
@@ -170,7 +165,7 @@ def test_frames_that_lack_are_refused(run, tmp_path, tear):
 
 
 def test_of_two_evaluations_neither_is_claimed_before_both_are_whole(run, tmp_path):
-    """And one that was put together before is left as it is."""
+    """A merge of both needs the shards of both, except of one that has its result."""
 
     def both(**request):
         config = run_folder.read_config(run)
@@ -191,7 +186,7 @@ def test_of_two_evaluations_neither_is_claimed_before_both_are_whole(run, tmp_pa
 
 
 def test_shards_made_elsewhere_and_at_other_times_are_put_together(run, drawn, tmp_path):
-    """On other devices, or before the run was trained on: the weights are the same."""
+    """Shards of other devices, or from before the run was trained on: the same weights."""
     folder = tmp_path / "copy"
     shutil.copytree(drawn, folder)
     for name, value in (("devices", "1 x gpu"), ("config_sha256", "0"), ("run", "/x")):
@@ -202,7 +197,7 @@ def test_shards_made_elsewhere_and_at_other_times_are_put_together(run, drawn, t
 
 
 def test_timesteps_chosen_by_the_run_are_refused(run, tmp_path):
-    """As many processes at once would choose them."""
+    """Only one process may choose timesteps for a run."""
     config = run_folder.read_config(run)
     config.sampling = dataclasses.replace(config.sampling, spacing="auto")
     request = sample.Request(num=8, shard=Shard(1, 2))

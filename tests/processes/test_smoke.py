@@ -1,4 +1,4 @@
-"""A smoke run: everything in small with the config's own network, and what it foretells."""
+"""A smoke run: everything in small with the config's own network, and its estimate."""
 
 import dataclasses
 import json
@@ -11,39 +11,20 @@ import time
 import numpy as np
 import pytest
 
-from diffusion_jax.config import DataConfig, UNetConfig
 from diffusion_jax.jobs import likelihood, sample
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.metrics_log import read_metrics
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.training import smoke, train
-from helpers import ROOT, SHARED, TINY, points_config
+from helpers import ROOT, SHARED, TINY, pictures_config, points_config
 
 COMMANDS = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
 
 
 def picture_config(tmp_path):
     """Config of a run on tiny pictures that asks for everything."""
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "x.npz", arr_0=rng.integers(0, 256, (40, 4, 4, 3)).astype("u1"))
-    config = points_config(num_steps=9000, sample_every=3000, likelihood_every=3000)
-    config.data = DataConfig(
-        source="npz",
-        path=str(tmp_path / "x.npz"),
-        image_size=(4,),
-        channels=3,
-        batch_size=8,
-        held_out_fraction=0.2,
-    )
-    config.model = UNetConfig(
-        base_channels=4,
-        channel_mults=(1,),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        num_groups=4,
-    )
-    config.training.eval_every = 300
-    return config
+    training = {"num_steps": 9000, "sample_every": 3000, "likelihood_every": 3000}
+    return pictures_config(tmp_path, 3, 8, 0.2, **training, eval_every=300)
 
 
 def test_a_smoke_run_does_all_that_the_config_asks_for(tmp_path, capsys):
@@ -85,7 +66,7 @@ def test_a_smoke_run_leaves_another_run_alone(tmp_path):
 
 
 def test_no_other_run_goes_on_with_a_smoke_run(tmp_path):
-    """Its config may be the same but for what a run may change; nor is it the newest."""
+    """A smoke run is not resumed by another run, nor taken as the newest run."""
     runs, config = tmp_path / "runs", points_config(num_steps=2, checkpoint_every=1)
     train.train(config, runs / "real")
     train.train(dataclasses.replace(config, name="mine.smoke"), runs / "smoke_run")
@@ -97,7 +78,7 @@ def test_no_other_run_goes_on_with_a_smoke_run(tmp_path):
 
 
 def test_ctrl_c_while_it_samples_ends_a_smoke_run(tmp_path, monkeypatch):
-    """While the only batch is drawn, which `sample.py` finishes."""
+    """Ctrl-C while the only batch is drawn, which `sample.py` finishes."""
     config, done = picture_config(tmp_path), []
     make_sampler = sample.build_sampler.make_sampler
 

@@ -51,7 +51,7 @@ from diffusion_jax.training.train_step import (
     make_train_steps,
     value_and_grad_in_parts,
 )
-from helpers import assert_same_bits, points_config
+from helpers import assert_same_bits, points_config, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,16 @@ def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
 # The step
 
 
+def step_and_state(config, num_steps=100):
+    """The train step of a config, without augmentation, and the state before it."""
+    init_fn, _ = build.make_network(config)
+    model = build.make_model(config)
+    tx = make_optimizer(config.optimizer, num_steps)
+    loss_fn = build.make_loss(config, model)
+    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+    return step, jax.jit(lambda: init_state(init_fn, tx, config))()
+
+
 @pytest.fixture(scope="module")
 def unet_steps():
     """The compiled train steps of a tiny U-Net of every block, and how often traced."""
@@ -115,14 +125,9 @@ def unet_steps():
         dropout=0.1,
         num_groups=4,
     )
-    init_fn, _ = build.make_network(config)
-    model = build.make_model(config)
-    tx = make_optimizer(config.optimizer, 100)
-    loss_fn = build.make_loss(config, model)
-    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+    step, initial = step_and_state(config)
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
     batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
-    initial = jax.jit(lambda: init_state(init_fn, tx, config))()
     return jax.jit(traced), initial, Batch(batches), step
 
 
@@ -193,16 +198,12 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(points, num_devices):
     """Params, averages, and the losses by timestep, where each example has a weight."""
     config = points_config()
     config.loss.timesteps = "loss_second_moment"
-    init_fn, _ = build.make_network(config)
-    model = build.make_model(config)
-    tx = make_optimizer(config.optimizer, 100)
-    loss_fn = build.make_loss(config, model)
     batches = Batch(jnp.asarray(points.train[: 20 * 32]).reshape(20, 32, 2))
     found = []
     for config.optimizer.accumulate in (1, 4, 8):
-        step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+        step, initial = step_and_state(config)
         steps = steps_on_devices(step, num_devices)
-        state, (metrics, _) = steps(init_state(init_fn, tx, config), batches, 20)
+        state, (metrics, _) = steps(initial, batches, 20)
         found.append((state.params, state.emas, state.loss_history, metrics))
         if num_devices > 1:  # Each device keeps its examples, and the sums are shared.
             text = steps.lower(state, batches, 20).compile().as_text()
@@ -260,15 +261,9 @@ def test_one_batch_can_be_overfitted(points):
     config = points_config()
     config.model = MLPConfig(width=64, num_blocks=2)
     config.optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=10)
-    init_fn, _ = build.make_network(config)
-    model = build.make_model(config)
-    tx = make_optimizer(config.optimizer, 1000)
-    loss_fn = build.make_loss(config, model)
-    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+    step, initial = step_and_state(config, num_steps=1000)
     batches = jnp.tile(points.train[:4], (1000, 64, 1))
-    _, (metrics, _) = jax.jit(make_train_steps(step))(
-        init_state(init_fn, tx, config), Batch(batches), 1000
-    )
+    _, (metrics, _) = jax.jit(make_train_steps(step))(initial, Batch(batches), 1000)
     assert float(metrics.loss[-100:].mean()) < 0.35 < 0.7 < float(metrics.loss[0])
 
 
@@ -387,16 +382,12 @@ def test_the_history_of_losses_is_that_of_the_whole_batch_on_four_devices(points
     """The batch is split, and the state of each device is still that of one device."""
     config = points_config()
     config.loss.timesteps = "loss_second_moment"
-    init_fn, _ = build.make_network(config)
-    model = build.make_model(config)
-    tx = make_optimizer(config.optimizer, 100)
-    loss_fn = build.make_loss(config, model)
-    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+    step, initial = step_and_state(config)
     batches = Batch(jnp.asarray(points.train[: 40 * 32]).reshape(40, 32, 2))
     found = {}
     for n in (1, 4):
         steps = steps_on_devices(step, n)
-        history = steps(init_state(init_fn, tx, config), batches, 20)[0].loss_history
+        history = steps(initial, batches, 20)[0].loss_history
         found[n] = history
         copies = [np.asarray(shard.data) for shard in history.losses.addressable_shards]
         assert len(copies) == n and all((c == copies[0]).all() for c in copies)
@@ -624,13 +615,7 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
     config.data = DataConfig(
         source="mine", image_size=(8, 4), channels=3, batch_size=8, random_flip=True
     )
-    config.model = UNetConfig(
-        base_channels=4,
-        channel_mults=(1,),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        num_groups=4,
-    )
+    config.model = tiny_unet()
     config.process.variance = "learned"
     config.loss = LossConfig(kind="hybrid", timesteps="loss_second_moment")
     config.sampling.batch_size = 8
