@@ -43,6 +43,7 @@ MIN_STD, MAX_STD = 0.015, 0.25  # Range of averages that snapshots can rebuild w
 
 
 _OF_FILES = {"data.source": ("folder", "tfds:*")}
+_NEWER_SECTIONS = ("parallel",)  # The configs of runs of version 0.1 lack them.
 
 
 @dataclasses.dataclass(slots=True)
@@ -396,6 +397,23 @@ _NO_LIST = {"sampling.timesteps": NOT_SET}
 
 
 @dataclasses.dataclass(slots=True)
+class ParallelConfig:
+    """How the devices share the work of training. docs/scaling.md explains it."""
+
+    data: int = described(
+        0,
+        "Devices along the axis data, which have the same state; 0: all that fsdp leaves.",
+        range=(0, 2**20),
+    )
+    fsdp: int = described(
+        1,
+        "Devices along the axis fsdp, over which parameters, optimiser and averages are "
+        "split.",
+        range=(1, 2**20),
+    )
+
+
+@dataclasses.dataclass(slots=True)
 class SamplingConfig:
     """The defaults of the flags of `sample.py`, each of which has the name of its field."""
 
@@ -474,6 +492,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
 
 
@@ -529,7 +548,10 @@ def _from_tree(kind: Any, tree: dict[str, Any]) -> Any:
             kinds = {"UNetConfig": UNetConfig, "MLPConfig": MLPConfig}
             values["model"] = _from_tree(kinds[section.pop("kind")], section)
         elif dataclasses.is_dataclass(field.type):
-            values[field.name] = _from_tree(field.type, tree[field.name])
+            is_newer = field.name in _NEWER_SECTIONS and field.name not in tree
+            values[field.name] = _from_tree(
+                field.type, {} if is_newer else tree[field.name]
+            )
         elif field.name in tree:
             value = tree[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value

@@ -152,7 +152,7 @@ DATA = oracle.discrete(LEVELS[:, None], SHARES)
 def mesh_of(num_devices):
     return jax.make_mesh(
         (num_devices, 1),
-        ("data", "model"),
+        ("data", "fsdp"),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:num_devices],
     )

@@ -48,7 +48,7 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 class StepBatches:
     """`rows` of the global batch of each step, as a Batch of arrays [rows, ...]."""
 
-    def __init__(self, split: Split, batch_size: int, seed: int, rows: slice):
+    def __init__(self, split: Split, batch_size: int, seed: int, rows: np.ndarray):
         self.split, self.batch_size, self.seed, self.rows = split, batch_size, seed, rows
 
     def __len__(self) -> int:
@@ -101,6 +101,10 @@ class Loader:
             for name in batches[0].cond
         }
         return Batch(self._stacked([batch.x for batch in batches]), cond)
+
+    def go_on_alone(self) -> None:
+        """Read what comes next in this process: the workers are gone."""
+        self._ahead = None
 
     def _stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
         stacked = np.zeros((self._most, *arrays[0].shape), arrays[0].dtype)

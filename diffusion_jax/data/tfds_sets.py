@@ -11,12 +11,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
+from diffusion_jax.runtime import locks
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import quoted, say, shown
 
@@ -129,11 +131,23 @@ def _builder(name: str, data_dir: str, prepare: bool) -> Any:
         _check_known(name)
         if not prepare:
             raise BadRequest(_not_prepared(name, data_dir))
-        _prepare(name, data_dir)
-        builder = _find(name, data_dir)
+        with locks.in_turn(_folder_of_all(data_dir)):
+            builder = _find(name, data_dir)  # Another process may have prepared it.
+            if builder is None:
+                _prepare(name, data_dir)
+                builder = _find(name, data_dir)
         if builder is None:
             raise BadRequest(_not_prepared(name, data_dir))
     return builder
+
+
+def _folder_of_all(data_dir: str) -> pathlib.Path:
+    """Return a folder that all processes see which would prepare the same set."""
+    import tensorflow_datasets as tfds
+
+    if re.match(r"\w+://", data_dir):
+        return pathlib.Path(tempfile.gettempdir())
+    return pathlib.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
 
 
 def _open(

@@ -95,7 +95,7 @@ class Bound:
             )
         totals, terms, errors = self._scan.run(params, batch, indices, size, on_progress)
         filled = devices.put_filled(self._mesh, as_float32(batch).x, size)
-        prior = np.asarray(self._prior(filled), np.float64)[: len(totals)]
+        prior = devices.to_host(self._prior(filled)).astype(np.float64)[: len(totals)]
         return BatchTerms(
             bits=prior + totals,
             prior=float(prior.mean()),

@@ -201,7 +201,8 @@ class Flow:
             done = min(first + self._segment, self.num_steps)
             on_progress(CALLS_PER_STEP * done)
         nats = added - self._log_normal(x) - total
-        return np.asarray(nats, np.float64)[:num] / (dimensions * math.log(2))
+        nats = devices.to_host(nats).astype(np.float64)
+        return nats[:num] / (dimensions * math.log(2))
 
 
 def _with_divergence(

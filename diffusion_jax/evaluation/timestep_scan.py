@@ -129,10 +129,11 @@ class TimestepScan:
         num = len(indices)
         live = (np.arange(size) < num).astype(np.float32)
         rows = devices.split_batch(self._mesh)
+        zeros = functools.partial(jnp.zeros, size)
         filled = devices.put_filled(self._mesh, as_float32(batch), size)
         where = devices.put_filled(self._mesh, np.asarray(indices, np.int32), size)
-        alive = jax.device_put(live, rows)
-        totals = jax.device_put(jnp.zeros(size), rows)  # Donated: not NumPy's memory.
+        alive = devices.put_rows(self._mesh, live)
+        totals = jax.jit(zeros, out_shardings=rows)()  # Donated: not NumPy's memory.
         segments = []
         for first in range(0, self.num_strata, self._segment):
             totals, sums = self._advance(params, filled, where, alive, totals, first)
@@ -141,7 +142,7 @@ class TimestepScan:
         added, others = jax.tree.map(
             lambda *s: np.concatenate(s)[: self.num_strata] / num, *segments
         )
-        return np.asarray(totals, np.float64)[:num], added, others
+        return devices.to_host(totals).astype(np.float64)[:num], added, others
 
 
 def as_float32(batch: Batch) -> Batch:

@@ -28,7 +28,7 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of
-from diffusion_jax.runtime import devices, files, locks
+from diffusion_jax.runtime import devices, files, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256
 from diffusion_jax.runtime.text import say
@@ -107,18 +107,22 @@ def choose(
         result_path(other, ".npz"), about
     )
     out = own if files.is_writable(own.parent) else other
-    if kept is None:
+    if not processes.of_first(kept is not None):
         say(
             f"choosing timesteps by the likelihood of up to {_NUM_IMAGES} training images, "
             f"once for these weights: {out}.npz will keep the statistics"
         )
         kept = _measure(workdir, config, weights.params, about, out, variance, clip)
-    timesteps, _ = best_timesteps(
-        step_costs(process, variance, kept),
-        last_costs(process, variance, kept),
-        prior_costs(process, kept.second_moment),
-        num,
-    )
+    chosen: list[float] = []
+    if kept is not None:  # As in the first process.
+        best, _ = best_timesteps(
+            step_costs(process, variance, kept),
+            last_costs(process, variance, kept),
+            prior_costs(process, kept.second_moment),
+            num,
+        )
+        chosen = best.tolist()
+    timesteps = np.array(processes.of_first(chosen))
     shown = ", ".join(f"{t:g}" for t in timesteps)
     say(f"chose the timesteps {shown}")
     return timesteps
@@ -132,7 +136,7 @@ def _measure(
     out: pathlib.Path,
     variance: str,
     clip: bool,
-) -> Statistics:
+) -> Statistics | None:
     check_data_there(workdir, config)
     plan, mesh = load_data(make_plan(config)), devices.make_mesh()
     check_same_data(workdir, plan.config, plan.data)
@@ -158,6 +162,8 @@ def _measure(
     partial.begin()
     with locks.locked(partial.folder, "writing to"):
         rows = over_examples(partial, "timesteps", images, total, row)
+        if not rows:
+            return None
         mean = means(rows, len(images.chosen), size)
         w = len(shares_of(variance))
         last, fractions, errors = np.split(mean[:, :-1], [-2 * w, -w], axis=1)

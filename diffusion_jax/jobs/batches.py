@@ -11,6 +11,7 @@ from diffusion_jax.data.kinds import Kind
 from diffusion_jax.data.sources import Split, fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.jobs.resumable import Partial
+from diffusion_jax.runtime import first_process
 from diffusion_jax.runtime.interrupts import Stopped, stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import say
@@ -67,7 +68,8 @@ def over_examples(
       measure: see `MeasureBatch`; the last batch may have fewer examples.
 
     Returns:
-      What `measure` returned, for each batch; [] for a shard.
+      What `measure` returned, for each batch; [] for a shard, and in all processes
+      except the first.
 
     Raises:
       KeyboardInterrupt: after Ctrl-C, at the next step.
@@ -105,6 +107,8 @@ def over_examples(
             bar.close()
     if partial.shard:
         say(partial.said_of_shard())
+        return []
+    if not first_process.is_here():
         return []
     return [partial.load(f"{i:06d}") for i in range(num_batches)]
 

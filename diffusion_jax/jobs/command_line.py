@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_jax.config import Config, fields_of, help_text
-from diffusion_jax.runtime import cpu, environment, files
+from diffusion_jax.runtime import cpu, environment, files, processes
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
 from diffusion_jax.runtime.files import is_machine_failure, project_file
@@ -29,7 +29,23 @@ from diffusion_jax.runtime.interrupts import leave
 from diffusion_jax.runtime.text import going_on, reason, shown
 
 _HELP = ("help", "helpfull", "helpshort", "h")
+# What gloo, NCCL and the coordinator say when the other end of a connection is gone.
+_LOST = re.compile("[Gg]loo|NCCL|[Cc]onnection (reset|closed|refused)|UNAVAILABLE")
 _NEAR = 0.75  # Least likeness of a name that is suggested to what was written.
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where several processes that work as one meet; needed where "
+    "no cluster says it (docs/scaling.md).",
+    module_name=sys.argv[0],  # The command's own, in its --help.
+)
+_NUM = flags.DEFINE_integer(
+    "num_processes", None, "Number of these processes.", module_name=sys.argv[0]
+)
+_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0 on.", module_name=sys.argv[0]
+)
 
 
 def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
@@ -54,6 +70,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         return _parse_flags(argv)
 
     def checked(*arguments: Any) -> None:
+        _start_processes()
         environment.check()
         main(*arguments)
 
@@ -67,6 +84,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         _fail(str(error), 1)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
+            _fail_if_lost(error)
             raise
         _fail(f"{str(error).splitlines()[0]}; a smaller batch size needs less memory", 1)
     except OSError as error:
@@ -74,7 +92,30 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1 if is_machine_failure(error) else 2)
     except KeyboardInterrupt:
+        processes.end()
         leave()
+    except Exception as error:
+        _fail_if_lost(error)
+        raise
+
+
+def _fail_if_lost(error: Exception) -> None:
+    """Fail with one line if this error is of a connection to another process."""
+    if processes.are_many() and _LOST.search(str(error)):
+        processes.wait_until_lost()  # Its line says which one.
+        _fail("another process of this run is gone; give the same command to all again", 1)
+
+
+def _start_processes() -> None:
+    """Join the other processes of a command that works on all devices as one."""
+    given = {f"--{flag.name}": flag.value for flag in (_COORDINATOR, _NUM, _ID)}
+    for name in ("shard", "merge", "rehearse"):
+        if name in flags.FLAGS and flags.FLAGS[name].value:
+            told = [flag for flag, value in given.items() if value is not None]
+            if told:
+                raise BadRequest(f"--{name} is for one process alone: leave out {told[0]}")
+            return
+    processes.start(processes.place_of(given, os.environ))
 
 
 def _show_help(takes_config: bool) -> None:

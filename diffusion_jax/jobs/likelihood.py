@@ -38,7 +38,7 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of, load_from_run
-from diffusion_jax.runtime import devices, locks
+from diffusion_jax.runtime import devices, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
@@ -209,14 +209,16 @@ def _claimed(
 ) -> Callable[[], dict[str, Any]]:
     """Return `run`, or a function that reports that it is done already."""
     found = None if overwrite else _finished(partial)
-    if found is None:
+    if not processes.of_first(found is not None):
         partial.claim(results, overwrite, "--out")
         return run
 
     def done() -> dict[str, Any]:
-        path = result_path(partial.out, ".json")
-        say(f"{path} has the result of this request already: {in_words(found)}")
-        return found
+        result = found or {}  # The first process has found it.
+        if result:
+            path = result_path(partial.out, ".json")
+            say(f"{path} has the result of this request already: {in_words(result)}")
+        return result
 
     return done
 
@@ -258,7 +260,7 @@ def _bound(
             num_strata,
             measure,
         )
-        if request.shard:
+        if not rows:
             return {}
         terms = combined([_unpacked(row, num_strata) for row in rows])
         return write_bound(partial, terms, chain)
@@ -292,7 +294,7 @@ def _flow(request: Request, subject: _Subject, partial: Partial) -> dict[str, An
     with locks.locked(partial.folder, "writing to"):
         calls = CALLS_PER_STEP * request.ode_steps
         rows = over_examples(partial, "ode", subject.examples, calls, measure)
-        if request.shard:
+        if not rows:
             return {}
         bits = np.concatenate(rows)
         of = "x_0, by way of x at t = 0" if kind.has_levels else "x at t = 0"

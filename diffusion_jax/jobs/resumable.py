@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.jobs.shards import Shard, collected, found
-from diffusion_jax.runtime import files, locks
+from diffusion_jax.runtime import files, first_process, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
 
 _FINISHING = "finishing"  # A mark in the folder: results are being written.
@@ -71,6 +71,8 @@ class Partial:
     def claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
         """Make the folder, or go on with it if it is of the same request.
 
+        Of several processes the first does it.
+
         Args:
           results: the files that will be written.
           overwrite: replace them, and the beginning of another request.
@@ -79,6 +81,11 @@ class Partial:
         Raises:
           BadRequest: if a result exists, or the folder is of another request.
         """
+        with processes.together():
+            if first_process.is_here():
+                self._claim(results, overwrite, others)
+
+    def _claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
         note = self.folder / "request.json"
         old = self._read(note)
         finishing = (self.folder / _FINISHING).exists()
@@ -103,7 +110,7 @@ class Partial:
                     f"--out {self.out}: {self.folder} holds {what}; "
                     f"give another --out{hint}"
                 )
-            with locks.locked(self.folder, "writing to"):
+            with locks.held(self.folder, "writing to"):
                 files.delete([self.folder])
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
@@ -111,7 +118,8 @@ class Partial:
     def begin(self) -> None:
         """Make the folder; go on if it is of the same request, and else begin again."""
         note = self.folder / "request.json"
-        self.claim([], overwrite=self._read(note) != self.request, others="")
+        is_other = processes.of_first(self._read(note) != self.request)
+        self.claim([], overwrite=is_other, others="")
 
     def _read(self, note: pathlib.Path) -> Any:
         try:
@@ -128,8 +136,8 @@ class Partial:
     def missing(self, num: int) -> range:
         """Return the batches of `num` that are to be done, from the first one not whole."""
         batches = (self.shard or Shard(1, 1)).batches(num)
-        done = itertools.takewhile(self._is_done, batches)
-        return batches[len(list(done)) :]
+        done = len(list(itertools.takewhile(self._is_done, batches)))
+        return batches[processes.of_first(done) :]
 
     def _is_done(self, i: int) -> bool:
         return self._is_whole(self.path(f"{i:06d}"))
@@ -158,7 +166,7 @@ class Partial:
 
     def mark_finishing(self) -> None:
         """Mark that results exist from here on, though the request is not done."""
-        (self.folder / _FINISHING).touch()
+        files.write_whole(self.folder / _FINISHING, "")
 
     def remove(self) -> None:
         """Delete the folder, once all results are written."""

@@ -25,7 +25,14 @@ from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.weights import identity_of, load_from_run
-from diffusion_jax.runtime import devices, environment, files, locks
+from diffusion_jax.runtime import (
+    devices,
+    environment,
+    files,
+    first_process,
+    locks,
+    processes,
+)
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.interrupts import stop_on_interrupt
@@ -152,7 +159,9 @@ def generate(
         if request.shard:
             say(partial.said_of_shard())
             return stopping
-        _finish(job)
+        with processes.together():
+            if first_process.is_here():
+                _finish(job)
     say("wrote", *results)
     return stopping
 
@@ -230,10 +239,13 @@ def _draw(job: _Job) -> bool:
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
                 key = jax.random.key(job.request.seed)
-                _save_batch(job, i, *sampler(job.params, job.table, key, indices))
+                indices = devices.put_rows(job.mesh, indices)
+                drawn = sampler(job.params, job.table, key, indices)
+                _save_batch(job, i, *devices.to_host(drawn))
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
                 bar.report(done[0])
+                stop.update()
                 if stop.wanted and i + 1 < left.stop:
                     bar.say(
                         f"{i + 1} of {job.num_batches} batches are in {partial.folder}; "
@@ -262,7 +274,7 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
         )
 
 
-def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None:
+def _save_batch(job: _Job, i: int, samples: np.ndarray, chain: np.ndarray) -> None:
     """Save the samples of batch i that are wanted, and the frames of the first batch.
 
     Raises:
@@ -273,8 +285,8 @@ def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None
     if not np.isfinite(samples).all():
         raise _NotFinite(f"samples {i * batch} to {i * batch + kept - 1} are not finite")
     if job.request.show_chain and i == 0:
-        job.partial.save("chain", kind.from_network(np.asarray(chain)[:, :kept]))
-    job.partial.save(f"{i:06d}", kind.from_network(np.asarray(samples)[:kept]))
+        job.partial.save("chain", kind.from_network(chain[:, :kept]))
+    job.partial.save(f"{i:06d}", kind.from_network(samples[:kept]))
 
 
 def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:

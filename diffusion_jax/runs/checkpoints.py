@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import FORMAT, Record, read_record
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, first_process, processes
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.text import reason, say
 
@@ -147,16 +147,16 @@ class Checkpoints:
         """
         failed: dict[int, str] = {}
         record = read_record(self._workdir)
-        for tried in reversed(self.steps) if step is None else [step]:
+        for tried in processes.of_first(self.steps)[::-1] if step is None else [step]:
             try:
-                parts = self._load(tried, like, record)
+                parts = self._load_together(tried, like, record)
             except _Unreadable as error:
                 failed[tried] = str(error)
                 continue
             # Newer checkpoints are at fault only if they fail where this one does not.
             for newer in list(failed):
                 with contextlib.suppress(_Unreadable):
-                    tried, parts = newer, self._load(newer, like, record)
+                    tried, parts = newer, self._load_together(newer, like, record)
                     break
             damaged = {s: why for s, why in failed.items() if s > tried}
             return Restored(tried, parts, damaged)
@@ -201,6 +201,14 @@ class Checkpoints:
 
     def set_aside(self, damaged: Mapping[int, str]) -> None:
         """Move checkpoints that cannot be read out of the way, and report them."""
+        with processes.together():
+            if first_process.is_here():
+                self._move_aside(damaged)
+        if damaged:
+            self._checkpointer.close()
+            self._checkpointer = self._open()
+
+    def _move_aside(self, damaged: Mapping[int, str]) -> None:
         for step, why in damaged.items():
             aside = run_folder.damaged_path(self._workdir)
             aside.mkdir(exist_ok=True)
@@ -210,19 +218,28 @@ class Checkpoints:
                 target = aside / f"{step}_{again}"
             self._folder(step).rename(target)
             say(f"warning: checkpoint {step:,} is damaged ({why}); it is now {target}")
-        if damaged:
-            self._checkpointer.close()
-            self._checkpointer = self._open()
 
     def _folder(self, step: int) -> pathlib.Path:
         return run_folder.checkpoints_path(self._workdir) / str(step)
 
+    def _load_together(
+        self, step: int, like: Mapping[str, Any], record: Record | None
+    ) -> dict[str, Any]:
+        """Load, or fail in all processes: each reads what lies on its own devices."""
+        parts, failed = dict[str, Any](), None
+        try:
+            parts = self._load(step, like, record)
+        except _Unreadable as error:
+            failed = error
+        if processes.most(failed is not None):
+            raise failed or _Unreadable("another process cannot read its part")
+        return parts
+
     def _load(
         self, step: int, like: Mapping[str, Any], record: Record | None
     ) -> dict[str, Any]:
-        number = jax.ShapeDtypeStruct(
-            (), jnp.uint32, sharding=jax.tree.leaves(dict(like))[0].sharding
-        )
+        where = _of_numbers(jax.tree.leaves(dict(like))[0].sharding)
+        number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=where)
         step_of = jax.ShapeDtypeStruct((), jnp.int32, sharding=number.sharding)
         parts = {"step": step_of, **like}
         wanted = {"parts": parts, "checksums": dict.fromkeys(parts, number)}
@@ -333,11 +350,23 @@ def part_name(kind: str) -> str:
     return "params" if kind == "raw" else f"{_EMA}{kind}"
 
 
-def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and types of a tree, each array to lie as `sharding` says."""
+def abstract(tree: Any, sharding: Any) -> Any:
+    """Shapes and types of a tree, each array to lie as `sharding` says: one, or a tree."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        sharding,
     )
+
+
+def _of_numbers(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Return the sharding of a number on the devices of an array's."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        whole = jax.sharding.PartitionSpec()
+        return jax.sharding.NamedSharding(sharding.mesh, whole)
+    return sharding
 
 
 def _form(tree: Any) -> Any:
@@ -351,10 +380,18 @@ def _checksum(tree: Any) -> jax.Array:
     The arithmetic is in whole numbers, the same on every device. No change of one word
     goes unnoticed, because the factors are odd; one in 2^32 of the others may.
     """
-    words = [_words(leaf) for leaf in jax.tree.leaves(tree)]
-    joined = jnp.concatenate(words)
-    odd = 2 * jnp.arange(joined.size, dtype=jnp.uint32) + 1
-    return (joined * odd).sum(dtype=jnp.uint32)
+    total, before = jnp.uint32(0), 0
+    for words in map(_words, jax.tree.leaves(tree)):
+        # The places of words that lie on several devices, without gathering those.
+        place = jnp.full(words.shape, before, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(words.ndim)):
+            count = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            place += jnp.uint32(stride % 2**32) * count
+            stride *= words.shape[axis]
+        total += (words * (2 * place + 1)).sum(dtype=jnp.uint32)
+        before += words.size
+    return total
 
 
 def _words(leaf: jax.Array) -> jax.Array:
@@ -362,7 +399,7 @@ def _words(leaf: jax.Array) -> jax.Array:
         leaf = jax.random.key_data(leaf)
     if leaf.dtype.itemsize != 4:
         raise TypeError(f"{leaf.dtype} is not of 32 bits, as all in a state is")
-    return jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1)
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint32)
 
 
 _NOT_OF_THE_FILE = (

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffusion_jax.config import Config
@@ -17,7 +16,7 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import weight_files
 from diffusion_jax.runs.ema import STD, Moment, rebuilding_coefficients
 from diffusion_jax.runs.weight_files import NotWeights, Weights
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import devices, files
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.text import say
 
@@ -41,7 +40,7 @@ def num_bytes(config: Config, every: int, num_parameters: int) -> int:
 def save(workdir: pathlib.Path, emas: Mapping[str, Any], step: int, config: Config) -> None:
     """Write the snapshots of this step."""
     for std in map(float, config.ema.stds):
-        params = jax.device_get(emas[f"{STD}{std}"])
+        params = devices.to_host(emas[f"{STD}{std}"])
         path = run_folder.snapshots_path(workdir) / f"step_{step:08d}_std{std}.safetensors"
         weight_files.write(path, Weights(params, f"{STD}{std}", step), config)
 
@@ -63,10 +62,10 @@ def delete_after(workdir: pathlib.Path, step: int) -> None:
     """
     files.delete_unfinished(run_folder.snapshots_path(workdir))
     for path in run_folder.snapshots_path(workdir).glob(".step_*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     for moment, path in moments(workdir).items():
         if moment.step > step:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def rebuild(

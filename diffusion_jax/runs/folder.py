@@ -38,6 +38,7 @@ _UNFINISHED = ("config.tmp", "run.tmp", "metrics.tmp", ".forward.png", ".reverse
 # the data lies and how it is loaded, and what only saves memory. The batches stay the same.
 _CHANGEABLE = (
     "training.",
+    "parallel.",
     "sampling.",
     "ema.snapshots",
     "name",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, first_process
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def _is_number(value: Any) -> bool:
 
 
 class MetricLog:
-    """Writer of a run's metrics.jsonl and its TensorBoard events.
+    """Writer of a run's metrics.jsonl and its TensorBoard events, in its first process.
 
     It has no thread of TensorBoard's own: a full disk is an error where it is met.
     """
@@ -95,6 +95,9 @@ class MetricLog:
                 kept.append(text + "\n")
         files.write_whole(path, "".join(kept))
         self._file = files.open_for_appending(path)
+        self._board: EventsWriter | None = None
+        if not first_process.is_here():
+            return
         (workdir / "tensorboard").mkdir(exist_ok=True)
         suffix = f".{secrets.token_hex(4)}"  # A name that no link can wait under.
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
@@ -115,19 +118,24 @@ class MetricLog:
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
         """Write a picture for TensorBoard."""
+        if self._board is None:
+            return
         with Image.open(path) as image:
             self._show(step, summary_image(name, np.asarray(image), dataformats="HWC"))
 
     def _show(self, step: int, summary: Any) -> None:
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-        self._board.write_event(event)
+        if self._board is not None:
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+            self._board.write_event(event)
 
     def sync(self) -> None:
         """Put all that was written on disk."""
-        self._board.flush()
+        if self._board is not None:
+            self._board.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Put everything on disk, and close."""
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()

@@ -15,6 +15,7 @@ from diffusion_jax.runs.checkpoints import Checkpoints, abstract, part_name
 from diffusion_jax.runs.ema import STD, average_names
 from diffusion_jax.runs.record import read_record
 from diffusion_jax.runs.weight_files import SUFFIXES, NotWeights, Weights, named, unnamed
+from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.hashing import sha256
 
@@ -68,7 +69,7 @@ def load_from_run(
       workdir: the run.
       config: its config.
       kind: of `check_kind`.
-      sharding: where the arrays are to lie; the first device unless given.
+      sharding: where the arrays are to lie; whole on every device unless given.
       flag: the flag that gave the kind.
       step: of `checkpoint_choice.chosen_step`.
 
@@ -87,7 +88,7 @@ def load_from_run(
             )
         raise BadRequest(nothing)
     names = average_names(config.ema)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = sharding or devices.replicated(devices.make_mesh())
     init_fn, _ = build.make_network(config)
     shapes = jax.eval_shape(init_fn, jax.random.key(0))
     if kind not in ("ema", "raw", *names):

@@ -1,13 +1,16 @@
 """The device mesh, and where arrays lie on it.
 
-One `jax.jit` over a mesh serves one device and many: the state is replicated, the batch
-is split over the axis "data", and the compiler adds the sums over devices.
+One `jax.jit` over a mesh serves one device and many, in one process or several: the batch
+is split over both axes, "data" and "fsdp", and the compiler adds the sums over devices.
+The state of a training run is whole on each device along "data" and split along "fsdp".
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import (
     AxisType,
     Mesh,
@@ -17,14 +20,39 @@ from jax.sharding import (
     SingleDeviceSharding,
 )
 
-from diffusion_jax.runtime import cpu
+from diffusion_jax.runtime import cpu, processes
 from diffusion_jax.runtime.text import say
 
+AXES = ("data", "fsdp")  # Of the mesh.
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along "data"; "model" has size 1."""
+
+def make_mesh(
+    data: int = 0, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return the mesh of all devices of all processes, of the axes "data" and "fsdp".
+
+    Args:
+      data: size of "data"; 0 is what "fsdp" leaves.
+      fsdp: size of "fsdp".
+      devices: others than those of this run.
+
+    Raises:
+      ValueError: if the product of the sizes is not the number of devices.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    if count % fsdp:
+        near = max(n for n in range(1, fsdp) if not count % n)
+        raise ValueError(
+            f"parallel.fsdp ({fsdp}) must divide the number of devices, {count}; take "
+            f"{near}"
+        )
+    if data not in (0, count // fsdp):
+        raise ValueError(
+            f"parallel.data ({data}) times parallel.fsdp ({fsdp}) must be the number of "
+            f"devices, {count}; take data {count // fsdp}, or 0 for what fsdp leaves"
+        )
     return jax.make_mesh(
-        (jax.device_count(), 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2
+        (count // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
     )
 
 
@@ -33,25 +61,50 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def on_host(mesh: Mesh) -> Sharding:
-    """Return a sharding off the devices' memory, or on it if JAX has no CPU."""
+def on_host(mesh: Mesh) -> Sharding | None:
+    """Return a sharding off the devices' memory; None if that is not to be had.
+
+    So it is where JAX has no CPU, and with several processes, of which each would hold
+    the whole.
+    """
+    if processes.are_many():
+        return None
     if mesh.devices.flat[0].platform == "cpu":
         return replicated(mesh)
     try:
         return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS leaves it out.
-        return replicated(mesh)
+        return None
+
+
+def split_largest(mesh: Mesh, tree: Any) -> Any:
+    """Return the shardings of a tree's arrays, each split over "fsdp" along one axis.
+
+    It is the largest of the axes that can be divided, and the last of equals. An array
+    without one is whole on every device.
+    """
+    size = mesh.shape["fsdp"]
+
+    def split(array: Any) -> NamedSharding:
+        axes = [i for i, n in enumerate(array.shape) if n and not n % size]
+        if size == 1 or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda i: (array.shape[i], i))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(split, tree)
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array that is split over the devices along one axis."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
-def local_rows(batch_size: int) -> slice:
-    """Return the rows of a global batch that this process loads."""
-    rows = batch_size // jax.process_count()
-    return slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Return the rows of a global batch that this process loads, rising."""
+    here = split_batch(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in here.values() if index is not None]
+    return np.unique(np.concatenate(rows))
 
 
 def put_local(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
@@ -59,29 +112,71 @@ def put_local(sharding: NamedSharding, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, local)
 
 
-def put_filled(mesh: Mesh, batch: Any, size: int) -> Any:
-    """Return a tree of arrays as `size` rows over the devices, by repeating those given."""
+def put_rows(mesh: Mesh, batch: Any) -> Any:
+    """Return a tree of arrays that every process has whole, their rows over the devices."""
 
     def put(rows: np.ndarray) -> jax.Array:
-        return jax.device_put(rows[np.arange(size) % len(rows)], split_batch(mesh))
+        sharding = split_batch(mesh)
+        if not processes.are_many():
+            return jax.device_put(rows, sharding)
+        rows = np.asarray(rows)
+        return jax.make_array_from_callback(rows.shape, sharding, lambda i: rows[i])
 
     return jax.tree.map(put, batch)
 
 
+def put_filled(mesh: Mesh, batch: Any, size: int) -> Any:
+    """Return a tree of arrays as `size` rows over the devices, by repeating those given."""
+    return put_rows(
+        mesh, jax.tree.map(lambda rows: rows[np.arange(size) % len(rows)], batch)
+    )
+
+
+def to_host(tree: Any) -> Any:
+    """Return a tree of arrays in NumPy, whole in every process, one after the other."""
+
+    def whole(array: Any) -> np.ndarray:
+        if not isinstance(array, jax.Array) or array.is_fully_addressable:
+            return np.asarray(array)
+        if not array.is_fully_replicated:
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
+
+    return jax.tree.map(whole, tree)
+
+
+def whole_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """Return a tree of arrays whole on every device; those that are so stay themselves."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def describe_devices() -> str:
-    """Return what this process computes on."""
+    """Return what is computed on."""
     devices = jax.devices()
-    return f"devices: {len(devices)} x {devices[0].device_kind}"
+    said = f"devices: {len(devices)} x {devices[0].device_kind}"
+    if not processes.are_many():
+        return said
+    return f"{said}, of {jax.process_count()} processes"
 
 
 def say_devices() -> None:
-    """Print what this process computes on; warn if an accelerator lies idle."""
-    say(describe_devices())
+    """Print what is computed on; warn if an accelerator lies idle."""
+    local = jax.local_device_count()
+    say(describe_devices() + (f", {local} of them here" if processes.are_many() else ""))
     if jax.devices()[0].platform == "cpu" and not cpu.is_all_there_is():
         say(
             "warning: this machine seems to have a GPU or TPU that this jax cannot "
             'use; install the extra: pip install -e ".[cuda]" or ".[tpu]"'
         )
+
+
+def say_mesh(mesh: Mesh) -> None:
+    """Print how several devices share the work of training."""
+    if mesh.size > 1:
+        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        say(f"mesh: {sizes}")
 
 
 def check_batch_size(name: str, batch_size: int) -> None:

@@ -1,7 +1,8 @@
 """Reading, writing and deleting files: only regular ones, whole or not at all.
 
 Everything that the package reads is opened by `open_regular`, everything that it writes
-by `replacing`, and everything that it deletes by `delete`.
+by `replacing`, and everything that it deletes by `delete`. Of several processes that work
+as one, the first alone writes and deletes; for the others it is as if they did.
 """
 
 import atexit
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from diffusion_jax.runtime import first_process
 from diffusion_jax.runtime.errors import BadRequest
 
 _KINDS = {
@@ -116,6 +118,10 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     name that nobody can foresee, so no link of that name is written through; a link at
     `path` itself is replaced, and what it leads to stays as it is.
     """
+    if not first_process.is_here():
+        with tempfile.TemporaryFile() as nowhere:
+            yield nowhere  # type: ignore[misc]
+        return
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -140,6 +146,8 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 def open_for_appending(path: pathlib.Path) -> BinaryIO:
     """Open a file to append to it, or make it; a link there is refused."""
+    if not first_process.is_here():
+        return tempfile.TemporaryFile()  # type: ignore[return-value]
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -163,6 +171,8 @@ def is_unfinished(name: str) -> bool:
 
 def delete_unfinished(folder: pathlib.Path) -> None:
     """Delete what a kill has left half written in a folder, and nobody writes any more."""
+    if not first_process.is_here():
+        return
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if is_unfinished(path.name):
@@ -188,6 +198,8 @@ def delete(paths: Iterable[pathlib.Path]) -> None:
         nothing is deleted.
     """
     there = check_deletable(paths)
+    if not first_process.is_here():
+        return
     for path in there:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from diffusion_jax.runtime import first_process
 from diffusion_jax.runtime.text import going_on, shown
 
 _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
@@ -76,7 +77,9 @@ class ProgressBar:
         return (done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, above the bar if there is one; of processes the first one does."""
+        if not first_process.is_here():
+            return
         with going_on():
             self._console.print(Text(shown(line)))
 
@@ -107,7 +110,7 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.completed:,}/{task.total:,}"),
         TextColumn("{task.fields[text]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and first_process.is_here()),
     )
 
 

@@ -12,6 +12,8 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 
+from diffusion_jax.runtime import first_process
+
 # Characters that change the direction of what follows.
 _DIRECTIONS = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -42,7 +44,12 @@ def shown(text: object) -> str:
 
 
 def say(*parts: object) -> None:
-    """Print one line, as of `shown`: the parts with a space between them."""
+    """Print one line, as of `shown`: the parts with a space between them.
+
+    Of several processes the first one alone prints.
+    """
+    if not first_process.is_here():
+        return
     with going_on():
         print(shown(" ".join(map(str, parts))), flush=True)
 

@@ -79,17 +79,16 @@ class HeldOut:
         """The mean loss with these weights; and that of each quarter of the timesteps."""
         examples = self.examples()
         size, total = self._batch_size, len(examples.x)
-        rows = devices.split_batch(self._mesh)
         losses = []
         with self._bar.part("held-out loss", total, self._kind.name) as bar:
             for begin in range(0, total, size):
                 # The last batch is filled up with examples that are then left out.
                 indices = np.arange(begin, begin + size) % total
-                batch = jax.device_put(_rows(examples, indices), rows)
-                where = jax.device_put(indices.astype(np.int32), rows)
-                batch = self._kind.network_batch(batch)
-                losses.append(np.asarray(self._loss(params, batch, where)))
+                batch = self._kind.network_batch(_on_device(_rows(examples, indices)))
+                given = devices.put_rows(self._mesh, (batch, indices.astype(np.int32)))
+                losses.append(devices.to_host(self._loss(params, *given)))
                 bar.report(min(begin + size, total))
+                self._stop.update()
                 if self._stop.wanted:
                     return None
         all_losses = np.concatenate(losses)[:total]
@@ -116,13 +115,17 @@ class HeldOut:
             with self._bar.part("bits/dim", len(begins) * calls, "calls") as bar:
                 for begin in begins:
                     here = np.arange(begin, min(begin + size, len(examples.x)))
-                    batch = jax.tree.map(jnp.asarray, _rows(examples, here))
-                    batch = jax.tree.map(np.asarray, self._kind.network_batch(batch))
+                    batch = self._kind.network_batch(_on_device(_rows(examples, here)))
+                    batch = jax.tree.map(np.asarray, batch)
                     terms = self._bound.terms(params, batch, here, size, on_progress)
                     parts.append(terms)
         except Stopped:
             return None
         return combined(parts)
+
+
+def _on_device(batch: Batch) -> Batch:
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def _rows(batch: Batch, indices: np.ndarray) -> Batch:

@@ -14,6 +14,7 @@ from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.ema import average_names
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
+from diffusion_jax.runtime import devices, processes
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
@@ -53,11 +54,12 @@ def still_due(config: Config, workdir: pathlib.Path, step: int) -> Due:
     lines = read_metrics(workdir / "metrics.jsonl")
     done = {name for line in lines if line["step"] == step for name in line}
     due = due_at(config.training, step) if step else Due()
-    return Due(
+    left = (
         due.evaluate and LOSS not in done,
         due.bound and BITS not in done,
         due.draw and not preview_path(workdir, step).exists(),
     )
+    return Due(*processes.of_first(left))  # It is the one that writes.
 
 
 class Periodic:
@@ -77,6 +79,7 @@ class Periodic:
         self.held_out = HeldOut(plan, mesh, stop, bar)
         self.previews = Previews(plan, workdir, mesh, stop, bar, stopwatch)
         self._config, self._workdir, self._stop = plan.config, workdir, stop
+        self._mesh = mesh
         self._preview, self._stopwatch = plan.preview, stopwatch
         self._log, self._bar = log, bar
         self._main = average_names(plan.config.ema)[0]
@@ -87,7 +90,9 @@ class Periodic:
         Returns:
           The figures that were found, by name: "held_out_loss", "bits_per_dim".
         """
-        params, found = state.emas[self._main], dict[str, float]()
+        found = dict[str, float]()
+        if due.evaluate or due.bound:
+            params = devices.whole_everywhere(self._mesh, state.emas[self._main])
         if due.evaluate and not self._stop.wanted:
             found |= self._evaluate(params, step)
         if due.bound and not self._stop.wanted:

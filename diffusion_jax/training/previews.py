@@ -15,6 +15,7 @@ from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.ema import average_names
+from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
@@ -77,13 +78,14 @@ class Previews:
         clearly, they are shown beside them. Nothing is drawn if the run was stopped.
         """
         average, calls = average_names(self._config.ema)[0], self._table.num_rows
+        both = devices.whole_everywhere(self._mesh, (state.params, state.emas[average]))
         try:
             with (
                 self._stopwatch.timed(SAMPLE_GRID),
                 self._bar.part("drawing", 2 * calls, "calls") as bar,
             ):
-                raw, _ = self._samples(state.params, bar, 0)
-                ema, frames = self._samples(state.emas[average], bar, calls)
+                raw, _ = self._samples(both[0], bar, 0)
+                ema, frames = self._samples(both[1], bar, calls)
         except Stopped:
             return
         if not np.isfinite(ema).all():
@@ -112,9 +114,11 @@ class Previews:
         wanted = self._plan.preview.batch_size
         count = -(-wanted // self._mesh.size) * self._mesh.size
         key = jax.random.key(self._config.seed)
-        samples, frames = self._sampler(params, self._table, key, np.arange(count))
+        indices = devices.put_rows(self._mesh, np.arange(count, dtype=np.int32))
+        samples, frames = self._sampler(params, self._table, key, indices)
         self._stop.check()
-        return np.asarray(samples)[:wanted], np.asarray(frames)[:, :wanted]
+        samples, frames = devices.to_host((samples, frames))
+        return samples[:wanted], frames[:, :wanted]
 
     def draw_forward(self) -> None:
         """Draw forward.png: a few clean examples noised by steps of q(x_t | x_{t-1})."""

@@ -8,6 +8,7 @@ from typing import Any
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runs.record import Record, write_record
+from diffusion_jax.runtime import processes
 from diffusion_jax.training.train_state import TrainState
 
 _READING_SHARE = 0.01  # Share of the time between checkpoints, for reading them back.
@@ -50,7 +51,7 @@ class Saver:
 
     def note_if_saved(self) -> None:
         """Note in run.json what was saved, if it is on disk."""
-        if not self.checkpoints.is_saving:
+        if self._waiting is not None and not processes.most(self.checkpoints.is_saving):
             self._note_saved()
 
     def wait(self) -> None:
@@ -73,7 +74,7 @@ class Saver:
     def _read_back(self, step: int) -> None:
         """Read back the first checkpoint of a start, and others where it costs little."""
         began = time.monotonic()
-        interval, self._saved_at = began - self._saved_at, began
+        interval, self._saved_at = processes.most(began - self._saved_at), began
         if self._reading_took <= _READING_SHARE * interval:  # Nothing before the first.
             self.checkpoints.read_back(step, self._on_host)
-            self._reading_took = time.monotonic() - began
+            self._reading_took = processes.most(time.monotonic() - began)

@@ -5,7 +5,9 @@ import pathlib
 import warnings
 from typing import NamedTuple
 
-from diffusion_jax.config import Config
+import jax
+
+from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
@@ -16,7 +18,8 @@ from diffusion_jax.runs.metrics_log import losses_by_step
 from diffusion_jax.runs.record import check_examples, read_record
 from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import load_for
-from diffusion_jax.runtime import devices, files, locks
+from diffusion_jax.runtime import devices, files, locks, processes
+from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import without_effect
 from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
@@ -87,30 +90,30 @@ def prepare(
       BadRequest: as `train`.
       OSError: naming what cannot be written or deleted.
     """
+    if not dry_run:
+        processes.check_shared(workdir)
     deletes = _deletes_a_run(request, workdir)
     goes_on = not request.overwrite and run_folder.has_checkpoint(workdir)
-    with warnings.catch_warnings():
-        if goes_on:
-            warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
-        plan = make_plan(config, data, prepare=not dry_run)
-    config = plan.config
     changed: list[str] = []
-    if not deletes:
-        changed = run_folder.check_resumable(
-            workdir, config, change_learning_rate=request.change_learning_rate
-        )
+    with processes.together():
+        with warnings.catch_warnings():
+            if goes_on:
+                warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
+            mesh_of(config)
+            plan = make_plan(config, data, prepare=not dry_run)
+        config = plan.config
+        if not deletes:
+            changed = run_folder.check_resumable(
+                workdir, config, change_learning_rate=request.change_learning_rate
+            )
+    processes.check_same("the config", to_sha256(config))
     initial = _initial_weights(config, workdir, request, goes_on=goes_on)
-    if config.data.source == "folder":
-        _check_not_in_data(config, workdir)
-    files.check_can_be_made(workdir)
-    locks.check_not_locked(workdir, "training in")
-    if deletes:
-        needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
-        needed |= {"--init_from": str(request.init_from or "")}
-        run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
-    plan = load_data(plan)
-    if goes_on and dry_run:
-        check_examples(plan.config, plan.data, workdir, read_record(workdir))
+    with processes.together():
+        _check_folder(config, workdir, request)
+        plan = load_data(plan)
+        if goes_on and dry_run:
+            check_examples(plan.config, plan.data, workdir, read_record(workdir))
+    processes.check_same("the set of examples", sources.whole_fingerprint(plan.data))
     if not goes_on:
         _warn_of_odd_lengths(plan)
         if not request.is_smoke:
@@ -118,6 +121,18 @@ def prepare(
         for said in without_effect(plan.config):
             warnings.warn(said, stacklevel=2)
     return Start(plan, changed, initial)
+
+
+def _check_folder(config: Config, workdir: pathlib.Path, request: Request) -> None:
+    """Refuse a folder that cannot be written, or is in use, or holds what is needed."""
+    if config.data.source == "folder":
+        _check_not_in_data(config, workdir)
+    files.check_can_be_made(workdir)
+    locks.check_not_locked(workdir, "training in")
+    if _deletes_a_run(request, workdir):
+        needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
+        needed |= {"--init_from": str(request.init_from or "")}
+        run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
 
 
 def _deletes_a_run(request: Request, workdir: pathlib.Path) -> bool:
@@ -232,14 +247,14 @@ def train(
     plan, changed, initial = prepare(config, workdir, data, request)
     config = plan.config
     deletes = _deletes_a_run(request, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     with (
         locks.locked(workdir, "training in"),
         stop_on_interrupt(say, sigterm=True) as stop,
     ):
-        run_folder.delete_unfinished(workdir)
-        if deletes:
-            run_folder.delete_run(workdir)
+        with processes.together():
+            run_folder.delete_unfinished(workdir)
+            if deletes:
+                run_folder.delete_run(workdir)
         if changed and not request.is_smoke:
             _say_changes(config, workdir, changed)
         keep = config.training.keep_checkpoints
@@ -281,7 +296,8 @@ def prepared_trainer(
     stopwatch: Stopwatch | None = None,
 ) -> Trainer | TrainState:
     """Return the trainer of a run, or its last state instead if it is finished."""
-    config, mesh = plan.config, devices.make_mesh()
+    config, mesh = plan.config, mesh_of(plan.config)
+    devices.say_mesh(mesh)
     num_steps, curve = config.training.num_steps, loss_curve_path(workdir)
     first = first_state(plan, workdir, checkpoints, mesh, initial)
     start = first.step
@@ -306,6 +322,16 @@ def prepared_trainer(
             checkpoints.score(step, loss)
     watch = stopwatch or Stopwatch()
     return Trainer(plan, workdir, checkpoints, mesh, stop, first, watch)
+
+
+def mesh_of(config: Config) -> jax.sharding.Mesh:
+    """Return the mesh that a config describes.
+
+    Raises:
+      BadRequest: if its sizes do not fit the devices.
+    """
+    with values_refused():
+        return devices.make_mesh(config.parallel.data, config.parallel.fsdp)
 
 
 def _say_changes(config: Config, workdir: pathlib.Path, changed: list[str]) -> None:

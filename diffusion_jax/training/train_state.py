@@ -10,6 +10,7 @@ import optax
 from diffusion_jax.config import Config
 from diffusion_jax.diffusion.timestep_sampling import LossHistory, empty_history
 from diffusion_jax.runs.ema import average_names
+from diffusion_jax.runtime import devices
 
 
 class Tally(NamedTuple):
@@ -70,6 +71,16 @@ def init_state(
         loss_history=empty_history(config.process.num_timesteps) if by_loss else (),
         tally=Tally(*[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2),
         key=k_run,
+    )
+
+
+def shardings(mesh: jax.sharding.Mesh, shapes: TrainState) -> TrainState:
+    """Return how a state lies on a mesh: what has the size of the params is split."""
+    whole = jax.tree.map(lambda _: devices.replicated(mesh), shapes)
+    return whole._replace(
+        params=devices.split_largest(mesh, shapes.params),
+        emas=devices.split_largest(mesh, shapes.emas),
+        opt_state=devices.split_largest(mesh, shapes.opt_state),
     )
 
 

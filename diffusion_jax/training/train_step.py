@@ -24,6 +24,21 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
 
 
+class Placement(NamedTuple):
+    """How the params and their gradient lie on the devices within a train step.
+
+    Attributes:
+      gathered: gathered(params) -> the params whole on every device.
+      split: split(gradient) -> the gradient as the params lie between the steps.
+    """
+
+    gathered: Callable[[Any], Any] = lambda params: params
+    split: Callable[[Any], Any] = lambda gradient: gradient
+
+
+AS_THEY_LIE = Placement()
+
+
 class Dispatch(NamedTuple):
     """Metrics of the steps of a dispatch, and the tally after the last of them."""
 
@@ -37,6 +52,7 @@ def make_train_step(
     process: Schedule,
     tx: optax.GradientTransformation,
     training_batch: Callable[[jax.Array, Batch], Batch],
+    placement: Placement = AS_THEY_LIE,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """train_step(state, batch of B examples) -> (state, Metrics of scalars).
 
@@ -50,6 +66,7 @@ def make_train_step(
       tx: the optimiser.
       training_batch: (key, batch) -> the batch with x as the network sees it; the key is
         for augmentation.
+      placement: on the devices of the params, if they are split over some.
     """
 
     num_parts = config.optimizer.accumulate
@@ -65,9 +82,15 @@ def make_train_step(
         draw = _timestep_sampler(config, state)
 
         drawn, weights, key = monte_carlo_draw(process, k_loss, batch.x, draw)
+        # Whole for the network: XLA would split each convolution as its kernel is split.
         (loss, losses), grads = value_and_grad_in_parts(
-            mean_loss, state.params, (batch, drawn, weights), key, num_parts
+            mean_loss,
+            placement.gathered(state.params),
+            (batch, drawn, weights),
+            key,
+            num_parts,
         )
+        grads = placement.split(grads)
         metrics = Metrics(loss, optax.tree.norm(grads))
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history

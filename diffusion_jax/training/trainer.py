@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import time
+from typing import Any
 
 import jax
 
@@ -13,7 +14,7 @@ from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots, pictures
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
-from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.runtime import cpu, devices, processes
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
@@ -23,7 +24,7 @@ from diffusion_jax.training.failures import (
     check_an_update_was_made,
     latest_checkpoint_text,
 )
-from diffusion_jax.training.first_state import FirstState
+from diffusion_jax.training.first_state import FirstState, abstract_state
 from diffusion_jax.training.logging import Reports
 from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffusion_jax.training.periodic import (
@@ -36,8 +37,13 @@ from diffusion_jax.training.periodic import (
     still_due,
 )
 from diffusion_jax.training.saving import Saver
-from diffusion_jax.training.train_state import TrainState
-from diffusion_jax.training.train_step import make_train_step, make_train_steps
+from diffusion_jax.training.train_state import TrainState, shardings
+from diffusion_jax.training.train_step import (
+    AS_THEY_LIE,
+    Placement,
+    make_train_step,
+    make_train_steps,
+)
 
 TRAIN_STEP, CHECKPOINT = "train step", "checkpoint"  # The names on a stopwatch.
 
@@ -70,13 +76,14 @@ class Trainer:
         self.stop, self._mesh = stop, mesh
         self._first, self._stopwatch = first, stopwatch
         training = plan.config.training
-        self.train_steps = _compiled(plan, mesh)
+        self.train_steps = compiled(plan, mesh)
         self._most_steps = training.steps_per_dispatch or most_steps(plan.config.data)
         self._log = MetricLog(workdir, first.step)
         self._bar = ProgressBar("training", training.num_steps, "steps", first.step)
         self.periodic = Periodic(plan, workdir, mesh, stop, self._log, self._bar, stopwatch)
-        on_host = parts_of(abstract(first.state, devices.on_host(mesh)))
-        self.saver = Saver(workdir, checkpoints, first.record, self._log, on_host)
+        host = devices.on_host(mesh) or jax.tree.map(lambda x: x.sharding, first.state)
+        for_reading = parts_of(abstract(first.state, host))
+        self.saver = Saver(workdir, checkpoints, first.record, self._log, for_reading)
         self.reports = Reports(
             plan.config,
             learning_rate_schedule(plan.config.optimizer, training.num_steps),
@@ -123,6 +130,7 @@ class Trainer:
             batches = self._load(loader, step, count)
             while True:
                 began = time.monotonic()
+                self.stop.begin()
                 state, said = self.train_steps(state, batches, count)
                 first, step, done = step, step + count, count
                 if step < num_steps:
@@ -132,12 +140,14 @@ class Trainer:
                         batches = self._load(loader, step, count)
                     except WorkerDied:
                         # A signal to stop may have reached the workers as well.
-                        if not self.stop.wanted:
+                        if not self.stop.asked:
                             raise
+                        loader.go_on_alone()
+                        batches = self._load(loader, step, count)
                 self.reports.add(first, done, said)
                 if not pace.chosen:
                     jax.block_until_ready(said)
-                    seconds = time.monotonic() - began
+                    seconds = processes.most(time.monotonic() - began)
                     self._stopwatch.add(TRAIN_STEP, seconds / done)
                     pace.took(done, seconds)
                     if pace.chosen:
@@ -164,7 +174,7 @@ class Trainer:
 
     def _loader(self, start: int) -> Loader:
         data = self.config.data
-        rows = devices.local_rows(data.batch_size)
+        rows = devices.local_rows(self._mesh, data.batch_size)
         split = self.plan.data.split("train")
         batches = StepBatches(split, data.batch_size, self.config.seed, rows)
         return Loader(batches, start, self._most_steps, data.num_workers)
@@ -181,6 +191,7 @@ class Trainer:
         """
         training = self.config.training
         last = step == training.num_steps
+        self.stop.settle()
         stopping = self.stop.wanted and not last
         every = self.saver.record.snapshot_every
         snapshot = is_due(every, step, training.num_steps)
@@ -230,20 +241,36 @@ def loss_curve_path(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "loss.png"
 
 
-def _compiled(plan: Plan, mesh: jax.sharding.Mesh):
+def compiled(plan: Plan, mesh: jax.sharding.Mesh):
     """The train steps of a dispatch as one program; its state is donated."""
     config, whole = plan.config, devices.replicated(mesh)
+    lie = shardings(mesh, abstract_state(plan))
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     training_batch = functools.partial(
         kind_of(config.data).training_batch, flip=config.data.random_flip
     )
     step = make_train_step(
-        config, plan.loss_fn, plan.model.process, optimizer, training_batch
+        config,
+        plan.loss_fn,
+        plan.model.process,
+        optimizer,
+        training_batch,
+        _placement(mesh, lie.params),
     )
     return jax.jit(
         make_train_steps(step),
         donate_argnums=0,
-        in_shardings=(whole, devices.split_batch(mesh, 1), whole),
-        out_shardings=whole,
+        in_shardings=(lie, devices.split_batch(mesh, 1), whole),
+        out_shardings=(lie, whole),
         compiler_options=cpu.compiler_options(),
+    )
+
+
+def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:
+    if mesh.shape["fsdp"] == 1:
+        return AS_THEY_LIE
+    constrain = jax.lax.with_sharding_constraint
+    return Placement(
+        gathered=lambda params: constrain(params, devices.replicated(mesh)),
+        split=lambda gradient: constrain(gradient, lie),
     )

@@ -252,6 +252,7 @@ BY_NAME = {"write_text", "write_bytes", "read_text", "read_bytes", "rmtree", "fd
 # Files that may call such functions.
 ALLOWED = {
     "diffusion_jax/runtime/files.py": BY_NAME | {"open"},
+    "diffusion_jax/runtime/lost_process.py": {"fdopen"},  # A pipe.
     "diffusion_jax/data/report.py": {"fdopen"},  # A new file in the temporary folder.
 }
 

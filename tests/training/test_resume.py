@@ -25,7 +25,14 @@ from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training import saving, train, trainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.train_state import init_state
-from helpers import assert_same_bits, assert_same_run, files_of, lines_of, points_config
+from helpers import (
+    assert_same_bits,
+    assert_same_run,
+    files_of,
+    lines_of,
+    mesh_of,
+    points_config,
+)
 
 
 def config_of(**training):
@@ -287,13 +294,8 @@ def test_on_another_number_of_devices_it_goes_on_with_the_same_losses(
     workdir = tmp_path / "run"
     workdir.mkdir()
     stopped_at(workdir, points, 13)
-    mesh = jax.make_mesh(
-        (num_devices, 1),
-        ("data", "model"),
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
-        devices=jax.devices()[:num_devices],
-    )
-    monkeypatch.setattr(devices, "make_mesh", lambda: mesh)
+    mesh = mesh_of(num_devices)
+    monkeypatch.setattr(devices, "make_mesh", lambda *_: mesh)
     state = train.train(config_of(), workdir, points)
     assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == num_devices
     for a, b in zip(lines_of(workdir), lines_of(whole[0]), strict=True):

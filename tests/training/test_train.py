@@ -21,6 +21,7 @@ from diffusion_jax.config import (
     LossConfig,
     MLPConfig,
     OptimizerConfig,
+    ParallelConfig,
     ProcessConfig,
     SamplingConfig,
     TrainingConfig,
@@ -464,6 +465,7 @@ def test_a_changed_config_is_refused_by_name(finished, points):
 MAY_CHANGE = {
     *(f"training.{f.name}" for f in dataclasses.fields(TrainingConfig)),
     *(f"sampling.{f.name}" for f in dataclasses.fields(SamplingConfig)),
+    *(f"parallel.{f.name}" for f in dataclasses.fields(ParallelConfig)),
     *(
         "ema.snapshots",
         "name",

@@ -1,0 +1,301 @@
+"""Several processes that work on one run: their start, and what they agree on.
+
+Each runs the same command. They compute as one, on the devices of all, so each has to
+take every decision as the others do: what time, a signal or a file decides is agreed on
+here. A process alone agrees with itself, without a network.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.runtime import first_process, lost_process
+from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.text import reason, say
+
+START_SECONDS = 300  # How long a process waits for the others.
+_HEARTBEAT_SECONDS = 30  # After this long without a sign of life a process is gone.
+_SHUTDOWN_SECONDS = 20  # How long a process that has ended waits for the others.
+_LONGEST = 2**12  # Bytes of a value, or of a refusal, that the others are told.
+_SHARED = ".shared_by_all_"  # The name of a file that all processes look for begins so.
+
+# What says how a process is started, for other clusters than those that jax knows.
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_FLAGS = ("--coordinator", "--num_processes", "--process_id")
+_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # Processes of Slurm and Open MPI.
+_TPUS = ("/dev/accel0", "/dev/vfio/0")
+
+
+class Place(NamedTuple):
+    """The place of this process among those of a run.
+
+    Attributes:
+      coordinator: HOST:PORT, where the first process is reached.
+      num_processes: of the run.
+      process_id: 0 .. num_processes - 1.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+
+def place_of(
+    given: Mapping[str, str | int | None], variables: Mapping[str, str]
+) -> Place | None:
+    """Return the place that the command line gives, or the environment; None without one.
+
+    Args:
+      given: the values of --coordinator, --num_processes and --process_id.
+      variables: of the environment.
+
+    Raises:
+      BadRequest: if some are given and not all, or one is not what it should be.
+    """
+    if any(value is not None for value in given.values()):
+        names, values = _FLAGS, [given[name] for name in _FLAGS]
+    else:
+        names, values = _VARIABLES, [variables.get(name) for name in _VARIABLES]
+        if values[1:] == [None, None]:  # Others set the address alone.
+            return None
+    missing = [n for n, value in zip(names, values, strict=True) if value in (None, "")]
+    if missing:
+        there = [name for name in names if name not in missing]
+        raise BadRequest(
+            f"{' and '.join(there)} without {' and '.join(missing)}: give all three, the "
+            "same address and number to every process, and each its own id from 0 on"
+        )
+    address, (total, own) = (
+        str(values[0]),
+        (_whole(n, v) for n, v in zip(names[1:], values[1:], strict=True)),
+    )
+    if total < 1:
+        raise BadRequest(f"{names[1]} ({total}) must be at least 1")
+    if not 0 <= own < total:
+        raise BadRequest(
+            f"{names[2]} ({own}) must be in 0 .. {total - 1}, the last process"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise BadRequest(f"{names[0]} ({address}) must be HOST:PORT, such as 10.0.0.1:1234")
+    return Place(address, total, own)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise BadRequest(f"{name} ({value!r}) is not a whole number") from error
+
+
+def start(place: Place | None) -> None:
+    """Join the other processes of this run, if there are any. Call it before any device.
+
+    Raises:
+      BadRequest: if the coordinator does not answer, or its port is taken.
+    """
+    alone = place.num_processes == 1 if place else not _is_in_cluster(os.environ)
+    if alone or jax.distributed.is_initialized():
+        return
+    # A signal is a request to the trainer, which all processes then agree on.
+    jax.config.update("jax_enable_preemption_service", False)
+    options: dict[str, Any] = {
+        "initialization_timeout": START_SECONDS,
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
+    }
+    if place is not None:
+        options |= place._asdict() | {"cluster_detection_method": "deactivate"}
+        options["coordinator_address"] = options.pop("coordinator")
+        if place.process_id:
+            _wait_for(place.coordinator)
+        elif place.num_processes > 1:
+            say(
+                f"waiting for {place.num_processes - 1} more at {place.coordinator}, for "
+                f"{START_SECONDS} s at most"
+            )
+    lost_process.begin()
+    try:
+        jax.distributed.initialize(**options)
+    except Exception as error:  # Each kind of cluster has its own.
+        taken = "Failed to start RPC server" in str(error)
+        where = place.coordinator if place else "of the cluster"
+        why = "its port is taken; give another" if taken else reason(error)
+        raise BadRequest(f"the coordinator {where} cannot be used: {why}") from error
+    first_process.say_whether(jax.process_index() == 0)
+    if not first_process.is_here():
+        warnings.simplefilter("ignore")
+
+
+def _is_in_cluster(variables: Mapping[str, str]) -> bool:
+    """Return whether a cluster has started this process as one of several.
+
+    Slurm, Open MPI, an indexed job of Kubernetes, and Cloud TPU are known to jax.
+    """
+    if any(variables.get(name, "1") not in ("", "0", "1") for name in _SIZES):
+        # Within an allocation, but not started by srun, there is one process.
+        return "SLURM_NTASKS" not in variables or "SLURM_STEP_NODELIST" in variables
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= variables.keys():
+        return True
+    is_on_tpu = variables.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return is_on_tpu and any(map(os.path.exists, _TPUS))
+
+
+def _wait_for(address: str) -> None:
+    """Wait until somebody listens there, for `START_SECONDS` at most."""
+    host, _, port = address.rpartition(":")
+    end, why = time.monotonic() + START_SECONDS, ""
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            why = error.strerror or reason(error)
+        time.sleep(0.2)
+    raise BadRequest(
+        f"the coordinator {address} has not answered within {START_SECONDS} s ({why}): "
+        "start the same command as process 0 there, and let the port through"
+    )
+
+
+def are_many() -> bool:
+    """Return whether there are other processes in this run."""
+    return jax.process_count() > 1
+
+
+def most_later(value: float) -> Any:
+    """Begin to find the largest of the values that the processes give; `float()` waits.
+
+    It is computed behind what the devices were given before.
+    """
+    if not are_many():
+        return value
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    own = np.full(jax.local_device_count(), value, np.float32)
+    given = jax.make_array_from_process_local_data(rows, own, (jax.device_count(),))
+    return _largest(given)
+
+
+@jax.jit
+def _largest(values: jax.Array) -> jax.Array:
+    return jnp.max(values)
+
+
+def most(value: float) -> float:
+    """Return the largest of the values that the processes give."""
+    return float(most_later(value))
+
+
+def of_first(value: Any) -> Any:
+    """Return the value that the first process gives: what JSON can hold."""
+    if not are_many():
+        return value
+    said = multihost_utils.broadcast_one_to_all(_as_bytes(json.dumps(value)))
+    return json.loads(_as_text(said))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let all processes pass this context, or refuse what one of them refuses.
+
+    Within it each works alone, so that no process waits for one that has left; none
+    leaves it before all have come to its end.
+
+    Raises:
+      BadRequest, RunFailed: what this process, or the first one that did, has raised.
+    """
+    if not are_many():
+        yield
+        return
+    own: Exception | None = None
+    try:
+        yield
+    except (BadRequest, RunFailed, OSError) as error:
+        own = error
+    said = "" if own is None else f"{type(own).__name__}: {reason(own)}"
+    all_said = _of_each(said)
+    if own is not None:
+        raise own
+    for i, text in enumerate(all_said):
+        if text:
+            kind, _, why = text.partition(": ")
+            raise (RunFailed if kind == "RunFailed" else BadRequest)(f"process {i}: {why}")
+
+
+def check_same(what: str, value: str) -> None:
+    """Raise BadRequest, in all processes, if they do not all have the same value."""
+    if not are_many():
+        return
+    first, *others = _of_each(value)
+    differ = ", ".join(str(i) for i, other in enumerate(others, 1) if other != first)
+    if differ:
+        raise BadRequest(
+            f"{what} of process {differ} is not that of process 0: give the same command, "
+            "with the same data, to all"
+        )
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Refuse a folder of which not all processes see the same files.
+
+    Raises:
+      BadRequest: naming the processes that do not see a file of the first one.
+    """
+    if not are_many():
+        return
+    there = folder.absolute()
+    while not there.is_dir():
+        there = there.parent
+    there = pathlib.Path(of_first(str(there)))
+    mark = there / of_first(f"{_SHARED}{secrets.token_hex(8)}")
+    with together():
+        if first_process.is_here():
+            mark.touch()
+    sees = mark.exists()
+    seen = multihost_utils.process_allgather(np.array(sees))
+    if first_process.is_here():
+        mark.unlink(missing_ok=True)
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise BadRequest(
+            f"{folder} is not the same folder for all processes: {blind} cannot see what "
+            "process 0 writes there; take a folder that all hosts mount"
+        )
+
+
+def wait_until_lost() -> None:
+    """Wait for jax to find out which process is gone, and to end this one."""
+    time.sleep(2 * _HEARTBEAT_SECONDS - 5)
+
+
+def end() -> None:
+    """Leave the other processes in peace, before a process that ends without exit hooks."""
+    if are_many():
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+
+
+def _of_each(text: str) -> list[str]:
+    return list(map(_as_text, multihost_utils.process_allgather(_as_bytes(text))))
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    given = np.frombuffer(text.encode()[:_LONGEST], np.uint8)
+    return np.pad(given, (0, _LONGEST - len(given)))
+
+
+def _as_text(given: np.ndarray) -> str:
+    return bytes(np.asarray(given)).rstrip(b"\0").decode(errors="replace")

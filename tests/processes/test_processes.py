@@ -1,0 +1,240 @@
+"""Several real processes that work on one run as one, joined by gloo on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs import weights
+from helpers import ROOT, TINY, files_of, lines_of, saved_steps, wait_for
+
+NOTHING = ("[Gloo]",)  # Lines of gloo's own begin so.
+STEPS = 50
+ARGUMENTS = (
+    *TINY,
+    f"--config.training.num_steps={STEPS}",
+    "--config.optimizer.decay=constant",
+    "--config.training.log_every=1",
+    "--config.training.eval_every=25",
+    "--config.training.num_held_out=40",
+    "--config.training.likelihood_every=50",
+    "--config.training.likelihood_timesteps=2",
+    "--config.training.sample_every=50",
+    "--config.training.checkpoint_every=25",
+)
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Group:
+    """Processes that run the same command."""
+
+    def __init__(self, folder, count, *line, each=None, devices=1, env=None):
+        """Start them; `each` gives further arguments for each process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"{i}.log" for i in range(count)]
+        port = free_port()
+        self.all = []
+        for i, log in enumerate(self.logs):
+            place = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}")
+            if count == 1 or env:
+                place = ()
+            else:
+                place = (*place, f"--process_id={i}")
+            own = env(i, port) if env else {}
+            self.all.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / line[0]), *map(str, line[1:]), *place]
+                    + list(each[i] if each else []),
+                    cwd=ROOT,
+                    stdout=log.open("w"),
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **own},
+                )
+            )
+
+    def wait(self, seconds=300):
+        """Return the exit status of each."""
+        end = time.monotonic() + seconds
+        return [p.wait(max(1, end - time.monotonic())) for p in self.all]
+
+    def said(self, i):
+        """Return what a process has printed, without gloo's own lines."""
+        lines = self.logs[i].read_text().splitlines()
+        return [line for line in lines if not line.startswith(NOTHING)]
+
+    def end(self):
+        """Kill what still runs."""
+        for process in self.all:
+            process.kill()
+            process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+
+def trained(folder, count=1, devices=1, *more):
+    workdir = folder / "run"
+    line = ("train.py", *ARGUMENTS, f"--workdir={workdir}", *more)
+    with Group(folder, count, *line, devices=devices) as group:
+        assert group.wait() == [0] * count, group.said(0) + group.said(count - 1)
+        return workdir, [group.said(i) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("alone"))[0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("two"), 2)
+
+
+def params_of(workdir):
+    config = run_folder.read_config(workdir)
+    both = [weights.load_from_run(workdir, config, kind).params for kind in ("raw", "ema")]
+    return jax.tree.map(np.asarray, both)
+
+
+def ravelled(tree):
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def assert_alike(workdir, other):
+    """The same lines and pictures, to the rounding of sums in another order."""
+    lines, others = lines_of(workdir), lines_of(other)
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    for line, its in zip(lines, others, strict=True):
+        for name in line.keys() & {"loss", "held_out_loss", "bits_per_dim"}:
+            assert line[name] == pytest.approx(its[name], rel=1e-5), (line["step"], name)
+    # Of a bias before a norm, the gradient is rounding: all params as one vector.
+    ours, theirs = map(ravelled, (params_of(workdir), params_of(other)))
+    assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs)
+    assert files_of(workdir).keys() == files_of(other).keys()
+    assert saved_steps(workdir) == saved_steps(other)
+
+
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_eight_devices_train_as_one(fsdp, alone, tmp_path):
+    workdir, _ = trained(tmp_path, 1, 8, f"--config.parallel.fsdp={fsdp}")
+    assert_alike(workdir, alone)
+
+
+def test_two_processes_train_as_one(alone, two):
+    """One of them prints and writes; each line and file is there once."""
+    workdir, (first, second) = two
+    assert_alike(workdir, alone)
+    assert second == []
+    assert any(line.startswith("devices: 2 x cpu, of 2 processes, 1 of") for line in first)
+    assert any(line.startswith("mesh: data 2, fsdp 1") for line in first)
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_two_processes_draw_and_evaluate_as_one(alone, two, tmp_path):
+    """The same samples and bits per dimension of the same checkpoint."""
+    results = {}
+    run = f"--workdir={two[0]}"
+    draw = ("sample.py", run, "--num=10", "--steps=4", "--batch_size=8")
+    measure = ("evaluate.py", run, "--ode", "--ode_steps=20", "--max_examples=12")
+    for count in (1, 2):
+        for line in (draw, measure):
+            out = f"--out={tmp_path / line[0]}{count}"
+            with Group(tmp_path / f"{count}{line[0]}", count, *line, out) as group:
+                assert group.wait() == [0] * count, group.said(0)
+        said = json.loads((tmp_path / f"evaluate.py{count}.json").read_text())
+        drawn = np.load(tmp_path / f"sample.py{count}.npz")["arr_0"]
+        results[count] = drawn, said["bits_per_dim"]
+    (drawn, bits), (drawn_by_two, bits_by_two) = results[1], results[2]
+    assert np.abs(drawn.astype(int) - drawn_by_two).max() <= 1
+    assert bits_by_two == pytest.approx(bits, rel=1e-5)
+
+
+def test_processes_with_other_commands_are_refused(tmp_path):
+    """What one process refuses all do, in one line, before anything is written."""
+    line = ("train.py", *ARGUMENTS, f"--workdir={tmp_path / 'run'}")
+    each = [(), ("--config.seed=1",)]
+    with Group(tmp_path / "logs", 2, *line, each=each) as group:
+        assert group.wait() == [2, 2]
+        for i in range(2):
+            assert "config of process 1 is not that of process 0" in group.said(i)[-1]
+    assert not (tmp_path / "run").exists()
+
+
+# What takes minutes
+
+
+def killed(group, who, workdir):
+    """Kill one process once a checkpoint is there, and wait for the others."""
+    wait_for(lambda: saved_steps(workdir))
+    began = time.monotonic()
+    group.all[who].kill()
+    statuses = group.wait()
+    assert time.monotonic() - began < 60
+    assert statuses[who] == -signal.SIGKILL and 0 not in statuses
+    for i in set(range(len(statuses))) - {who}:
+        said = f"error: process {who} of this run is gone; give the same command"
+        assert [line for line in group.said(i) if line.startswith(said)], group.said(i)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_killed_group_goes_on_with_the_same_bits(who, two, tmp_path):
+    workdir = tmp_path / "run"
+    line = ("train.py", *ARGUMENTS, f"--workdir={workdir}")
+    with Group(tmp_path / "first", 2, *line) as group:
+        killed(group, who, workdir)
+    assert len(lines_of(workdir)) < len(lines_of(two[0]))
+    with Group(tmp_path / "second", 2, *line) as group:
+        assert group.wait() == [0, 0]
+    assert lines_of(workdir) == lines_of(two[0])
+    assert files_of(workdir) == files_of(two[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(number, two, tmp_path):
+    workdir = tmp_path / "run"
+    line = ("train.py", *ARGUMENTS, f"--workdir={workdir}")
+    with Group(tmp_path / "first", 2, *line) as group:
+        wait_for(lambda: saved_steps(workdir))
+        group.all[1].send_signal(number)
+        assert group.wait() == [0 if number == signal.SIGTERM else 130] * 2
+        assert "goes on from step" in group.said(0)[-1]
+    with Group(tmp_path / "second", 2, *line) as group:
+        assert group.wait() == [0, 0]
+    assert lines_of(workdir) == lines_of(two[0])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
+    """Four processes, then two that share the state, then one."""
+    workdir = tmp_path / "run"
+    for count, steps, fsdp in ((4, 20, 1), (2, 35, 2), (1, STEPS, 1)):
+        line = ("train.py", *ARGUMENTS, f"--workdir={workdir}")
+        more = (f"--config.training.num_steps={steps}", f"--config.parallel.fsdp={fsdp}")
+        # The end of a run is evaluated, drawn and saved: not at these steps in `alone`.
+        with Group(tmp_path / str(count), count, *line, *more) as group:
+            assert group.wait() == [0] * count, group.said(0)
+    losses, others = (
+        {line["step"]: line["loss"] for line in lines_of(run) if "loss" in line}
+        for run in (workdir, alone)
+    )
+    assert losses.keys() == others.keys()
+    for step, loss in losses.items():
+        assert loss == pytest.approx(others[step], rel=1e-5), step
