@@ -101,6 +101,12 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
 
 def _fail_if_lost(error: Exception) -> None:
     """Fail with one line if this error is of a connection to another process."""
+    if processes.are_many() and "Duplicate GPU" in str(error):  # NCCL's words.
+        _fail(
+            "two processes of this run see the same GPU: start one process for all GPUs of "
+            "a machine, or give each its own by CUDA_VISIBLE_DEVICES",
+            2,
+        )
     if processes.are_many() and _LOST.search(str(error)):
         processes.wait_until_lost()  # Its line says which one.
         _fail("another process of this run is gone; give the same command to all again", 1)

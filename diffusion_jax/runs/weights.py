@@ -15,7 +15,7 @@ from diffusion_jax.runs.checkpoints import Checkpoints, abstract, part_name
 from diffusion_jax.runs.ema import STD, average_names
 from diffusion_jax.runs.record import read_record
 from diffusion_jax.runs.weight_files import SUFFIXES, NotWeights, Weights, named, unnamed
-from diffusion_jax.runtime import devices
+from diffusion_jax.runtime import devices, first_process, processes
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.hashing import sha256
 
@@ -153,11 +153,14 @@ def save_to_file(
     """
     if path.suffix not in SUFFIXES:
         raise BadRequest(f"--out {path}: its name must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise BadRequest(f"--out {path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise BadRequest(f"--out {path} exists already; name another, or --overwrite")
-    weight_files.write(path, weights, config)
+    with processes.together():
+        if not first_process.is_here():
+            return
+        if path.is_dir():
+            raise BadRequest(f"--out {path} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise BadRequest(f"--out {path} exists already; name another, or --overwrite")
+        weight_files.write(path, weights, config)
 
 
 def load_for(

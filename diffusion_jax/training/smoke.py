@@ -23,6 +23,7 @@ from diffusion_jax.data.sources import DataSet
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan, preview_of, times_due
 from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime import processes
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.progress import duration
 from diffusion_jax.runtime.stopwatch import Stopwatch
@@ -94,7 +95,8 @@ def run(
             state = train.train(small, workdir, data, request, took.first)
         if state.step < small.training.num_steps:
             return  # Stopped by SIGTERM.
-        small = _longer(small, config, min(took.first.seconds[TRAIN_STEP]))
+        a_step = processes.most(min(took.first.seconds[TRAIN_STEP]))
+        small = _longer(small, config, a_step)
         say(f"second start: {small.training.num_steps - _FIRST_STEPS} more train steps")
         request = dataclasses.replace(request, overwrite=False, init_from=None)
         with took.stages.timed("second start"):

@@ -11,10 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import weights
-from helpers import ROOT, TINY, files_of, lines_of, saved_steps, wait_for
+from helpers import ROOT, SHARED, TINY, files_of, lines_of, saved_steps, wait_for
 
 NOTHING = ("[Gloo]",)  # Lines of gloo's own begin so.
 STEPS = 50
@@ -238,3 +239,59 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     assert losses.keys() == others.keys()
     for step, loss in losses.items():
         assert loss == pytest.approx(others[step], rel=1e-5), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streamed_images_are_shared_out_to_two_processes(workers, tmp_path):
+    """Each reads its rows of each batch: the losses of one process that reads all."""
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        pixels = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.png")
+    data = (
+        "--config.data.source=folder",
+        f"--config.data.path={tmp_path}",
+        "--config.data.memory_gib=0",
+        f"--config.data.num_workers={workers}",
+        "--config.training.num_steps=12",
+    )
+    runs = [
+        trained(tmp_path.with_name(f"{tmp_path.name}_{count}"), count, 1, *data)[0]
+        for count in (1, 2)
+    ]
+    assert_alike(*runs)
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_a_set_once(tmp_path):
+    """The real MNIST: one process prepares it, and both train on it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the real data in ../shared/data")
+    place = tmp_path / "sets"
+    subprocess.run(
+        [sys.executable, SHARED / "tools/prepare_tfds.py", place, "mnist"], check=True
+    )
+    data = (
+        "--config.data.source=tfds:mnist",
+        f"--config.data.path={place}",
+        "--config.data.image_size=(28,)",
+        "--config.training.num_steps=4",
+    )
+    workdir, (first, _) = trained(tmp_path, 2, 1, *data)
+    assert len([line for line in first if line.startswith("preparing tfds:mnist")]) <= 1
+    assert len(list(place.glob("mnist/*"))) == 1
+    again, _ = trained(tmp_path / "one", 1, 1, *data)
+    assert_alike(workdir, again)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_timesteps(two, tmp_path):
+    out = tmp_path / "x"
+    line = ("sample.py", f"--workdir={two[0]}", "--spacing=auto", "--steps=5")
+    with Group(tmp_path / "logs", 2, *line, "--num=4", f"--out={out}") as group:
+        assert group.wait() == [0, 0], group.said(0)
+    kept = np.load(f"{out}.npz")["arr_0"]
+    with Group(tmp_path / "more", 1, *line, "--num=4", f"--out={out}1") as group:
+        assert group.wait() == [0], group.said(0)
+    assert np.abs(kept.astype(int) - np.load(f"{out}1.npz")["arr_0"]).max() <= 1
