@@ -3,6 +3,7 @@
     python train.py --config configs/digits.py
     python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4
     python train.py --config configs/digits.py --smoke
+    python train.py --config configs/digits.py --rehearse v5e:2x2
 
 Giving the same command again resumes the run. Ctrl-C and SIGTERM save before they stop
 it. Any field of the config can be set as --config.SECTION.FIELD=VALUE; --config FILE
@@ -17,10 +18,10 @@ from diffusion_jax.config import Config, to_json
 from diffusion_jax.jobs import command_line, likelihood, sample
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs.weights import check_kind
-from diffusion_jax.runtime import compilation_cache, devices, files
+from diffusion_jax.runtime import compilation_cache, devices, files, slices
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training import smoke, train
+from diffusion_jax.training import rehearsal, smoke, train
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; default runs/NAME, with the name of the config."
@@ -36,6 +37,12 @@ _SMOKE = flags.DEFINE_bool(
     False,
     "Try everything on a small scale in runs/smoke/NAME, and print how long the whole run "
     "would take.",
+)
+_REHEARSE = flags.DEFINE_string(
+    "rehearse",
+    None,
+    "Compile the train step and the sampler for chips that are not here, and print memory, "
+    "FLOP, collectives and kernels: v5e:16x16, h100:8, h100:2x8, v4, ...",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Start a new run from the weights of another run or exported file."
@@ -59,7 +66,30 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 _TRIED_OUT = {"sample.py": sample.try_out, "evaluate.py": likelihood.try_out}
 
 
+def before_devices() -> None:
+    if _REHEARSE.value:
+        slices.use_no_devices()
+
+
+def rehearse(config: Config) -> None:
+    for flag in (
+        _SMOKE,
+        _DRY_RUN,
+        _OVERWRITE,
+        _INIT_FROM,
+        _CHANGE_RATE,
+        _WORKDIR,
+        _CACHE,
+    ):
+        if flag.value:
+            raise BadRequest(f"--rehearse and --{flag.name}: give one of them")
+    rehearsal.run(config, slices.parse("--rehearse", _REHEARSE.value))
+
+
 def main(config: Config) -> None:
+    if _REHEARSE.value:
+        rehearse(config)
+        return
     usual = smoke.default_workdir(config) if _SMOKE.value else f"runs/{config.name}"
     workdir = files.expanded("--workdir", _WORKDIR.value or str(usual))
     init_from = None
@@ -101,4 +131,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, takes_config=True)
+    command_line.run(main, takes_config=True, before_devices=before_devices)

@@ -211,7 +211,7 @@ def make_sampler(
         sampler,
         in_shardings=(whole, whole, whole, rows),
         out_shardings=(rows, devices.split_batch(mesh, axis=1)),
-        compiler_options=cpu.compiler_options(),
+        compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
     )
 
 
@@ -248,7 +248,7 @@ class _Segments:
             in_shardings=(whole, states, whole, whole, rows),
             out_shardings=(states, whole),
             donate_argnums=1,
-            compiler_options=cpu.compiler_options(),
+            compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
         )
 
     def __call__(

@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.runtime import devices, environment
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.progress import ProgressBar
+from diffusion_jax.runtime.text import say
 
 # Network calls per example of a train step (the backward pass counts as two), and the
 # share of all of them that sample grids may take.
@@ -56,18 +59,56 @@ def make_plan(
       BadRequest: naming what does not fit.
     """
     environment.check()
+    model = _checked_model(config, jax.device_count())
+    if data is None:
+        with values_refused(), _progress() as progress:
+            data = sources.open_data_set(
+                config.data, config.seed, prepare=prepare, progress=progress
+            )
+    return _plan(config, data, model, jax.default_backend())
+
+
+def make_plan_of_shapes(config: Config, num_devices: int, platform: str) -> Plan:
+    """Return the plan of a run on other devices, whose files are neither needed nor read.
+
+    Examples of sources that read files have the shape of the config, and there are none
+    of them; channels 0 ("as many as the data has") are 3.
+
+    Args:
+      config: the experiment.
+      num_devices, platform: of the devices that the plan is for.
+
+    Raises:
+      BadRequest: naming what does not fit.
+    """
+    model = _checked_model(config, num_devices)
+    if config.data.source in sources.EMBEDDED:
+        data = sources.open_data_set(config.data, config.seed)
+    else:
+        if not config.data.channels:
+            say("data.channels is 0, and the data are not read: 3 channels are assumed")
+            config = dataclasses.replace(
+                config, data=dataclasses.replace(config.data, channels=3)
+            )
+        none = np.zeros((0, *config.data.shape), kind_of(config.data).dtype)
+        data = sources.DataSet(none, none, config.data.shape)
+    return _plan(config, data, model, platform)
+
+
+def _checked_model(config: Config, num_devices: int) -> Model:
+    """Return the model without its network, after the checks that need no data."""
     validation.check(config)
     model = build.without_network(config.process)
     build_sampler.make_table(model, build_sampler.before_choice(config.sampling))
     with values_refused():
-        devices.check_batch_size("data.batch_size", config.data.batch_size)
-        part = config.data.batch_size // config.optimizer.accumulate
-        devices.check_batch_size("data.batch_size / optimizer.accumulate", part)
-        if data is None:
-            with _progress() as progress:
-                data = sources.open_data_set(
-                    config.data, config.seed, prepare=prepare, progress=progress
-                )
+        size = config.data.batch_size
+        devices.check_batch_size("data.batch_size", size, num_devices)
+        part, name = size // config.optimizer.accumulate, "optimizer.accumulate"
+        devices.check_batch_size(f"data.batch_size / {name}", part, num_devices)
+    return model
+
+
+def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) -> Plan:
     if not config.data.channels:
         channels = dataclasses.replace(config.data, channels=data.shape[-1])
         config = dataclasses.replace(config, data=channels)
@@ -78,7 +119,7 @@ def make_plan(
             f"{config.data.shape}, but those of {config.data.source} have the shape "
             f"{data.shape}"
         )
-    init_fn, apply_fn = build.make_network(config)
+    init_fn, apply_fn = build.make_network(config, platform=platform)
     model = dataclasses.replace(model, apply_fn=apply_fn)
     loss_fn = build.make_loss(config, model)
     return Plan(config, data, init_fn, model, loss_fn, preview_of(config))

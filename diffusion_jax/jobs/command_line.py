@@ -48,8 +48,19 @@ _ID = flags.DEFINE_integer(
 )
 
 
-def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
-    """Parse the command line, call main() or main(config), and exit."""
+def run(
+    main: Callable[..., None],
+    *,
+    takes_config: bool = False,
+    before_devices: Callable[[], None] = lambda: None,
+) -> None:
+    """Parse the command line, call main() or main(config), and exit.
+
+    Args:
+      main: the command.
+      takes_config: whether it takes --config.
+      before_devices: called after the flags are parsed, before JAX looks for its devices.
+    """
     cpu.keep_memory()
     arguments: list[Any] = []
     warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
@@ -70,6 +81,7 @@ def run(main: Callable[..., None], *, takes_config: bool = False) -> None:
         return _parse_flags(argv)
 
     def checked(*arguments: Any) -> None:
+        before_devices()
         _start_processes()
         environment.check()
         main(*arguments)

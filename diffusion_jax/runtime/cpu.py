@@ -14,7 +14,7 @@ _NEVER = 2**31 - 1
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options(platform: str | None = None) -> dict[str, str]:
     """Return the options for `jax.jit(compiler_options=)` of programs with a network.
 
     For matrix products, sums and convolutions XLA calls a library, YNNPACK, which leaves
@@ -22,11 +22,14 @@ def compiler_options() -> dict[str, str]:
     own way with convolutions, Eigen, shares each out among the cores. A program with
     options cannot be called inside another `jax.jit`, nor inside a `scan` or a gradient.
 
+    Args:
+      platform: of the devices of the program; if None, JAX's default backend.
+
     Returns:
       {} for other devices, and for an XLA that does not have the option.
     """
     options = {_LIBRARY: f"{_DOT},{_REDUCE}"}
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()

@@ -56,6 +56,11 @@ def make_mesh(
     )
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return the platform of a mesh's devices: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -69,7 +74,7 @@ def on_host(mesh: Mesh) -> Sharding | None:
     """
     if processes.are_many():
         return None
-    if mesh.devices.flat[0].platform == "cpu":
+    if platform_of(mesh) == "cpu":
         return replicated(mesh)
     try:
         return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -179,9 +184,15 @@ def say_mesh(mesh: Mesh) -> None:
         say(f"mesh: {sizes}")
 
 
-def check_batch_size(name: str, batch_size: int) -> None:
-    """Raise ValueError unless every device gets the same number of rows."""
-    count = jax.device_count()
+def check_batch_size(name: str, batch_size: int, count: int | None = None) -> None:
+    """Raise ValueError unless every device gets the same number of rows.
+
+    Args:
+      name: of the batch size, for the message.
+      batch_size: rows over all devices.
+      count: of devices; if None, of all processes of this run.
+    """
+    count = count or jax.device_count()
     if batch_size % count:
         raise ValueError(
             f"{name} ({batch_size}) must be divisible by the number of devices, {count}; "

@@ -2,7 +2,7 @@
 
 import math
 
-from diffusion_jax.config import DataConfig
+from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 
 _SECONDS = 1.0  # Short enough for SIGTERM, long enough that starting it costs nothing.
@@ -11,11 +11,14 @@ _BATCH_BYTES = 2**25  # Bytes of the batches of one dispatch, at most.
 _MOST_STEPS = 100
 
 
-def most_steps(data: DataConfig) -> int:
+def most_steps(config: Config) -> int:
     """Steps that one dispatch can have at most: the length of the compiled program's input.
 
     A function of the config alone, so that every start of a run compiles the same program.
     """
+    data, chosen = config.data, config.training.steps_per_dispatch
+    if chosen:
+        return chosen
     item_bytes = kind_of(data).dtype.itemsize
     batch_bytes = data.batch_size * math.prod(data.shape) * item_bytes
     return max(1, min(_MOST_STEPS, _BATCH_BYTES // batch_bytes))

@@ -77,7 +77,7 @@ class Trainer:
         self._first, self._stopwatch = first, stopwatch
         training = plan.config.training
         self.train_steps = compiled(plan, mesh)
-        self._most_steps = training.steps_per_dispatch or most_steps(plan.config.data)
+        self._most_steps = most_steps(plan.config)
         self._log = MetricLog(workdir, first.step)
         self._bar = ProgressBar("training", training.num_steps, "steps", first.step)
         self.periodic = Periodic(plan, workdir, mesh, stop, self._log, self._bar, stopwatch)
@@ -262,7 +262,7 @@ def compiled(plan: Plan, mesh: jax.sharding.Mesh):
         donate_argnums=0,
         in_shardings=(lie, devices.split_batch(mesh, 1), whole),
         out_shardings=(lie, whole),
-        compiler_options=cpu.compiler_options(),
+        compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
     )
 
 
