@@ -14,6 +14,7 @@ from diffusion_jax.diffusion.losses import monte_carlo_draw
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.experiment.build import LossFn
 from diffusion_jax.runs.ema import ema_update, update_shares
+from diffusion_jax.training.optimizer import norm_of_split, packed
 from diffusion_jax.training.train_state import Tally, TrainState
 
 
@@ -69,7 +70,7 @@ def make_train_step(
       placement: on the devices of the params, if they are split over some.
     """
 
-    num_parts = config.optimizer.accumulate
+    num_parts, tx = config.optimizer.accumulate, optax.with_extra_args_support(tx)
 
     def mean_loss(params: Any, part: tuple[Batch, Draw, jax.Array], key: jax.Array):
         batch, drawn, weights = part
@@ -90,13 +91,15 @@ def make_train_step(
             key,
             num_parts,
         )
-        grads = placement.split(grads)
-        metrics = Metrics(loss, optax.tree.norm(grads))
+        whole = packed(grads)
+        grads = placement.split(whole)
+        norm = norm_of_split(whole, grads)
+        metrics = Metrics(loss, norm)
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history
         if isinstance(history, timestep_sampling.LossHistory):
             history = timestep_sampling.record_losses(history, drawn.t, losses)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, norm=norm)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (optax.apply_updates(state.params, updates), opt_state),

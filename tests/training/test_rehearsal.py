@@ -13,6 +13,7 @@ from diffusion_jax.runtime import devices, hlo, slices
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training import rehearsal, train
+from diffusion_jax.training.first_state import abstract_state
 from helpers import pictures_config, points_config, tiny_unet
 
 
@@ -27,7 +28,7 @@ def rehearsed(config):
     """The train step of a config for this process's devices, as a rehearsal lowers it."""
     mesh = devices.make_mesh()
     plan = make_plan_of_shapes(config, mesh.devices.size, devices.platform_of(mesh))
-    return rehearsal.train_step(plan, mesh, rehearsal.abstract_state(plan)), plan
+    return rehearsal.train_step(plan, mesh, abstract_state(plan)), plan
 
 
 @pytest.mark.parametrize("kind", ["points", "pictures"])
@@ -55,7 +56,7 @@ def test_gradients_are_reduced_once_a_step():
     """Bytes of the all-reduces: the gradients, and a few scalars."""
     program, plan = rehearsed(points_config())
     found = hlo.read(program.traced.lower().compile().as_text())
-    params = rehearsal.abstract_state(plan).params
+    params = abstract_state(plan).params
     gradients = 4 * sum(x.size for x in jax.tree.leaves(params))
     assert set(found.collectives) == {"all-reduce"}
     assert gradients < found.collectives["all-reduce"].bytes < gradients + 100
@@ -65,7 +66,7 @@ def test_gradients_are_reduced_once_a_step():
 def test_a_sampler_has_no_collectives():
     program, plan = rehearsed(points_config())
     mesh = devices.make_mesh()
-    program = rehearsal.sampler(plan, mesh, rehearsal.abstract_state(plan))
+    program = rehearsal.sampler(plan, mesh, abstract_state(plan))
     assert program.batch_size % mesh.devices.size == 0 and program.passes == 20
     assert not hlo.read(program.traced.lower().compile().as_text()).collectives
 

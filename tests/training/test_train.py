@@ -45,7 +45,13 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.training import previews, train
 from diffusion_jax.training.held_out import make_held_out_loss
-from diffusion_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffusion_jax.training.optimizer import (
+    clip_by_global_norm,
+    global_norm,
+    learning_rate_schedule,
+    make_optimizer,
+    packed,
+)
 from diffusion_jax.training.train_state import TrainState, init_state
 from diffusion_jax.training.train_step import (
     make_train_step,
@@ -168,6 +174,29 @@ def test_a_step_follows_the_gradient_and_moves_the_average(unet_steps):
     way = optax.tree.norm(jax.tree.map(jnp.subtract, state.emas["0.9"], initial.params))
     whole = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, initial.params))
     assert float(way / whole) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_norm_and_clip_are_those_of_all_leaves():
+    """Small and large leaves: the norm in float64, the clip by it, and the same values."""
+    rng = np.random.default_rng(0)
+    shapes = {"bias": (7,), "kernel": (3, 3, 40, 50), "scale": (64,), "one": ()}
+    tree = {k: np.asarray(rng.normal(size=s), np.float32) for k, s in shapes.items()}
+    whole = np.concatenate([x.reshape(-1) for x in tree.values()]).astype(np.float64)
+    norm = np.sqrt((whole**2).sum())
+    chex.assert_trees_all_equal(jax.jit(packed)(tree), tree)
+    assert float(jax.jit(global_norm)(tree)) == pytest.approx(norm, rel=1e-6)
+    for most in (norm / 3, norm * 3):
+        clipped, _ = clip_by_global_norm(most).update(tree, optax.EmptyState())
+        factor = min(1, most / norm)
+        wanted = {name: x * factor for name, x in tree.items()}
+        chex.assert_trees_all_close(clipped, wanted, rtol=1e-5)
+    not_finite = {**tree, "bias": np.full(7, np.inf, np.float32)}
+    assert not np.isfinite(global_norm(not_finite))
+    large = {"kernel": tree["kernel"]}
+    assert packed(large) is large
+    assert float(global_norm(large)) == pytest.approx(
+        np.sqrt((tree["kernel"].astype(np.float64) ** 2).sum()), rel=1e-6
+    )
 
 
 def steps_on_devices(step, n):
