@@ -234,19 +234,18 @@ def _say_figures(what: str, figures: dict[str, Any]) -> None:
         f"{what}, compiled in {figures['compile_seconds']:.0f} s; on each chip, with a "
         f"batch of {figures['batch_size']:,} ({figures['batch_size_per_chip']:,} per chip):"
     )
-    gib = {name: f"{size / 2**30:.2f} GiB" for name, size in memory.items()}
-    share = memory["needed"] / memory["of_chip"]
-    fits = "" if share <= 1 else "; it does not fit"
+    said = {name: _size(size) for name, size in memory.items()}
+    fits = "" if memory["needed"] <= memory["of_chip"] else ", which is not enough"
     say(
-        f"  memory       {gib['needed']} of {gib['of_chip']} ({share:.0%}){fits}: "
-        f"{gib['arguments']} of arguments, {gib['temporaries']} of temporaries"
+        f"  memory       {said['needed']} of {said['of_chip']}{fits}: {said['arguments']} "
+        f"of arguments, {said['temporaries']} of temporaries"
     )
     say(f"  FLOP         {figures['flop'] / 1e12:.3g} TFLOP per {figures['per']}")
-    said = [
-        f"{found['number']} {kind} of {found['bytes'] / 1e6:.3g} MB together"
+    collectives = [
+        f"{found['number']:,} {kind} of {_size(found['bytes'])} in all"
         for kind, found in figures["collectives"].items()
     ]
-    say(f"  collectives  per {figures['per']}: {', '.join(said) or 'none'}")
+    say(f"  collectives  per {figures['per']}: {', '.join(collectives) or 'none'}")
     kernels = figures["kernels"]
     total = sum(count for kind, count in kernels.items() if kind != "scalar")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in kernels.items())
@@ -259,7 +258,13 @@ def _say_figures(what: str, figures: dict[str, Any]) -> None:
     )
     if "hidden_from_batch_size" in line:
         say(
-            "  all-reduce   as long as the computing at a batch of "
-            f"{line['hidden_from_batch_size']:,} "
-            f"({line['hidden_from_batch_size_per_chip']:,} per chip); hidden above"
+            "  all-reduce   hidden behind computing from a batch of "
+            f"{line['hidden_from_batch_size']:,} on "
+            f"({line['hidden_from_batch_size_per_chip']:,} per chip), by the roofline"
         )
+
+
+def _size(num_bytes: int) -> str:
+    """Return "0.83 GiB", "12.3 MiB"."""
+    unit, size = ("GiB", 2**30) if num_bytes >= 2**29 else ("MiB", 2**20)
+    return f"{num_bytes / size:.3g} {unit}"
