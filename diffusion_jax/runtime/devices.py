@@ -5,7 +5,8 @@ is split over both axes, "data" and "fsdp", and the compiler adds the sums over 
 The state of a training run is whole on each device along "data" and split along "fsdp".
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -154,7 +155,12 @@ def whole_everywhere(mesh: Mesh, tree: Any) -> Any:
     """Return a tree of arrays whole on every device; those that are so stay themselves."""
     if mesh.shape["fsdp"] == 1:
         return tree
-    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return _gathering(mesh)(tree)
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def describe_devices() -> str:
