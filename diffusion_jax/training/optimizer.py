@@ -64,7 +64,8 @@ def packed(tree: Any) -> Any:
     The values are not changed. On a GPU the updates of leaves that are read from the same
     array share a kernel, and otherwise each has one of its own, which takes the time of a
     launch and not that of its work. The barrier keeps the compiler from reading the
-    leaves where they were.
+    leaves where they were. It is for leaves that are whole on each device: others would be
+    gathered for the vector, each on its own.
     """
     leaves, structure = jax.tree.flatten(tree)
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size <= SMALL]
@@ -89,15 +90,6 @@ def global_norm(tree: Any) -> jax.Array:
     if small:
         parts.append(jnp.concatenate(small))
     return jnp.sqrt(jnp.stack([jnp.sum(jnp.square(part)) for part in parts]).sum())
-
-
-def norm_of_split(whole: Any, split: Any) -> jax.Array:
-    """Return `global_norm` of a tree that is there whole, and split over devices.
-
-    Its small leaves are read where they are whole, and the others where they are split, so
-    that only one number of each is added up over the devices.
-    """
-    return global_norm(jax.tree.map(lambda w, s: w if w.size <= SMALL else s, whole, split))
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:

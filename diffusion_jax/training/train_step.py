@@ -14,7 +14,7 @@ from diffusion_jax.diffusion.losses import monte_carlo_draw
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.experiment.build import LossFn
 from diffusion_jax.runs.ema import ema_update, update_shares
-from diffusion_jax.training.optimizer import norm_of_split, packed
+from diffusion_jax.training.optimizer import global_norm, packed
 from diffusion_jax.training.train_state import Tally, TrainState
 
 
@@ -30,11 +30,14 @@ class Placement(NamedTuple):
 
     Attributes:
       gathered: gathered(params) -> the params whole on every device.
-      split: split(gradient) -> the gradient as the params lie between the steps.
+      split: split(gradient) -> the gradient as the update reads it: as the params lie
+        between the steps, and where they are whole by `optimizer.packed`.
+      norm: norm(gradient) -> the global norm of the gradient after `split`.
     """
 
     gathered: Callable[[Any], Any] = lambda params: params
-    split: Callable[[Any], Any] = lambda gradient: gradient
+    split: Callable[[Any], Any] = packed
+    norm: Callable[[Any], jax.Array] = global_norm
 
 
 AS_THEY_LIE = Placement()
@@ -91,9 +94,8 @@ def make_train_step(
             key,
             num_parts,
         )
-        whole = packed(grads)
-        grads = placement.split(whole)
-        norm = norm_of_split(whole, grads)
+        grads = placement.split(grads)
+        norm = placement.norm(grads)
         metrics = Metrics(loss, norm)
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history

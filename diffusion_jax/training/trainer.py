@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import jax
+import optax
 
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
@@ -273,4 +274,5 @@ def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:
     return Placement(
         gathered=lambda params: constrain(params, devices.replicated(mesh)),
         split=lambda gradient: constrain(gradient, lie),
+        norm=optax.tree.norm,
     )
