@@ -25,7 +25,8 @@ _FREE = frozenset(
     "add-dependency after-all bitcast constant get-tuple-element opt-barrier parameter "
     "partition-id replica-id tuple".split()
 )
-_COPIES = frozenset("copy copy-start transpose slice dynamic-slice concatenate pad".split())
+_FREE_CALLS = frozenset(("AllocateBuffer", "ConcatBitcast"))  # Of a TPU's custom calls.
+_COPIES = frozenset("copy transpose slice dynamic-slice concatenate pad".split())
 _CALLS = frozenset(("call", "async-start", "conditional"))
 _HEADER = re.compile(r"(?:ENTRY )?%?([^ (]+) \(.*\{$")
 _NAME = re.compile(r"%([\w.-]+)")
@@ -81,8 +82,9 @@ class Reading(NamedTuple):
     """What one device does in one pass of a program's loop.
 
     Attributes:
-      kernels: how many, by kind; "scalar" are single operations on one number, which a
-        TPU's scalar unit does.
+      kernels: how many, by kind. "scalar" are single operations on one number, which a
+        TPU's scalar unit does; "background copy" are those between the two memories of a
+        TPU, beside its other work.
       collectives: by their kind.
       memory_bytes: read and written by the kernels in the device's memory, each operand
         and each result once and whole: more than is moved where a kernel reads a part.
@@ -212,7 +214,12 @@ def _launched(
     lines = program.computations.get(name, [])
     types = {line.name: line.type for line in lines}
     for line in lines:
-        if line.opcode in _FREE or line.opcode.endswith("-done"):
+        target = _TARGET.search(line.attributes)
+        if (
+            line.opcode in _FREE
+            or line.opcode.endswith("-done")
+            or (target and target[1] in _FREE_CALLS)
+        ):
             continue
         if line.opcode == "while":
             trips = _TRIPS.search(line.attributes)
@@ -234,6 +241,8 @@ def _kind(line: Instruction, program: _Program) -> str:
         return "collective"
     if line.opcode in _COPIES:
         return "copy"
+    if line.opcode in ("copy-start", "slice-start"):
+        return "background copy"
     opcodes = {opcode}
     target = _TARGET.search(line.attributes)
     if opcode == "custom-call" and target:

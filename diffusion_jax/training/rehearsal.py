@@ -247,7 +247,8 @@ def _say_figures(what: str, figures: dict[str, Any]) -> None:
     ]
     say(f"  collectives  per {figures['per']}: {', '.join(collectives) or 'none'}")
     kernels = figures["kernels"]
-    total = sum(count for kind, count in kernels.items() if kind != "scalar")
+    beside = ("scalar", "background copy")
+    total = sum(count for kind, count in kernels.items() if kind not in beside)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in kernels.items())
     say(f"  kernels      per {figures['per']}: {total:,} ({kinds})")
     say(
