@@ -63,6 +63,19 @@ def test_gradients_are_reduced_once_a_step():
     assert sum(found.kernels.values()) > 10
 
 
+def test_small_arrays_that_are_split_are_not_moved_for_one_vector():
+    """Each array is gathered once for the network, and none is moved from chip to chip."""
+    config = points_config()
+    config.parallel.fsdp = 2
+    plan = make_plan_of_shapes(config, 4, "cpu")
+    mesh = devices.make_mesh(0, 2)
+    state = abstract_state(plan)
+    program = rehearsal.train_step(plan, mesh, state)
+    found = hlo.read(program.traced.lower().compile().as_text()).collectives
+    assert set(found) == {"all-gather", "all-reduce"}
+    assert found["all-gather"].number <= len(jax.tree.leaves(state.params))
+
+
 def test_a_sampler_has_no_collectives():
     program, plan = rehearsed(points_config())
     mesh = devices.make_mesh()
