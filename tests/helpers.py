@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -290,3 +292,62 @@ def assert_same_run(a, b):
     files_a, files_b = files_of(a), files_of(b)
     assert files_a.keys() == files_b.keys()
     assert [name for name in files_a if files_a[name] != files_b[name]] == []
+
+
+NOTHING = ("[Gloo]",)  # Lines of gloo's own begin so.
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Group:
+    """Processes that run the same command."""
+
+    def __init__(self, folder, count, *line, each=None, devices=1, env=None):
+        """Start them; `each` gives further arguments for each process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"{i}.log" for i in range(count)]
+        port = free_port()
+        self.all = []
+        for i, log in enumerate(self.logs):
+            place = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}")
+            if count == 1 or env:
+                place = ()
+            else:
+                place = (*place, f"--process_id={i}")
+            own = env(i, port) if env else {}
+            self.all.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / line[0]), *map(str, line[1:]), *place]
+                    + list(each[i] if each else []),
+                    cwd=ROOT,
+                    stdout=log.open("w"),
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **own},
+                )
+            )
+
+    def wait(self, seconds=300):
+        """Return the exit status of each."""
+        end = time.monotonic() + seconds
+        return [p.wait(max(1, end - time.monotonic())) for p in self.all]
+
+    def said(self, i):
+        """Return what a process has printed, without gloo's own lines."""
+        lines = self.logs[i].read_text().splitlines()
+        return [line for line in lines if not line.startswith(NOTHING)]
+
+    def end(self):
+        """Kill what still runs."""
+        for process in self.all:
+            process.kill()
+            process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
