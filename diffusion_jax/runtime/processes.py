@@ -6,6 +6,8 @@ here. A process alone agrees with itself, without a network.
 """
 
 import contextlib
+import errno
+import importlib.util
 import json
 import os
 import pathlib
@@ -36,6 +38,7 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _FLAGS = ("--coordinator", "--num_processes", "--process_id")
 _SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # Processes of Slurm and Open MPI.
 _TPUS = ("/dev/accel0", "/dev/vfio/0")
+_TAKEN = "its port is taken; give another"
 
 
 class Place(NamedTuple):
@@ -121,7 +124,8 @@ def start(place: Place | None) -> None:
         options["coordinator_address"] = options.pop("coordinator")
         if place.process_id:
             _wait_for(place.coordinator)
-        elif place.num_processes > 1:
+        else:
+            _check_free(place.coordinator)
             say(
                 f"waiting for {place.num_processes - 1} more at {place.coordinator}, for "
                 f"{START_SECONDS} s at most"
@@ -130,13 +134,32 @@ def start(place: Place | None) -> None:
     try:
         jax.distributed.initialize(**options)
     except Exception as error:  # Each kind of cluster has its own.
+        if place is None:
+            raise BadRequest(
+                f"the other processes of this cluster cannot be joined: {reason(error)}; "
+                f"give {', '.join(_FLAGS)}; to a process that works alone, {_FLAGS[1]}=1"
+            ) from error
         taken = "Failed to start RPC server" in str(error)
-        where = place.coordinator if place else "of the cluster"
-        why = "its port is taken; give another" if taken else reason(error)
-        raise BadRequest(f"the coordinator {where} cannot be used: {why}") from error
+        raise _unusable(place.coordinator, _TAKEN if taken else reason(error)) from error
     first_process.say_whether(jax.process_index() == 0)
     if not first_process.is_here():
         warnings.simplefilter("ignore")
+
+
+def _check_free(address: str) -> None:
+    """Refuse a port where somebody listens on this machine.
+
+    The coordinator itself would share it, and mix the processes of two runs.
+    """
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _unusable(address, _TAKEN) from error
+
+
+def _unusable(address: str, why: str) -> BadRequest:
+    return BadRequest(f"the coordinator {address} cannot be used: {why}")
 
 
 def _is_in_cluster(variables: Mapping[str, str]) -> bool:
@@ -145,12 +168,18 @@ def _is_in_cluster(variables: Mapping[str, str]) -> bool:
     Slurm, Open MPI, an indexed job of Kubernetes, and Cloud TPU are known to jax.
     """
     if any(variables.get(name, "1") not in ("", "0", "1") for name in _SIZES):
-        # Within an allocation, but not started by srun, there is one process.
-        return "SLURM_NTASKS" not in variables or "SLURM_STEP_NODELIST" in variables
+        # Within an allocation, but not started by srun, there is one process; the shell
+        # of an interactive allocation is a step of one task.
+        is_step = "SLURM_STEP_NODELIST" in variables
+        is_alone = variables.get("SLURM_STEP_NUM_TASKS") == "1"
+        return "SLURM_NTASKS" not in variables or (is_step and not is_alone)
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= variables.keys():
         return True
-    is_on_tpu = variables.get("JAX_PLATFORMS", "tpu").startswith("tpu")
-    return is_on_tpu and any(map(os.path.exists, _TPUS))
+    if not variables.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return False
+    # Other devices can lie there as well; a TPU is used by its library alone.
+    has_library = "TPU_LIBRARY_PATH" in variables or importlib.util.find_spec("libtpu")
+    return bool(has_library) and any(map(os.path.exists, _TPUS))
 
 
 def _wait_for(address: str) -> None:
