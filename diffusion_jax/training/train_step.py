@@ -30,13 +30,12 @@ class Placement(NamedTuple):
 
     Attributes:
       gathered: gathered(params) -> the params whole on every device.
-      split: split(gradient) -> the gradient as the update reads it: as the params lie
-        between the steps, and where they are whole by `optimizer.packed`.
-      norm: norm(gradient) -> the global norm of the gradient after `split`.
+      as_params: as_params(gradient) -> the gradient as the params lie between the steps.
+      norm: norm(gradient that lies so) -> its global norm.
     """
 
     gathered: Callable[[Any], Any] = lambda params: params
-    split: Callable[[Any], Any] = packed
+    as_params: Callable[[Any], Any] = packed
     norm: Callable[[Any], jax.Array] = global_norm
 
 
@@ -94,14 +93,15 @@ def make_train_step(
             key,
             num_parts,
         )
-        grads = placement.split(grads)
-        norm = placement.norm(grads)
-        metrics = Metrics(loss, norm)
+        grads = placement.as_params(grads)
+        metrics = Metrics(loss, placement.norm(grads))
         good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
         history = state.loss_history
         if isinstance(history, timestep_sampling.LossHistory):
             history = timestep_sampling.record_losses(history, drawn.t, losses)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, norm=norm)
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, norm=metrics.grad_norm
+        )
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
             (optax.apply_updates(state.params, updates), opt_state),

@@ -271,8 +271,9 @@ def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:
     if mesh.shape["fsdp"] == 1:
         return AS_THEY_LIE
     constrain = jax.lax.with_sharding_constraint
+    # Arrays that lie on several devices are not joined, which would move them.
     return Placement(
         gathered=lambda params: constrain(params, devices.replicated(mesh)),
-        split=lambda gradient: constrain(gradient, lie),
+        as_params=lambda gradient: constrain(gradient, lie),
         norm=optax.tree.norm,
     )

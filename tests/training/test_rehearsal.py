@@ -26,7 +26,7 @@ def without_metadata(text):
 
 def rehearsed(config):
     """The train step of a config for this process's devices, as a rehearsal lowers it."""
-    mesh = devices.make_mesh()
+    mesh = train.mesh_of(config)
     plan = make_plan_of_shapes(config, mesh.devices.size, devices.platform_of(mesh))
     return rehearsal.train_step(plan, mesh, abstract_state(plan)), plan
 
@@ -63,17 +63,20 @@ def test_gradients_are_reduced_once_a_step():
     assert sum(found.kernels.values()) > 10
 
 
-def test_small_arrays_that_are_split_are_not_moved_for_one_vector():
-    """Each array is gathered once for the network, and none is moved from chip to chip."""
-    config = points_config()
-    config.parallel.fsdp = 2
-    plan = make_plan_of_shapes(config, 4, "cpu")
-    mesh = devices.make_mesh(0, 2)
-    state = abstract_state(plan)
-    program = rehearsal.train_step(plan, mesh, state)
+@pytest.mark.parametrize("fsdp", [2, 4])
+def test_a_split_state_is_gathered_once_a_step(fsdp, tmp_path):
+    """Bytes: the params gathered, the gradients reduced, and a number of each array."""
+    config = pictures_config(tmp_path, 3, 8, 0.1)
+    config.parallel.fsdp = fsdp
+    program, plan = rehearsed(config)
     found = hlo.read(program.traced.lower().compile().as_text()).collectives
+    leaves = jax.tree.leaves(abstract_state(plan).params)
+    params = 4 * sum(x.size for x in leaves)
     assert set(found) == {"all-gather", "all-reduce"}
-    assert found["all-gather"].number <= len(jax.tree.leaves(state.params))
+    assert 0.9 * params < found["all-gather"].bytes <= params
+    # Over "fsdp" first, and what a device keeps of that over "data".
+    reduced = params + (params / fsdp if fsdp < 4 else 0)
+    assert 0.9 * reduced < found["all-reduce"].bytes <= reduced + 4 * len(leaves) + 100
 
 
 def test_a_sampler_has_no_collectives():
