@@ -131,6 +131,7 @@ def _builder(name: str, data_dir: str, prepare: bool) -> Any:
         _check_known(name)
         if not prepare:
             raise BadRequest(_not_prepared(name, data_dir))
+        _check_has_tensorflow(name, data_dir)
         with locks.in_turn(_folder_of_all(data_dir)):
             builder = _find(name, data_dir)  # Another process may have prepared it.
             if builder is None:
@@ -222,17 +223,20 @@ def _check_known(name: str) -> None:
         raise BadRequest(f"data.source (tfds:{name}): TFDS has no set {base!r}; {hint}")
 
 
-def _prepare(name: str, data_dir: str) -> None:
-    """Run prepare.py in a process of its own.
-
-    Raises:
-      BadRequest: if TensorFlow is missing, or it fails.
-    """
+def _check_has_tensorflow(name: str, data_dir: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise BadRequest(
             f"{_not_prepared(name, data_dir)} (once; it needs TensorFlow, which is not "
             f"installed: {_INSTALL})"
         )
+
+
+def _prepare(name: str, data_dir: str) -> None:
+    """Run prepare.py in a process of its own.
+
+    Raises:
+      BadRequest: if it fails.
+    """
     say(f"preparing tfds:{name} in {_place(data_dir)}, once")
     command = [sys.executable, "-m", "diffusion_jax.data.prepare", name, *_folder(data_dir)]
     said = b""

@@ -148,6 +148,11 @@ def open_for_appending(path: pathlib.Path) -> BinaryIO:
     """Open a file to append to it, or make it; a link there is refused."""
     if not first_process.is_here():
         return tempfile.TemporaryFile()  # type: ignore[return-value]
+    return open_for_locking(path)
+
+
+def open_for_locking(path: pathlib.Path) -> BinaryIO:
+    """Open a file as `open_for_appending`, in any process."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags | os.O_CLOEXEC, 0o666)

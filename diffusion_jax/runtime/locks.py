@@ -47,7 +47,7 @@ def held(folder: pathlib.Path, what: str) -> Iterator[None]:
 def in_turn(folder: pathlib.Path) -> Iterator[None]:
     """Let one process after the other pass this context, whatever runs they are of."""
     folder.mkdir(parents=True, exist_ok=True)
-    with files.open_for_appending(folder / _LOCK) as file:
+    with files.open_for_locking(folder / _LOCK) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
