@@ -84,6 +84,7 @@ def run(
         before_devices()
         _start_processes()
         environment.check()
+        processes.are_many()  # Before anything is said.
         main(*arguments)
 
     try:

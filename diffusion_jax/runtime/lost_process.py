@@ -25,6 +25,8 @@ _GO_ON = "give the same command to all processes again: the run goes on"
 
 def begin() -> None:
     """Put the process in front of the error output. Call it before any device is used."""
+    if sys.stderr is None:  # As it is where somebody has closed it.
+        return
     real = sys.stderr.fileno()
     source, sink = os.pipe()
     sys.stderr.flush()

@@ -141,9 +141,6 @@ def start(place: Place | None) -> None:
             ) from error
         taken = "Failed to start RPC server" in str(error)
         raise _unusable(place.coordinator, _TAKEN if taken else reason(error)) from error
-    first_process.say_whether(jax.process_index() == 0)
-    if not first_process.is_here():
-        warnings.simplefilter("ignore")
 
 
 def _check_free(address: str) -> None:
@@ -200,8 +197,16 @@ def _wait_for(address: str) -> None:
 
 
 def are_many() -> bool:
-    """Return whether there are other processes in this run."""
-    return jax.process_count() > 1
+    """Return whether there are other processes in this run.
+
+    Somebody may have joined them by `jax.distributed.initialize`, and not by `start`: so
+    the first one is told here that it is.
+    """
+    many = jax.process_count() > 1
+    if many and jax.process_index() and first_process.is_here():
+        first_process.say_whether(False)
+        warnings.simplefilter("ignore")
+    return many
 
 
 def most_later(value: float) -> Any:
