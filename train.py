@@ -60,6 +60,15 @@ _INIT_STEP = flags.DEFINE_string(
 _CHANGE_RATE = flags.DEFINE_bool(
     "change_learning_rate", False, "Resume a run with another optimizer.learning_rate."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "FIRST:LAST, train steps of which JAX's profiler writes a profile into the run folder, "
+    "for TensorBoard.",
+)
+_WANDB = flags.DEFINE_string(
+    "wandb", None, "Project of Weights & Biases that gets the metrics and pictures as well."
+)
 _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 # Commands that --smoke tries besides the training, by their names.
@@ -104,7 +113,7 @@ def main(config: Config) -> None:
             "--change_learning_rate is for resuming a run, which --overwrite deletes: give "
             "one of them"
         )
-    for flag in (_DRY_RUN, _OVERWRITE, _CHANGE_RATE):
+    for flag in (_DRY_RUN, _OVERWRITE, _CHANGE_RATE, _PROFILE, _WANDB):
         if _SMOKE.value and flag.value:
             raise BadRequest(f"--smoke and --{flag.name}: give one of them")
     request = train.Request(
@@ -115,6 +124,8 @@ def main(config: Config) -> None:
             "--init_step", _INIT_STEP.value or checkpoint_choice.NEWEST
         ),
         change_learning_rate=_CHANGE_RATE.value,
+        profile=_PROFILE.value,
+        wandb=_WANDB.value,
     )
     devices.say_devices()
     if _DRY_RUN.value:

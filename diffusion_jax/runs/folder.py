@@ -2,7 +2,7 @@
 
 config.json   run.json       checkpoints/    ema_snapshots/   metrics.jsonl
 tensorboard/  samples/       forward.png     reverse.png      loss.png
-evaluations/  auto_timesteps/   damaged_checkpoints/, where there are any
+evaluations/  auto_timesteps/   damaged_checkpoints/   profile/   wandb/, if there are any
 """
 
 import os
@@ -23,6 +23,8 @@ _PARTS = (
     "damaged_checkpoints",
     "ema_snapshots",
     "tensorboard",
+    "profile",
+    "wandb",
     "samples",
     "evaluations",
     "auto_timesteps",
@@ -83,6 +85,11 @@ def snapshots_path(workdir: pathlib.Path) -> pathlib.Path:
 def evaluations_path(workdir: pathlib.Path) -> pathlib.Path:
     """Return the folder of the results of a run's evaluation."""
     return workdir / "evaluations"
+
+
+def profile_path(workdir: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the profiles of a run's train steps."""
+    return workdir / "profile"
 
 
 def auto_timesteps_path(workdir: pathlib.Path) -> pathlib.Path:

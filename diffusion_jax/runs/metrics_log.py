@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: the numbers of a run, one line at a time."""
+"""metrics.jsonl, TensorBoard and others: the numbers of a run, one line at a time."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -77,13 +77,68 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-class MetricLog:
-    """Writer of a run's metrics.jsonl and its TensorBoard events, in its first process.
+class Sink(Protocol):
+    """What gets the numbers and pictures of a run besides metrics.jsonl."""
 
-    It has no thread of TensorBoard's own: a full disk is an error where it is met.
+    def numbers(self, step: int, values: dict[str, float]) -> None:
+        """Take numbers of this step."""
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Take a picture, uint8 [H, W, 3]."""
+
+    def sync(self) -> None:
+        """Put all that was taken on disk."""
+
+    def close(self) -> None:
+        """Put everything on disk, and close."""
+
+
+class TensorBoard:
+    """The events of a run for TensorBoard.
+
+    There is no thread of TensorBoard's own: a full disk is an error where it is met.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int):
+        """Begin a file of events, of steps after `start_step`."""
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        suffix = f".{secrets.token_hex(4)}"  # A name that no link can wait under.
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
+        # TensorBoard forgets what an earlier file says of later steps.
+        forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.write_event(
+            event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=forget)
+        )
+
+    def numbers(self, step: int, values: dict[str, float]) -> None:
+        """Write numbers of this step."""
+        for name, number in values.items():
+            self._show(step, scalar(name, number))
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Write a picture."""
+        self._show(step, summary_image(name, pixels, dataformats="HWC"))
+
+    def _show(self, step: int, summary: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+        self._events.write_event(event)
+
+    def sync(self) -> None:
+        """Put all that was written on disk."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Put everything on disk, and close."""
+        self._events.close()
+
+
+class MetricLog:
+    """Writer of a run's metrics.jsonl, which passes all of it on to TensorBoard and others.
+
+    In other processes than the first one it writes nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int, *others: Sink):
         """Go on after `start_step`: later lines, of steps to be done again, are removed."""
         path = workdir / "metrics.jsonl"
         texts = _texts(path)
@@ -95,47 +150,37 @@ class MetricLog:
                 kept.append(text + "\n")
         files.write_whole(path, "".join(kept))
         self._file = files.open_for_appending(path)
-        self._board: EventsWriter | None = None
-        if not first_process.is_here():
-            return
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        suffix = f".{secrets.token_hex(4)}"  # A name that no link can wait under.
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), suffix)
-        # TensorBoard forgets what an earlier file says of later steps.
-        forget = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._board.write_event(
-            event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=forget)
-        )
+        self._sinks: list[Sink] = []
+        if first_process.is_here():
+            self._sinks = [TensorBoard(workdir, start_step), *others]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write a line with these values at this step: numbers, or dicts of numbers."""
         self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
         self._file.flush()
+        flat = dict[str, float]()
         for name, value in values.items():
             parts = value.items() if isinstance(value, dict) else [("", value)]
-            for part, number in parts:
-                self._show(step, scalar(f"{name}/{part}" if part else name, number))
+            flat |= {f"{name}/{part}" if part else name: number for part, number in parts}
+        for sink in self._sinks:
+            sink.numbers(step, flat)
 
     def picture(self, step: int, name: str, path: pathlib.Path) -> None:
-        """Write a picture for TensorBoard."""
-        if self._board is None:
-            return
-        with Image.open(path) as image:
-            self._show(step, summary_image(name, np.asarray(image), dataformats="HWC"))
-
-    def _show(self, step: int, summary: Any) -> None:
-        if self._board is not None:
-            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
-            self._board.write_event(event)
+        """Pass a picture on."""
+        if self._sinks:
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+            for sink in self._sinks:
+                sink.picture(step, name, pixels)
 
     def sync(self) -> None:
         """Put all that was written on disk."""
-        if self._board is not None:
-            self._board.flush()
+        for sink in self._sinks:
+            sink.sync()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Put everything on disk, and close."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()

@@ -11,7 +11,7 @@ from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
-from diffusion_jax.runs import checkpoint_choice, ema_snapshots
+from diffusion_jax.runs import checkpoint_choice, ema_snapshots, wandb_log
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.metrics_log import losses_by_step
@@ -28,8 +28,9 @@ from diffusion_jax.runtime.text import say
 from diffusion_jax.training.failures import check_an_update_was_made, explained
 from diffusion_jax.training.first_state import first_state
 from diffusion_jax.training.periodic import still_due
+from diffusion_jax.training.profiling import window_of
 from diffusion_jax.training.train_state import TrainState
-from diffusion_jax.training.trainer import Trainer, loss_curve_path
+from diffusion_jax.training.trainer import Extras, Trainer, loss_curve_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Request:
       init_step: which checkpoint of that run; see `checkpoint_choice.check_step`.
       change_learning_rate: an existing run may go on with another learning rate.
       is_smoke: part of a smoke run, which says nothing of going on, nor that it is small.
+      profile: FIRST:LAST, train steps of which a profile is made.
+      wandb: the project of Weights & Biases that gets the metrics as well.
     """
 
     overwrite: bool = False
@@ -51,6 +54,8 @@ class Request:
     init_step: str = checkpoint_choice.NEWEST
     change_learning_rate: bool = False
     is_smoke: bool = False
+    profile: str | None = None
+    wandb: str | None = None
 
 
 AS_IT_IS = Request()
@@ -102,11 +107,15 @@ def prepare(
             mesh_of(config)
             plan = make_plan(config, data, prepare=not dry_run)
         config = plan.config
+        window_of(request.profile, config.training.num_steps)
+        if request.wandb is not None:
+            wandb_log.check_installed()
         if not deletes:
             changed = run_folder.check_resumable(
                 workdir, config, change_learning_rate=request.change_learning_rate
             )
     processes.check_same("the config", to_sha256(config))
+    processes.check_same("--profile", str(request.profile))  # It divides the dispatches.
     initial = _initial_weights(config, workdir, request, goes_on=goes_on)
     with processes.together():
         _check_folder(config, workdir, request)
@@ -263,7 +272,12 @@ def train(
             Checkpoints(workdir, keep, writing=True) as checkpoints,
             explained(workdir, checkpoints),
         ):
-            state = run(plan, workdir, checkpoints, stop, initial, stopwatch)
+            extras = Extras(
+                stopwatch or Stopwatch(),
+                window_of(request.profile, config.training.num_steps),
+                request.wandb,
+            )
+            state = run(plan, workdir, checkpoints, stop, initial, extras)
     if stop.wanted:
         if not request.is_smoke:
             hint = ", without --overwrite" if request.overwrite else ""
@@ -281,10 +295,10 @@ def run(
     checkpoints: Checkpoints,
     stop: Stop,
     initial: Weights | None = None,
-    stopwatch: Stopwatch | None = None,
+    extras: Extras | None = None,
 ) -> TrainState:
     """Train in a folder that is locked, unless the run there is finished."""
-    trainer = prepared_trainer(plan, workdir, checkpoints, stop, initial, stopwatch)
+    trainer = prepared_trainer(plan, workdir, checkpoints, stop, initial, extras)
     return trainer.run() if isinstance(trainer, Trainer) else trainer
 
 
@@ -294,7 +308,7 @@ def prepared_trainer(
     checkpoints: Checkpoints,
     stop: Stop,
     initial: Weights | None = None,
-    stopwatch: Stopwatch | None = None,
+    extras: Extras | None = None,
 ) -> Trainer | TrainState:
     """Return the trainer of a run, or its last state instead if it is finished."""
     config, mesh = plan.config, mesh_of(plan.config)
@@ -321,8 +335,8 @@ def prepared_trainer(
     for step, loss in by_step.items():
         if step <= start:
             checkpoints.score(step, loss)
-    watch = stopwatch or Stopwatch()
-    return Trainer(plan, workdir, checkpoints, mesh, stop, first, watch)
+    extras = extras or Extras(Stopwatch())
+    return Trainer(plan, workdir, checkpoints, mesh, stop, first, extras)
 
 
 def mesh_of(config: Config) -> jax.sharding.Mesh:

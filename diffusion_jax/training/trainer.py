@@ -1,9 +1,10 @@
 """The training loop: where data, step, checkpoints and reports meet."""
 
+import contextlib
 import functools
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -12,7 +13,7 @@ from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.experiment.setup import Plan
-from diffusion_jax.runs import ema_snapshots, pictures
+from diffusion_jax.runs import ema_snapshots, pictures, wandb_log
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime import cpu, devices, processes
@@ -37,6 +38,7 @@ from diffusion_jax.training.periodic import (
     is_due,
     still_due,
 )
+from diffusion_jax.training.profiling import Profiler, Window
 from diffusion_jax.training.saving import Saver
 from diffusion_jax.training.train_state import TrainState, shardings
 from diffusion_jax.training.train_step import (
@@ -47,6 +49,20 @@ from diffusion_jax.training.train_step import (
 )
 
 TRAIN_STEP, CHECKPOINT = "train step", "checkpoint"  # The names on a stopwatch.
+
+
+class Extras(NamedTuple):
+    """What is observed of a run.
+
+    Attributes:
+      stopwatch: of the pieces of the work.
+      window: train steps of which a profile is made.
+      wandb: the project of Weights & Biases that gets the metrics as well.
+    """
+
+    stopwatch: Stopwatch
+    window: Window | None = None
+    wandb: str | None = None
 
 
 class Trainer:
@@ -60,7 +76,7 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         stop: Stop,
         first: FirstState,
-        stopwatch: Stopwatch,
+        extras: Extras,
     ):
         """Make every part of the run; the first dispatch compiles.
 
@@ -71,17 +87,22 @@ class Trainer:
           mesh: the devices.
           stop: the signals to stop.
           first: the state to go on from. It is donated to the first step.
-          stopwatch: of the pieces of the work.
+          extras: what is observed.
         """
         self.plan, self.config, self.workdir = plan, plan.config, workdir
         self.stop, self._mesh = stop, mesh
-        self._first, self._stopwatch = first, stopwatch
+        self._first, self._stopwatch = first, extras.stopwatch
         training = plan.config.training
         self.train_steps = compiled(plan, mesh)
         self._most_steps = most_steps(plan.config)
-        self._log = MetricLog(workdir, first.step)
+        self._log = MetricLog(
+            workdir, first.step, *wandb_log.begun(extras.wandb, workdir, plan.config)
+        )
         self._bar = ProgressBar("training", training.num_steps, "steps", first.step)
-        self.periodic = Periodic(plan, workdir, mesh, stop, self._log, self._bar, stopwatch)
+        self._profiler = Profiler(extras.window, workdir, first.step, self._bar.say)
+        self.periodic = Periodic(
+            plan, workdir, mesh, stop, self._log, self._bar, extras.stopwatch
+        )
         host = devices.on_host(mesh) or jax.tree.map(lambda x: x.sharding, first.state)
         for_reading = parts_of(abstract(first.state, host))
         self.saver = Saver(workdir, checkpoints, first.record, self._log, for_reading)
@@ -98,20 +119,21 @@ class Trainer:
         """Train to the end, or until `stop.wanted`; the last state is saved."""
         start, num_steps = self._first.step, self.config.training.num_steps
         state, step = self._first.state, start
-        try:
-            if not start:
-                self.periodic.previews.draw_forward()
-            if self._first.is_unsaved:  # A later start need not be told of them again.
-                self.saver.save(state)
-            self._run_due(state, step, still_due(self.config, self.workdir, step))
-            if step < num_steps and not self.stop.wanted:
-                self._bar.say("compiling the train step")
-                state, step = self._dispatch(state, step)
-        finally:
-            self._bar.close()
-            self._log.close()
-        with self._stopwatch.timed(CHECKPOINT):
-            self.saver.wait()
+        with contextlib.closing(self._log):
+            try:
+                if not start:
+                    self.periodic.previews.draw_forward()
+                if self._first.is_unsaved:  # A later start need not be told of them again.
+                    self.saver.save(state)
+                self._run_due(state, step, still_due(self.config, self.workdir, step))
+                if step < num_steps and not self.stop.wanted:
+                    self._bar.say("compiling the train step")
+                    state, step = self._dispatch(state, step)
+            finally:
+                self._profiler.end()
+                self._bar.close()
+            with self._stopwatch.timed(CHECKPOINT):
+                self.saver.wait()
         if step == num_steps:
             check_an_update_was_made(state)
         left = still_due(self.config, self.workdir, step)
@@ -130,6 +152,7 @@ class Trainer:
             count = self._count(step, pace.steps())
             batches = self._load(loader, step, count)
             while True:
+                self._profiler.begin_at(step)
                 began = time.monotonic()
                 self.stop.begin()
                 state, said = self.train_steps(state, batches, count)
@@ -145,6 +168,7 @@ class Trainer:
                             raise
                         loader.go_on_alone()
                         batches = self._load(loader, step, count)
+                self._profiler.end_at(step, said)
                 self.reports.add(first, done, said)
                 if not pace.chosen:
                     jax.block_until_ready(said)
@@ -161,6 +185,7 @@ class Trainer:
         """Steps of the next dispatch: it ends where something else is to be done."""
         training = self.config.training
         ends = [step + wanted, training.num_steps]
+        ends += [end for end in self._profiler.ends if end > step]
         for every in (
             training.log_every,
             training.eval_every,

@@ -147,7 +147,7 @@ def test_skypilot_trains_with_a_process_for_each_node(place):
     """The lines of `run` are what is run, with another port."""
     run, lines = place / "run", of_skypilot()["run"]
     lines = lines.replace("12345", str(free_port()))
-    lines = lines.replace("train.py", f"train.py {' '.join(POINTS)}")
+    lines = lines.replace("train.py", f"train.py --profile=1:3 {' '.join(POINTS)}")
     started = [
         bash(
             ("-c", lines),
@@ -164,6 +164,9 @@ def test_skypilot_trains_with_a_process_for_each_node(place):
     assert "devices: 2 x cpu, of 2 processes, 1 of them here" in first
     assert "devices" not in second
     assert steps_logged(run) == [2, 4]
+    for rank in range(2):  # All of them write a profile.
+        made = run / f"profile/plugins/profile/steps_1_3_process_{rank}"
+        assert len(list(made.glob("*.xplane.pb"))) == 1
 
 
 def kubernetes_pod(place, index, python):
