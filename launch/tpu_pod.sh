@@ -5,7 +5,7 @@
 # Edit: the variables below. RUN lies where all workers see it, such as on Filestore or
 # another NFS mount (docs/scaling.md says what works in a bucket). PROJECT is a clone of the
 # repository on every worker, with an environment in .venv (docs/install.md).
-# Usage: TPU=my-slice ZONE=us-central2-b launch/tpu_pod.sh
+# Usage: TPU=my-slice ZONE=us-central2-b launch/tpu_pod.sh   (in tmux: it lasts as the run)
 # Resume: the same command, also after the slice was taken away and made again.
 set -euo pipefail
 

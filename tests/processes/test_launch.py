@@ -2,13 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from helpers import ROOT, Group, free_port, steps_logged
+from helpers import ROOT, Group, free_port, saved_steps, steps_logged, wait_for
 
 LAUNCH = ROOT / "launch"
 POINTS = (
@@ -87,31 +88,49 @@ SRUN = """
 while [[ $1 == --* ]]; do shift; done
 export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2
 SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & other=$!
+echo $other > "$0.pid"
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $other
 """
 
 
-def test_slurm_trains_with_a_process_for_each_task(place):
+def batch_job(place, *more):
     script(place / "bin/srun", SRUN)
     script(place / "bin/scontrol", "echo queued again")
-    run = place / "run"
-    started = bash(
-        (LAUNCH / "slurm.sbatch", *POINTS),
+    return bash(
+        (LAUNCH / "slurm.sbatch", *POINTS, *more),
         place,
         CONFIG="configs/swiss_roll.py",
-        RUN=str(run),
+        RUN=str(place / "run"),
         SLURM_JOB_ID="123",
         SLURM_NTASKS="2",  # Also outside of a step, as in a batch script.
         JAX_COORDINATOR_PORT=str(free_port()),
     )
-    (said,) = outputs([started])
+
+
+def test_slurm_trains_with_a_process_for_each_task(place):
+    (said,) = outputs([batch_job(place)])
     assert "devices: 2 x cpu, of 2 processes, 1 of them here" in said
-    assert steps_logged(run) == [2, 4] and "queued again" not in said
+    assert steps_logged(place / "run") == [2, 4] and "queued again" not in said
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_that_was_preempted_is_queued_again_and_goes_on(place):
+    """SIGTERM to one of its tasks, while it trains."""
+    run, every = place / "run", "--config.training.checkpoint_every=100"
+    line = ("--config.training.num_steps=1500", "--config.training.log_every=100", every)
+    first = batch_job(place, *line)
+    wait_for(lambda: saved_steps(run))
+    os.kill(int((place / "bin/srun.pid").read_text()), signal.SIGTERM)
+    (said,) = outputs([first])
+    assert "goes on from step" in said and said.endswith("queued again\n")
+    (said,) = outputs([batch_job(place, *line)])
+    assert "finished 1,500 steps" in said and "queued again" not in said
+    assert steps_logged(run) == list(range(100, 1501, 100))
 
 
 @pytest.mark.parametrize(
     ("status", "is_finished", "again"),
-    [(0, False, True), (0, True, False), (1, False, False)],
+    [(0, False, True), (143, False, True), (0, True, False), (1, False, False)],
 )
 def test_slurm_queues_a_run_again_that_was_stopped(status, is_finished, again, tmp_path):
     """Status 0 without loss.png is that of a run that SIGTERM has stopped."""
