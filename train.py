@@ -81,15 +81,8 @@ def before_devices() -> None:
 
 
 def rehearse(config: Config) -> None:
-    for flag in (
-        _SMOKE,
-        _DRY_RUN,
-        _OVERWRITE,
-        _INIT_FROM,
-        _CHANGE_RATE,
-        _WORKDIR,
-        _CACHE,
-    ):
+    others = (_SMOKE, _DRY_RUN, _OVERWRITE, _INIT_FROM, _INIT_WEIGHTS, _INIT_STEP)
+    for flag in (*others, _CHANGE_RATE, _WORKDIR, _CACHE, _PROFILE, _WANDB):
         if flag.value:
             raise BadRequest(f"--rehearse and --{flag.name}: give one of them")
     rehearsal.run(config, slices.parse("--rehearse", _REHEARSE.value))

@@ -143,6 +143,7 @@ def test_bad_requests_are_refused_and_nothing_is_written(command, tmp_path):
         (["h100:8", "--overwrite"], "--rehearse and --overwrite"),
         (["h100:8", "--init_from", "x"], "--rehearse and --init_from"),
         (["h100:8", "--workdir", "x"], "--rehearse and --workdir"),
+        (["h100:8", "--profile", "3:4"], "--rehearse and --profile"),
     ):
         result = command(*line, *options, cwd=tmp_path, check=2)
         assert said in result.stderr and len(result.stderr.splitlines()) == 1
