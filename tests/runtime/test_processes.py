@@ -180,6 +180,11 @@ SECOND_KILLED = (
     "[type.googleapis.com/tensorflow.CoordinationServiceError='']\n"
     f"{TRACE}"
 )
+# What jax 0.12 puts after each line that came over the network.
+SINCE_0_12 = (
+    "=== Source Location Trace: ===\n"
+    "external/xla+/xla/pjrt/distributed/coordination/coordination_service.cc:232\n\n"
+)
 FIRST_KILLED = (
     f"{POLLED}{FATAL}UNAVAILABLE: Failed to send RPC to coordination service. Either the "
     "leader task was preempted/died/restarted unexpectedly or this task is experiencing "
@@ -200,6 +205,10 @@ NOT_STARTED = (
     ("report", "said"),
     [
         (SECOND_KILLED, "error: process 1 of this run is gone; give the same command"),
+        (
+            SECOND_KILLED.replace(POLLED, SINCE_0_12 + POLLED),
+            "error: process 1 of this run is gone; give the same command",
+        ),
         (FIRST_KILLED, "error: process 0 of this run is gone; give the same command"),
         (NOT_STARTED, "error: not all processes of this run have started;"),
         (f"{FATAL}something new\n{TRACE}", "error: a process of this run is gone ("),
