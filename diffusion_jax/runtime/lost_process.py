@@ -19,7 +19,7 @@ _FATAL = "Terminating process because the JAX distributed service"
 _OWN = ("coordination_service.cc", "coordination_service_agent.cc", "add_port.cc")
 _REST = re.compile(
     r"\d+|The tasks have crashed.*|Additional GRPC.*|:UNKNOWN.*|RPC: .*|\*\*\*.*|\s*@ .*|"
-    r"=== .*|external/.*"  # Where in its code an error began: since jax 0.11.
+    r"=== .*|external/.*|"  # Where in its code an error began: since jax 0.11.
 )
 _GO_ON = "give the same command to all processes again: the run goes on"
 
