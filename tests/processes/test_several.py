@@ -164,6 +164,13 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(number, two, tmp_pat
 
 
 @pytest.mark.slow
+def test_four_processes_train_as_one(alone, tmp_path):
+    workdir, said = trained(tmp_path, 4, 1, "--config.parallel.fsdp=2")
+    assert_alike(workdir, alone)
+    assert any(line.startswith("mesh: data 2, fsdp 2") for line in said[0])
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     """Four processes, then two that share the state, then one."""
     workdir = tmp_path / "run"
