@@ -35,11 +35,12 @@ class Placement(NamedTuple):
     """
 
     gathered: Callable[[Any], Any] = lambda params: params
-    as_params: Callable[[Any], Any] = packed
-    norm: Callable[[Any], jax.Array] = global_norm
+    as_params: Callable[[Any], Any] = lambda gradient: gradient
+    norm: Callable[[Any], jax.Array] = optax.tree.norm
 
 
 AS_THEY_LIE = Placement()
+JOINED = Placement(as_params=packed, norm=global_norm)  # The small arrays, in a vector.
 
 
 class Dispatch(NamedTuple):

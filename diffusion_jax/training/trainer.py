@@ -43,6 +43,7 @@ from diffusion_jax.training.saving import Saver
 from diffusion_jax.training.train_state import TrainState, shardings
 from diffusion_jax.training.train_step import (
     AS_THEY_LIE,
+    JOINED,
     Placement,
     make_train_step,
     make_train_steps,
@@ -294,7 +295,8 @@ def compiled(plan: Plan, mesh: jax.sharding.Mesh):
 
 def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:
     if mesh.shape["fsdp"] == 1:
-        return AS_THEY_LIE
+        # A CPU gains nothing from fewer kernels.
+        return AS_THEY_LIE if devices.platform_of(mesh) == "cpu" else JOINED
     constrain = jax.lax.with_sharding_constraint
     # Arrays that lie on several devices are not joined, which would move them.
     return Placement(

@@ -54,6 +54,8 @@ from diffusion_jax.training.optimizer import (
 )
 from diffusion_jax.training.train_state import TrainState, init_state
 from diffusion_jax.training.train_step import (
+    AS_THEY_LIE,
+    JOINED,
     make_train_step,
     make_train_steps,
     value_and_grad_in_parts,
@@ -109,13 +111,15 @@ def test_the_first_adam_step_has_the_size_of_the_rate_and_clipping_its_norm():
 # The step
 
 
-def step_and_state(config, num_steps=100):
+def step_and_state(config, num_steps=100, placement=AS_THEY_LIE):
     """The train step of a config, without augmentation, and the state before it."""
     init_fn, _ = build.make_network(config)
     model = build.make_model(config)
     tx = make_optimizer(config.optimizer, num_steps)
     loss_fn = build.make_loss(config, model)
-    step = make_train_step(config, loss_fn, model.process, tx, lambda key, batch: batch)
+    step = make_train_step(
+        config, loss_fn, model.process, tx, lambda key, batch: batch, placement
+    )
     return step, jax.jit(lambda: init_state(init_fn, tx, config))()
 
 
@@ -197,6 +201,22 @@ def test_norm_and_clip_are_those_of_all_leaves():
     assert float(global_norm(large)) == pytest.approx(
         np.sqrt((tree["kernel"].astype(np.float64) ** 2).sum()), rel=1e-6
     )
+
+
+def test_joined_arrays_give_the_same_update(points):
+    """A clipped step with small arrays in one vector, as a GPU takes it."""
+    config = points_config()
+    config.optimizer.grad_clip = 0.01
+    batch = Batch(points.train[:32])
+    (state, one), (joined, other) = (
+        jax.jit(step)(initial, batch)
+        for step, initial in (
+            step_and_state(config, placement=p) for p in (AS_THEY_LIE, JOINED)
+        )
+    )
+    assert float(one.grad_norm) > 0.01
+    assert float(one.grad_norm) == pytest.approx(float(other.grad_norm), rel=1e-6)
+    chex.assert_trees_all_close(state.params, joined.params, rtol=1e-4, atol=1e-7)
 
 
 def steps_on_devices(step, n):
