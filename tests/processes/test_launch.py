@@ -116,16 +116,16 @@ def test_slurm_trains_with_a_process_for_each_task(place):
 @pytest.mark.slow
 def test_a_job_of_slurm_that_was_preempted_is_queued_again_and_goes_on(place):
     """SIGTERM to one of its tasks, while it trains."""
-    run, every = place / "run", "--config.training.checkpoint_every=100"
-    line = ("--config.training.num_steps=1500", "--config.training.log_every=100", every)
+    run, every = place / "run", "--config.training.checkpoint_every=50"
+    line = ("--config.training.num_steps=500", "--config.training.log_every=50", every)
     first = batch_job(place, *line)
     wait_for(lambda: saved_steps(run))
     os.kill(int((place / "bin/srun.pid").read_text()), signal.SIGTERM)
     (said,) = outputs([first])
     assert "goes on from step" in said and said.endswith("queued again\n")
     (said,) = outputs([batch_job(place, *line)])
-    assert "finished 1,500 steps" in said and "queued again" not in said
-    assert steps_logged(run) == list(range(100, 1501, 100))
+    assert "finished 500 steps" in said and "queued again" not in said
+    assert steps_logged(run) == list(range(50, 501, 50))
 
 
 @pytest.mark.parametrize(
