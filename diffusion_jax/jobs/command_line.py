@@ -84,7 +84,7 @@ def run(
         before_devices()
         _start_processes()
         environment.check()
-        processes.are_many()  # Before anything is said.
+        processes.check_alike(_shared_arguments())  # Before anything is said.
         main(*arguments)
 
     try:
@@ -134,7 +134,20 @@ def _start_processes() -> None:
             if told:
                 raise BadRequest(f"--{name} is for one process alone: leave out {told[0]}")
             return
-    processes.start(processes.place_of(given, os.environ))
+    processes.start(processes.place_of(given, os.environ), _shared_arguments())
+
+
+def _shared_arguments() -> list[str]:
+    """Return the arguments that all processes of a command have to share."""
+    own = ("coordinator", "num_processes", "process_id")
+    shared, arguments = [], iter(_underscored(sys.argv[1:]))
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if name not in own:
+            shared.append(argument)
+        elif not equals:
+            next(arguments, "")
+    return shared
 
 
 def _show_help(takes_config: bool) -> None:

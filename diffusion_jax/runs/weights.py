@@ -1,5 +1,6 @@
 """The weights of a run: their kinds, saved to a file, and loaded into another run."""
 
+import json
 import pathlib
 import warnings
 from typing import Any
@@ -124,7 +125,12 @@ def load_from_run(
 
 
 def _finite(weights: Weights, where: str) -> Weights:
-    """Refuse weights that are not finite: every sample, and every update, would be void."""
+    """Refuse weights that are not finite: every sample, and every update, would be void.
+
+    Processes that work as one have read the same ones.
+    """
+    if processes.are_many():
+        processes.check_same(f"{where}: what was read", json.dumps(identity_of(weights)))
     arrays = named(weights.params)
     bad = [name for name, x in arrays.items() if not np.isfinite(np.asarray(x)).all()]
     if bad:

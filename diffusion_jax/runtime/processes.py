@@ -5,26 +5,27 @@ take every decision as the others do: what time, a signal or a file decides is a
 here. A process alone agrees with itself, without a network.
 """
 
+import collections
 import contextlib
-import errno
 import importlib.util
 import json
 import os
 import pathlib
 import secrets
-import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.runtime import first_process, lost_process
+from diffusion_jax.runtime import first_process, lost_process, rendezvous
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.hashing import sha256
+from diffusion_jax.runtime.rendezvous import Place
 from diffusion_jax.runtime.text import reason, say
 
 START_SECONDS = 300  # How long a process waits for the others.
@@ -38,21 +39,6 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _FLAGS = ("--coordinator", "--num_processes", "--process_id")
 _SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")  # Processes of Slurm and Open MPI.
 _TPUS = ("/dev/accel0", "/dev/vfio/0")
-_TAKEN = "its port is taken; give another"
-
-
-class Place(NamedTuple):
-    """The place of this process among those of a run.
-
-    Attributes:
-      coordinator: HOST:PORT, where the first process is reached.
-      num_processes: of the run.
-      process_id: 0 .. num_processes - 1.
-    """
-
-    coordinator: str
-    num_processes: int
-    process_id: int
 
 
 def place_of(
@@ -103,11 +89,15 @@ def _whole(name: str, value: Any) -> int:
         raise BadRequest(f"{name} ({value!r}) is not a whole number") from error
 
 
-def start(place: Place | None) -> None:
+def start(place: Place | None, command: Sequence[str]) -> None:
     """Join the other processes of this run, if there are any. Call it before any device.
 
+    Args:
+      place: of this process; None leaves it to a cluster, if that has started it.
+      command: the arguments of the command, which all processes have to share.
+
     Raises:
-      BadRequest: if the coordinator does not answer, or its port is taken.
+      BadRequest: if the others do not come, or do not fit.
     """
     alone = place.num_processes == 1 if place else not _is_in_cluster(os.environ)
     if alone or jax.distributed.is_initialized():
@@ -120,43 +110,40 @@ def start(place: Place | None) -> None:
         "shutdown_timeout_seconds": _SHUTDOWN_SECONDS,
     }
     if place is not None:
-        options |= place._asdict() | {"cluster_detection_method": "deactivate"}
-        options["coordinator_address"] = options.pop("coordinator")
-        if place.process_id:
-            _wait_for(place.coordinator)
-        else:
-            _check_free(place.coordinator)
+        if place.process_id == 0:
             say(
                 f"waiting for {place.num_processes - 1} more at {place.coordinator}, for "
                 f"{START_SECONDS} s at most"
             )
+        rendezvous.meet(place, list(command), START_SECONDS)
+        options |= place._asdict() | {"cluster_detection_method": "deactivate"}
+        options["coordinator_address"] = options.pop("coordinator")
     lost_process.begin()
     try:
         jax.distributed.initialize(**options)
     except Exception as error:  # Each kind of cluster has its own.
-        if place is None:
-            raise BadRequest(
-                f"the other processes of this cluster cannot be joined: {reason(error)}; "
-                f"give {', '.join(_FLAGS)}; to a process that works alone, {_FLAGS[1]}=1"
-            ) from error
-        taken = "Failed to start RPC server" in str(error)
-        raise _unusable(place.coordinator, _TAKEN if taken else reason(error)) from error
+        where = f"at {place.coordinator}" if place else "of this cluster"
+        raise BadRequest(
+            f"the other processes {where} cannot be joined: {reason(error)}; "
+            f"give {', '.join(_FLAGS)}; to a process that works alone, {_FLAGS[1]}=1"
+        ) from error
 
 
-def _check_free(address: str) -> None:
-    """Refuse a port where somebody listens on this machine.
+def check_alike(command: Sequence[str]) -> None:
+    """Refuse processes of which one has other devices, or another command.
 
-    The coordinator itself would share it, and mix the processes of two runs.
+    Raises:
+      BadRequest: in all of them, naming the process.
     """
-    try:
-        socket.create_server(("", int(address.rpartition(":")[2]))).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise _unusable(address, _TAKEN) from error
-
-
-def _unusable(address: str, why: str) -> BadRequest:
-    return BadRequest(f"the coordinator {address} cannot be used: {why}")
+    if not are_many():
+        return
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1 or len(counts) < jax.process_count():
+        each = ", ".join(f"{counts[i]} in process {i}" for i in range(jax.process_count()))
+        raise BadRequest(
+            f"the processes have different numbers of devices ({each}): give each the same"
+        )
+    check_same("the command", " ".join(command))
 
 
 def _is_in_cluster(variables: Mapping[str, str]) -> bool:
@@ -177,23 +164,6 @@ def _is_in_cluster(variables: Mapping[str, str]) -> bool:
     # Other devices can lie there as well; a TPU is used by its library alone.
     has_library = "TPU_LIBRARY_PATH" in variables or importlib.util.find_spec("libtpu")
     return bool(has_library) and any(map(os.path.exists, _TPUS))
-
-
-def _wait_for(address: str) -> None:
-    """Wait until somebody listens there, for `START_SECONDS` at most."""
-    host, _, port = address.rpartition(":")
-    end, why = time.monotonic() + START_SECONDS, ""
-    while time.monotonic() < end:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                return
-        except OSError as error:
-            why = error.strerror or reason(error)
-        time.sleep(0.2)
-    raise BadRequest(
-        f"the coordinator {address} has not answered within {START_SECONDS} s ({why}): "
-        "start the same command as process 0 there, and let the port through"
-    )
 
 
 def are_many() -> bool:
@@ -273,7 +243,7 @@ def check_same(what: str, value: str) -> None:
     """Raise BadRequest, in all processes, if they do not all have the same value."""
     if not are_many():
         return
-    first, *others = _of_each(value)
+    first, *others = _of_each(sha256([value]))
     differ = ", ".join(str(i) for i, other in enumerate(others, 1) if other != first)
     if differ:
         raise BadRequest(
@@ -293,8 +263,7 @@ def check_shared(folder: pathlib.Path) -> None:
     there = folder.absolute()
     while not there.is_dir():
         there = there.parent
-    there = pathlib.Path(of_first(str(there)))
-    mark = there / of_first(f"{_SHARED}{secrets.token_hex(8)}")
+    mark = there / of_first(f"{_SHARED}{secrets.token_hex(8)}")  # The name is that of all.
     with together():
         if first_process.is_here():
             mark.touch()

@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.batch import Batch
-from diffusion_jax.experiment import build_sampler
+from diffusion_jax.experiment import build_sampler, validation
 from diffusion_jax.experiment.setup import Plan, make_plan_of_shapes
 from diffusion_jax.runtime import devices, files, flop, hlo, slices
 from diffusion_jax.runtime.checks import values_refused
@@ -78,6 +78,7 @@ def run(config: Config, slice_: Slice) -> dict[str, Any]:
     """
     # A program for devices that are not there cannot be loaded from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
+    validation.check(config)
     abstract = slices.abstract_devices(FLAG, slice_)
     with values_refused():
         mesh = devices.make_mesh(config.parallel.data, config.parallel.fsdp, abstract)

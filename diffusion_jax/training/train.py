@@ -10,6 +10,7 @@ import jax
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
+from diffusion_jax.experiment import validation
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
 from diffusion_jax.runs import checkpoint_choice, ema_snapshots, wandb_log
 from diffusion_jax.runs import folder as run_folder
@@ -100,6 +101,7 @@ def prepare(
     deletes = _deletes_a_run(request, workdir)
     goes_on = not request.overwrite and run_folder.has_checkpoint(workdir)
     changed: list[str] = []
+    validation.check(config)
     with processes.together():
         with warnings.catch_warnings():
             if goes_on:

@@ -109,15 +109,10 @@ def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(processes, "START_SECONDS", 1)
     address, began = f"127.0.0.1:{free_port()}", time.monotonic()
     with pytest.raises(BadRequest) as error:
-        processes.start(processes.Place(address, 2, 1))
+        processes.start(processes.Place(address, 2, 1), [])
     assert time.monotonic() - began < 10
     said = f"the coordinator {address} has not answered within 1 s (Connection refused): "
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
-
-
-def test_a_coordinator_is_waited_for():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        processes._wait_for(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_a_port_that_is_taken_is_named(command):
