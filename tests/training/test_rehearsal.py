@@ -18,10 +18,15 @@ from helpers import pictures_config, points_config, tiny_unet
 
 
 def without_metadata(text):
-    """The text of a compiled program without where in our code its lines come from."""
+    """The text of a compiled program without where in our code its lines come from.
+
+    Names are numbered as they come: a program out of the compilation cache has others.
+    """
     text = re.sub(r", (metadata|frontend_attributes)=\{[^}]*\}", "", text)
     tables = "FileNames|FunctionNames|FileLocations|StackFrames"
-    return re.sub(rf"^({tables}|\d+ .*)\n", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"^({tables}|\d+ .*)\n", "", text, flags=re.MULTILINE)
+    names: dict[str, str] = {}
+    return re.sub(r"%[\w.-]+", lambda m: names.setdefault(m[0], f"%{len(names)}"), text)
 
 
 def rehearsed(config):
