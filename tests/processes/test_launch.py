@@ -162,6 +162,7 @@ def test_open_mpi_is_found_by_its_variables(tmp_path):
         assert "devices: 2 x cpu, of 2 processes, 1 of them here" in group.said(0)
 
 
+@pytest.mark.slow
 def test_skypilot_trains_with_a_process_for_each_node(place):
     """The lines of `run` are what is run, with another port."""
     run, lines = place / "run", of_skypilot()["run"]

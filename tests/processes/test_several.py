@@ -88,6 +88,7 @@ def test_two_processes_train_as_one(alone, two):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_draw_and_evaluate_as_one(alone, two, tmp_path):
     """The same samples and bits per dimension of the same checkpoint."""
     results = {}
