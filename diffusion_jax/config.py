@@ -40,6 +40,7 @@ _STEPS = (0, 2**31 - 1)  # Range of an interval in train steps.
 _SIZES = (1, 2**14)  # Range of numbers of a U-Net's levels: no machine holds larger ones.
 _DTYPES = ("float32", "bfloat16")
 MIN_STD, MAX_STD = 0.015, 0.25  # Range of averages that snapshots can rebuild well.
+MAX_CLASSES = 2**20
 
 
 _OF_FILES = {"data.source": ("folder", "tfds:*")}
@@ -93,6 +94,19 @@ class DataConfig:
         "Fraction of the examples to hold out, always the same ones.",
         range=(0.0001, 0.5),
         only_with={"data.held_out": NOT_SET},
+    )
+    labels: bool = described(False, "Condition the network on the class of each example.")
+    num_classes: int = described(
+        0,
+        "Number of classes; 0: as many as the data has.",
+        range=(0, MAX_CLASSES),
+        only_with={"data.labels": SET},
+    )
+    label_file: str = described(
+        "",
+        "A CSV of file,label for source folder, in place of the classes of sub-folders; "
+        "file is relative to data.path.",
+        only_with={"data.labels": SET},
     )
     batch_size: int = described(
         64, "Examples per train step, over all devices.", range=(1, 2**20)

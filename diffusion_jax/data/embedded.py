@@ -15,7 +15,12 @@ NUM_HELD_OUT_DIGITS = 200
 
 
 def digits() -> np.ndarray:
-    """scikit-learn's 1,797 real handwritten digits; uint8 [1797, 8, 8, 1].
+    """scikit-learn's 1,797 real handwritten digits; uint8 [1797, 8, 8, 1]."""
+    return labelled_digits()[0]
+
+
+def labelled_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits, uint8 [1797, 8, 8, 1], and their labels, int32 [1797].
 
     Their 17 levels are put on the 256-level grid, as round(v * 255 / 16). The order is a
     permutation by a fixed seed, because the file groups them by writer; the last 200
@@ -25,10 +30,11 @@ def digits() -> np.ndarray:
     package = importlib.util.find_spec("sklearn")
     assert package is not None and package.origin is not None
     path = pathlib.Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
-    # The last column is the digit.
-    levels = np.loadtxt(path, delimiter=",")[:, :-1].reshape(-1, 8, 8)
+    rows = np.loadtxt(path, delimiter=",")  # The last column is the digit.
+    levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int32)
     images = np.round(levels * 255 / 16).astype(np.uint8)[..., None]
-    return images[np.random.default_rng(0).permutation(len(images))]
+    order = np.random.default_rng(0).permutation(len(images))
+    return images[order], labels[order]
 
 
 def swiss_roll(num: int, seed: int) -> np.ndarray:

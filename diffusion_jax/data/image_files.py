@@ -181,8 +181,8 @@ def find_files(path: str, field: str = "data.path") -> Files:
         entries = _entries(root, f"{field} ({path!r})")
         names = [name for name, *_ in entries]
     seen = [name for name in names if not _is_hidden(name)]
-    images = [name for name in seen if _is_image(name)]
-    others = [name for name in seen if not _is_image(name)]
+    images = [name for name in seen if is_image(name)]
+    others = [name for name in seen if not is_image(name)]
     if not images:
         said = f"it holds {by_suffix(others)}" if others else "it is empty"
         if any(name.endswith(".npy") for name in others):
@@ -191,11 +191,12 @@ def find_files(path: str, field: str = "data.path") -> Files:
         raise BadRequest(f"{field} ({path!r}) has no images ({known}); {said}")
     if root.is_dir():
         return Files(root, images, others)
-    chosen = [e for e in entries if not _is_hidden(e[0]) and _is_image(e[0])]
+    chosen = [e for e in entries if not _is_hidden(e[0]) and is_image(e[0])]
     return ZippedFiles(root, chosen, others)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file counts as an image, by its suffix."""
     return name.lower().endswith(formats.SUFFIXES)
 
 

@@ -161,9 +161,10 @@ def _read_array(
 
 def _checked_labels(labels: np.ndarray, where: str, count: int) -> np.ndarray:
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        first = f" (the first is {labels.flat[0]})" if labels.size else ""
         raise BadRequest(
-            f"{where}: arr_1 is {labels.dtype} {list(labels.shape)}, but must hold "
-            f"one whole number for each of the {count} examples"
+            f"{where}: arr_1 is {labels.dtype} {list(labels.shape)}{shown(first)}, but "
+            f"must hold one whole number for each of the {count} examples"
         )
     low, high = int(labels.min()), int(labels.max())
     limits = np.iinfo(np.int32)

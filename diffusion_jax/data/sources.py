@@ -7,6 +7,7 @@ array is one as it stands; `Pictures`, which reads files, is another.
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,9 +19,11 @@ from diffusion_jax.data.encoded_images import Form, Pictures, Progress, decode_a
 from diffusion_jax.data.headers import Headers, in_common, read_headers
 from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.kinds import KINDS, PICTURES, kind_of
+from diffusion_jax.data.labels import check_labels, read_label_file
 from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.report import by_suffix, named
-from diffusion_jax.data.tfds_sets import open_prepared
+from diffusion_jax.data.tfds_sets import PreparedImages, open_prepared
+from diffusion_jax.data.unreadable import Unreadable
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
@@ -79,6 +82,7 @@ class DataSet(NamedTuple):
       shape: of one example.
       labels, held_out_labels: int32, the class of each example, if the source tells.
       class_names: of the classes, if they have names.
+      uses_labels: whether batches have the labels as a condition, `cond["label"]`.
     """
 
     train: Source
@@ -87,14 +91,26 @@ class DataSet(NamedTuple):
     labels: np.ndarray | None = None
     held_out_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    uses_labels: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: that of their names, or the largest label and 1; 0 if none."""
+        there = (self.labels, self.held_out_labels)
+        largest = [
+            int(labels.max()) for labels in there if labels is not None and len(labels)
+        ]
+        return len(self.class_names) or max(largest, default=-1) + 1
 
     def split(self, name: str) -> Split:
         """Return the split of this name, "train" or "held_out", for batches.
 
-        This is the one place that decides what examples are conditioned on: nothing yet,
-        so that `cond` is empty; a label will be a row of `cond` that is made here.
+        This is the one place that decides what examples are conditioned on: the label,
+        int32, if `uses_labels`; otherwise nothing.
         """
-        return Split({"train": self.train, "held_out": self.held_out}[name])
+        source = {"train": self.train, "held_out": self.held_out}[name]
+        labels = getattr(self, _LABELS[name]) if self.uses_labels else None
+        return Split(source, {} if labels is None else {"label": labels})
 
 
 def open_data_set(
@@ -115,6 +131,24 @@ def open_data_set(
     Raises:
       BadRequest: naming the field of the config that cannot be met.
     """
+    data = _opened(config, seed, prepare=prepare, progress=progress)
+    return conditioned(data, config)
+
+
+def conditioned(data: DataSet, config: DataConfig) -> DataSet:
+    """Return a set whose batches have the conditions that a config asks for.
+
+    Raises:
+      BadRequest: if the config asks for labels, and the set has none that fit.
+    """
+    if config.labels:
+        check_labels(config, data.labels, data.held_out_labels, data.num_classes)
+    return data._replace(uses_labels=config.labels)
+
+
+def _opened(
+    config: DataConfig, seed: int, *, prepare: bool, progress: Progress | None
+) -> DataSet:
     source = config.source
     if config.path and source in EMBEDDED:
         raise BadRequest(
@@ -122,8 +156,7 @@ def open_data_set(
             "does not; leave it empty"
         )
     if source == "digits":
-        images, num = embedded.digits(), embedded.NUM_HELD_OUT_DIGITS
-        return arrays(images[:-num], images[-num:])
+        return _digits()
     if source in _TOYS:
         num = embedded.NUM_POINTS
         points = _TOYS[source](num + embedded.NUM_HELD_OUT_POINTS, seed)
@@ -146,14 +179,20 @@ def open_data_set(
         )
     if source == "folder":
         return _folder(config, progress)
-    return _tfds(config, prepare)
+    return _tfds(config, prepare, progress)
 
 
-def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
+def arrays(
+    train: np.ndarray,
+    held_out: np.ndarray,
+    labels: np.ndarray | None = None,
+    held_out_labels: np.ndarray | None = None,
+) -> DataSet:
     """A data set of the caller's own.
 
     Args:
       train, held_out: in the form of one of the `KINDS`.
+      labels, held_out_labels: the class of each example, whole numbers from 0 on, [N].
 
     Raises:
       ValueError: if they are not of such a form, or one is empty.
@@ -171,7 +210,34 @@ def arrays(train: np.ndarray, held_out: np.ndarray) -> DataSet:
             f"train {train.dtype} {train.shape[1:]} and held_out {held_out.dtype} "
             f"{held_out.shape[1:]} must hold examples of the same kind"
         )
-    return DataSet(train, held_out, train.shape[1:])
+    return DataSet(
+        train,
+        held_out,
+        train.shape[1:],
+        _whole_numbers("labels", labels, len(train)),
+        _whole_numbers("held_out_labels", held_out_labels, len(held_out)),
+    )
+
+
+def _whole_numbers(name: str, numbers: np.ndarray | None, count: int) -> np.ndarray | None:
+    if numbers is None:
+        return None
+    if numbers.shape != (count,) or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} must be {count} whole numbers, one for each example; got "
+            f"{numbers.dtype} {numbers.shape}"
+        )
+    fitting = numbers.astype(np.int32)
+    if not np.array_equal(fitting, numbers):
+        raise ValueError(f"{name} must fit into int32; number the classes from 0 on")
+    return fitting
+
+
+def _digits() -> DataSet:
+    images, labels = embedded.labelled_digits()
+    num = embedded.NUM_HELD_OUT_DIGITS
+    data = arrays(images[:-num], images[-num:], labels[:-num], labels[-num:])
+    return data._replace(class_names=tuple(map(str, range(10))))
 
 
 def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
@@ -182,7 +248,7 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
     if config.held_out:
         _check_apart(config, "folder or zip")
         other = find_files(config.held_out, "data.held_out")
-        if other.class_names != files.class_names:
+        if other.class_names != files.class_names and not _has_label_file(config):
             raise BadRequest(
                 f"data.held_out ({config.held_out!r}) has other classes than data.path: "
                 f"{shown(', '.join(other.class_names))}; not "
@@ -196,14 +262,41 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
         other = files
         train, held_out = _split(mine.indices, config.held_out_fraction)
     form = _form(config, config.channels or _common_channels(both))
-    return DataSet(
-        Pictures(files, train, form),
-        Pictures(other, held_out, form),
-        form.shape,
-        files.labels[train] if files.class_names else None,
-        other.labels[held_out] if files.class_names else None,
-        files.class_names,
+    data = DataSet(
+        Pictures(files, train, form), Pictures(other, held_out, form), form.shape
     )
+    labels, class_names = [files.labels, other.labels], files.class_names
+    if _has_label_file(config):
+        labels, class_names = _labels_of_csv(config, files, other, (train, held_out))
+    elif not class_names:
+        return data
+    return data._replace(
+        labels=labels[0][train],
+        held_out_labels=labels[1][held_out],
+        class_names=class_names,
+    )
+
+
+def _has_label_file(config: DataConfig) -> bool:
+    return config.labels and bool(config.label_file)
+
+
+def _labels_of_csv(
+    config: DataConfig, files: Files, other: Files, needed: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return labels of all files of both splits, and the names of the classes.
+
+    Args:
+      config: names the CSV.
+      files, other: of the examples to train on, and of those held out.
+      needed: indices of the files of each split.
+    """
+    names = [files.names, other.names]
+    if config.held_out:
+        place, root = map(os.path.expanduser, (config.held_out, config.path))
+        away = pathlib.PurePath(os.path.relpath(place, root)).as_posix()
+        names[1] = [f"{away}/{name}" for name in other.names]
+    return read_label_file(config.label_file, names, needed)
 
 
 def _usable(
@@ -258,7 +351,7 @@ def _report_unreadable(
     say(f"skipped: {said}")
 
 
-def _tfds(config: DataConfig, prepare: bool) -> DataSet:
+def _tfds(config: DataConfig, prepare: bool, progress: Progress | None) -> DataSet:
     name = config.source.removeprefix(_TFDS)
     train, held_out, channels, class_names = open_prepared(
         name, config.path, config.split, config.held_out, prepare=prepare
@@ -270,12 +363,31 @@ def _tfds(config: DataConfig, prepare: bool) -> DataSet:
         held_out = train
     else:
         mine, theirs = everything, np.arange(len(held_out))
-    return DataSet(
+    data = DataSet(
         Pictures(train, mine, form),
         Pictures(held_out, theirs, form),
         form.shape,
         class_names=class_names,
     )
+    if not (config.labels and class_names):
+        return data
+    labels = _labels_of_records(train, config, progress)
+    others = labels
+    if held_out is not train:
+        others = _labels_of_records(held_out, config, progress)
+    return data._replace(labels=labels[mine], held_out_labels=others[theirs])
+
+
+def _labels_of_records(
+    images: PreparedImages, config: DataConfig, progress: Progress | None
+) -> np.ndarray:
+    try:
+        return images.labels(progress, skip=config.unreadable == "skip")
+    except Unreadable as error:
+        raise BadRequest(
+            f"data.source ({config.source!r}): a label cannot be read: {error}; prepare "
+            "the set again, or skip such images with --config.data.unreadable=skip"
+        ) from error
 
 
 def _npz(config: DataConfig) -> DataSet:
@@ -290,13 +402,11 @@ def _npz(config: DataConfig) -> DataSet:
                 f"all examples of data.held_out ({config.held_out!r}) are in data.path "
                 f"({config.path!r}) too: what is held out would be trained on"
             )
-        data = arrays(examples, other)
-        return data._replace(labels=labels, held_out_labels=other_labels)
+        return arrays(examples, other, labels, other_labels)
     mine, theirs = _split(np.arange(len(examples)), config.held_out_fraction)
-    data = arrays(examples[mine], examples[theirs])
     if labels is None:
-        return data
-    return data._replace(labels=labels[mine], held_out_labels=labels[theirs])
+        return arrays(examples[mine], examples[theirs])
+    return arrays(examples[mine], examples[theirs], labels[mine], labels[theirs])
 
 
 def _check_apart(config: DataConfig, what: str) -> None:
@@ -389,11 +499,11 @@ def fixed_choice(total: int, most: int) -> np.ndarray:
 def fingerprint(data: DataSet) -> str:
     """Return 16 hexadecimal digits that other examples, or another order of them, change.
 
-    Up to 256 examples of each split count, evenly spaced; whether they are in memory or
-    read from files makes no difference.
+    Up to 256 examples of each split count, evenly spaced, with what they are conditioned
+    on; whether they are in memory or read from files makes no difference.
     """
     parts: list[Any] = []
-    for split in (data.train, data.held_out):
+    for split in (data.split("train"), data.split("held_out")):
         chosen = np.unique(np.linspace(0, len(split) - 1, 256).round().astype(np.int64))
         parts += _named(len(split), split[chosen])
     return sha256(parts)[:16]
@@ -402,12 +512,15 @@ def fingerprint(data: DataSet) -> str:
 def whole_fingerprint(data: DataSet) -> str:
     """Return a fingerprint of all examples, if all are in memory; else an empty string."""
     parts: list[Any] = []
-    for split in (data.train, data.held_out):
-        if not isinstance(split, np.ndarray):
+    for split in (data.split("train"), data.split("held_out")):
+        if not isinstance(split.source, np.ndarray):
             return ""
-        parts += _named(len(split), split)
+        parts += _named(len(split), Batch(split.source, split.cond))
     return sha256(parts)[:16]
 
 
-def _named(length: int, examples: np.ndarray) -> list[Any]:
-    return [f"{length} {examples.dtype} {examples.shape}", examples]
+def _named(length: int, batch: Batch) -> list[Any]:
+    parts: list[Any] = [f"{length} {batch.x.dtype} {batch.x.shape}", batch.x]
+    for name, rows in sorted(batch.cond.items()):
+        parts += [f"{name} {rows.dtype} {rows.shape}", rows]
+    return parts

@@ -12,10 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data.encoded_images import Progress
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
 from diffusion_jax.runtime import locks
@@ -23,6 +24,14 @@ from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import quoted, say, shown
 
 _INSTALL = "pip install tensorflow-datasets tensorflow-cpu importlib_resources"
+_CHUNK = 256  # Records that are read at a time.
+
+
+class _Keys(NamedTuple):
+    """Features that are read: the image, and its class, "" if the set has none."""
+
+    image: str
+    label: str
 
 
 class PreparedImages:
@@ -33,15 +42,15 @@ class PreparedImages:
       parts: the stretches of record files that it is made of: (file, begin, end).
     """
 
-    def __init__(self, builder: Any, split: str, feature: str):
+    def __init__(self, builder: Any, split: str, keys: _Keys):
         import tensorflow_datasets as tfds
 
-        self.split, self._feature = split, feature
+        self.split, self._keys = split, keys
         self.parts = [
             (part.filename, part.skip, part.skip + part.take)
             for part in builder.info.splits[split].file_instructions
         ]
-        skip = {feature: tfds.decode.SkipDecoding()}
+        skip = {keys.image: tfds.decode.SkipDecoding()}
         self._source = builder.as_data_source(split, decoders=skip)
 
     def __len__(self) -> int:
@@ -58,9 +67,40 @@ class PreparedImages:
           Unreadable: if the record is damaged.
         """
         try:
-            return self._source[index][self._feature]
+            return self._source[index][self._keys.image]
         except Exception as error:  # Whatever the record reader raises.
             raise Unreadable(reason(error)) from error
+
+    def labels(self, progress: Progress | None = None, *, skip: bool = False) -> np.ndarray:
+        """Return the class of each image, int32; every record is read once.
+
+        Args:
+          progress: told of how many are read.
+          skip: whether an image whose record is damaged has the label 0, instead of being
+            an error.
+
+        Raises:
+          Unreadable: naming the image.
+        """
+        labels = np.zeros(len(self), np.int32)
+        for begin in range(0, len(self), _CHUNK):
+            some = list(range(begin, min(begin + _CHUNK, len(self))))
+            try:
+                records = self._source.__getitems__(some)
+                labels[some] = [record[self._keys.label] for record in records]
+            except Exception:  # One of them is damaged.
+                labels[some] = [self._label(i, skip=skip) for i in some]
+            if progress:
+                progress("reading labels", some[-1] + 1, len(self))
+        return labels
+
+    def _label(self, index: int, *, skip: bool) -> int:
+        try:
+            return int(self._source[index][self._keys.label])
+        except Exception as error:
+            if skip:
+                return 0
+            raise Unreadable(f"{self.name(index)}: {reason(error)}") from error
 
 
 def open_prepared(
@@ -94,18 +134,19 @@ def open_prepared(
 
     builder = _builder(name, data_dir, prepare)
     features = builder.info.features
-    # Their order differs from process to process; "image" is what most sets call it.
-    images = sorted(k for k, f in features.items() if type(f) is tfds.features.Image)
-    images = [k for k in images if k == "image"] or images
-    if not images or features[images[0]].np_dtype != np.uint8:
+    keys = _Keys(
+        _first(features, tfds.features.Image, "image"),
+        _first(features, tfds.features.ClassLabel, "label"),
+    )
+    if not keys.image or features[keys.image].np_dtype != np.uint8:
         raise BadRequest(
             f"data.source (tfds:{name}) is not a set of 8-bit images: it has "
             f"{shown(', '.join(features))}"
         )
-    train = _open(builder, name, data_dir, "data.split", split, images[0])
+    train = _open(builder, name, data_dir, "data.split", split, keys)
     other: PreparedImages | None = None
     if held_out:
-        other = _open(builder, name, data_dir, "data.held_out", held_out, images[0])
+        other = _open(builder, name, data_dir, "data.held_out", held_out, keys)
         if _overlap(train, other):
             raise BadRequest(
                 f"data.held_out ({held_out!r}) and data.split ({split!r}) have examples in "
@@ -114,15 +155,19 @@ def open_prepared(
     else:
         for own in ("validation", "test"):
             if own in builder.info.splits and other is None:
-                found = _open(builder, name, data_dir, "data.held_out", own, images[0])
+                found = _open(builder, name, data_dir, "data.held_out", own, keys)
                 other = None if _overlap(train, found) else found
-    channels = features[images[0]].shape[-1] or 0
-    labels = [
-        features[key]
-        for key in sorted(features)
-        if type(features[key]) is tfds.features.ClassLabel
-    ]
-    return train, other, channels, tuple(labels[0].names) if labels else ()
+    class_names = tuple(features[keys.label].names) if keys.label else ()
+    return train, other, features[keys.image].shape[-1] or 0, class_names
+
+
+def _first(features: Any, kind: type, usual: str) -> str:
+    """Return the key of the feature of this kind with the usual name, or the first by name.
+
+    The order of features differs from process to process. "" if there is none.
+    """
+    keys = sorted(key for key, feature in features.items() if type(feature) is kind)
+    return usual if usual in keys else (keys or [""])[0]
 
 
 def _builder(name: str, data_dir: str, prepare: bool) -> Any:
@@ -152,10 +197,10 @@ def _folder_of_all(data_dir: str) -> pathlib.Path:
 
 
 def _open(
-    builder: Any, name: str, data_dir: str, field: str, split: str, feature: str
+    builder: Any, name: str, data_dir: str, field: str, split: str, keys: _Keys
 ) -> PreparedImages:
     try:
-        opened = PreparedImages(builder, split, feature)
+        opened = PreparedImages(builder, split, keys)
         if len(opened) < 1:
             raise ValueError("no examples")
     except NotImplementedError as error:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,11 +60,13 @@ def make_plan(
     """
     environment.check()
     model = _checked_model(config, jax.device_count())
-    if data is None:
-        with values_refused(), _progress() as progress:
+    with values_refused(), _progress() as progress:
+        if data is None:
             data = sources.open_data_set(
                 config.data, config.seed, prepare=prepare, progress=progress
             )
+        else:
+            data = sources.conditioned(data, config.data)
     return _plan(config, data, model, jax.default_backend())
 
 
@@ -72,7 +74,7 @@ def make_plan_of_shapes(config: Config, num_devices: int, platform: str) -> Plan
     """Return the plan of a run on other devices, whose files are neither needed nor read.
 
     Examples of sources that read files have the shape of the config, and there are none
-    of them; channels 0 ("as many as the data has") are 3.
+    of them; channels 0 ("as many as the data has") are 3, and num_classes 0 is 1,000.
 
     Args:
       config: the experiment.
@@ -85,14 +87,30 @@ def make_plan_of_shapes(config: Config, num_devices: int, platform: str) -> Plan
     if config.data.source in sources.EMBEDDED:
         data = sources.open_data_set(config.data, config.seed)
     else:
-        if not config.data.channels:
-            say("data.channels is 0, and the data are not read: 3 channels are assumed")
-            config = dataclasses.replace(
-                config, data=dataclasses.replace(config.data, channels=3)
-            )
+        config = _with_assumptions(config)
         none = np.zeros((0, *config.data.shape), kind_of(config.data).dtype)
-        data = sources.DataSet(none, none, config.data.shape)
+        no_labels = np.zeros(0, np.int32) if config.data.labels else None
+        data = sources.DataSet(none, none, config.data.shape, no_labels, no_labels)
+        data = data._replace(uses_labels=config.data.labels)
     return _plan(config, data, model, platform)
+
+
+def _with_assumptions(config: Config) -> Config:
+    """Return the config with numbers in place of what only the data tell."""
+    assumed: dict[str, Any] = {}
+    if not config.data.channels:
+        say("data.channels is 0, and the data are not read: 3 channels are assumed")
+        assumed["channels"] = 3
+    if config.data.labels and not config.data.num_classes:
+        say("data.num_classes is 0, and the data are not read: 1,000 classes are assumed")
+        assumed["num_classes"] = 1000
+    return _with_data(config, assumed)
+
+
+def _with_data(config: Config, values: Mapping[str, Any]) -> Config:
+    if not values:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **values))
 
 
 def _checked_model(config: Config, num_devices: int) -> Model:
@@ -109,9 +127,12 @@ def _checked_model(config: Config, num_devices: int) -> Model:
 
 
 def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) -> Plan:
+    of_data: dict[str, Any] = {}
     if not config.data.channels:
-        channels = dataclasses.replace(config.data, channels=data.shape[-1])
-        config = dataclasses.replace(config, data=channels)
+        of_data["channels"] = data.shape[-1]
+    if config.data.labels and not config.data.num_classes:
+        of_data["num_classes"] = data.num_classes
+    config = _with_data(config, of_data)
     if data.shape != config.data.shape:
         raise BadRequest(
             f"data.image_size {config.data.image_size} and data.channels "

@@ -38,6 +38,7 @@ def check(config: Any) -> None:
             f"data.image_size {text(size)} must be (size,) or (height, width), each in "
             f"1 .. {_MAX_SIZE}, or () for points"
         )
+    _check_labels(config.data)
     _check_sampling(config)
     if config.data.random_flip and not kind_of(config.data).can_flip:
         raise BadRequest(
@@ -51,6 +52,18 @@ def check(config: Any) -> None:
             "model is an MLP, for points; give it a UNetConfig"
         )
     _check_network_size(config)
+
+
+def _check_labels(data: Any) -> None:
+    if data.labels and data.num_classes == 1:
+        raise BadRequest(
+            "data.num_classes (1) must be at least 2, or 0 for as many as the data has"
+        )
+    if data.labels and data.label_file and data.source != "folder":
+        raise BadRequest(
+            f"data.label_file ({data.label_file!r}) is for data.source folder, and it is "
+            f"{data.source!r}; leave it empty"
+        )
 
 
 def _check_training(config: Any) -> None:

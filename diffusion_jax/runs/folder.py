@@ -46,6 +46,7 @@ _CHANGEABLE = (
     "name",
     "data.path",
     "data.held_out",
+    "data.label_file",
     "data.memory_gib",
     "data.num_workers",
     "data.unreadable",
@@ -126,6 +127,8 @@ def read_config(workdir: pathlib.Path) -> Config:
         validation.check(config)
         if not config.data.channels:  # The config of a run has the channels of its data.
             raise BadRequest("data.channels (0) must be at least 1")
+        if config.data.labels and not config.data.num_classes:
+            raise BadRequest("data.num_classes (0) must be at least 2")
         return config
     except (ValueError, BadRequest) as error:
         raise BadRequest(f"{path} is not the config of a run: {reason(error)}") from error

@@ -119,7 +119,11 @@ def train_step(plan: Plan, mesh: jax.sharding.Mesh, state: TrainState) -> Progra
     """Return the train steps of a dispatch, the program that `trainer.Trainer` runs."""
     data = plan.config.data
     shape = (most_steps(plan.config), data.batch_size, *data.shape)
-    batches = Batch(jax.ShapeDtypeStruct(shape, kind_of(data).dtype), {})
+    cond = {
+        name: jax.ShapeDtypeStruct((*shape[:2], *rows.shape[1:]), rows.dtype)
+        for name, rows in plan.data.split("train").cond.items()
+    }
+    batches = Batch(jax.ShapeDtypeStruct(shape, kind_of(data).dtype), cond)
     steps: Any = compiled_train_steps(plan, mesh)
     traced = steps.trace(state, batches, 1)
     return Program(traced, data.batch_size, 1, "train step")

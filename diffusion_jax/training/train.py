@@ -143,6 +143,7 @@ def _check_folder(config: Config, workdir: pathlib.Path, request: Request) -> No
     locks.check_not_locked(workdir, "training in")
     if _deletes_a_run(request, workdir):
         needed = {"data.path": config.data.path, "data.held_out": config.data.held_out}
+        needed |= {"data.label_file": config.data.label_file}
         needed |= {"--init_from": str(request.init_from or "")}
         run_folder.check_deletable(workdir, {k: v for k, v in needed.items() if v})
 

@@ -520,6 +520,7 @@ MAY_CHANGE = {
         "name",
         "data.path",
         "data.held_out",
+        "data.label_file",
         "data.memory_gib",
         "data.num_workers",
         "data.unreadable",
