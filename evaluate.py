@@ -48,6 +48,9 @@ _DATA_PATH = flags.DEFINE_string(
 _DATA_HELD_OUT = flags.DEFINE_string(
     "data_held_out", None, "New place of the run's data.held_out, if the data were moved."
 )
+_DATA_LABEL_FILE = flags.DEFINE_string(
+    "data_label_file", None, "New place of the run's data.label_file, if it was moved."
+)
 _SPLIT = flags.DEFINE_string("split", "held_out", "Split to evaluate: held_out or train.")
 _MAX_EXAMPLES = flags.DEFINE_integer(
     "max_examples", None, "Evaluate at most this many examples."
@@ -129,6 +132,7 @@ def main() -> None:
     request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
+    config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
     learned = config.process.variance == "learned"
     if _VARIANCE.value is not None:
         check_choice("--variance", _VARIANCE.value, VARIANCES)

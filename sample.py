@@ -50,6 +50,9 @@ _DATA_PATH = flags.DEFINE_string(
 _DATA_HELD_OUT = flags.DEFINE_string(
     "data_held_out", None, "New place of the run's data.held_out, for --spacing auto."
 )
+_DATA_LABEL_FILE = flags.DEFINE_string(
+    "data_label_file", None, "New place of the run's data.label_file, for --spacing auto."
+)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
 _MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
@@ -74,13 +77,15 @@ def main() -> None:
     warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     samplings.change(config, given)
-    moved = _DATA_PATH.value or _DATA_HELD_OUT.value
+    moved = _DATA_PATH.value or _DATA_HELD_OUT.value or _DATA_LABEL_FILE.value
     if moved and config.sampling.spacing != AUTO:
         raise BadRequest(
-            f"--data_path and --data_held_out ({moved}) are for --spacing auto"
+            f"--data_path, --data_held_out and --data_label_file ({moved}) are for "
+            "--spacing auto"
         )
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
+    config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
     devices.say_devices()
     compilation_cache.use(_CACHE.value)

@@ -21,6 +21,8 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import reason, say, utc_now
 
+# Fields of config.data that say where the data lie.
+_PLACES = ("path", "held_out", "label_file")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _MOST = {"steps_per_dispatch": 10**4}  # As the range of the config's field.
 
@@ -186,11 +188,17 @@ def _differences(known: dict[str, Any], about: dict[str, Any]) -> list[str]:
     ]
 
 
+def _places_of(config: Config) -> list[str]:
+    return [getattr(config.data, field) for field in _PLACES]
+
+
 def check_data_there(workdir: pathlib.Path, config: Config) -> None:
     """Raise BadRequest if what a run was trained on is not where its config says."""
     source = config.data.source
-    for field, path in (("path", config.data.path), ("held_out", config.data.held_out)):
+    for field, path in zip(_PLACES, _places_of(config), strict=True):
         of_files = source in ("folder", "npz") or (field == "path" and ":" in source)
+        if field == "label_file" and not config.data.labels:
+            continue
         if of_files and path and not os.path.exists(os.path.expanduser(path)):
             raise BadRequest(
                 f"data.{field} ({path!r}) of the run in {workdir} is not there; if it was "
@@ -210,10 +218,11 @@ def check_same_data(workdir: pathlib.Path, here: Config, data: sources.DataSet) 
     record = read_record(workdir)
     check_examples(here, data, workdir, record)
     config = run_folder.read_config(workdir)
-    place = here.data.path, here.data.held_out
-    if record is None or place == (config.data.path, config.data.held_out):
+    places = _places_of(here)
+    if record is None or places == _places_of(config):
         return
-    config.data.path, config.data.held_out = place
+    for field, path in zip(_PLACES, places, strict=True):
+        setattr(config.data, field, path)
     try:
         run_folder.write_config(workdir, config)
     except OSError as error:

@@ -30,9 +30,9 @@ def a_folder(folder, count=12):
     return folder
 
 
-def plan_of(path):
+def plan_of(path, **options):
     config = Config(name="folder")
-    config.data = DataConfig(source="folder", path=str(path), batch_size=4)
+    config.data = DataConfig(source="folder", path=str(path), batch_size=4, **options)
     config.model.base_channels, config.model.num_groups = 4, 4
     config.model.channel_mults, config.model.attn_resolutions = (1,), ()
     return load_data(make_plan(config))
@@ -70,6 +70,28 @@ def test_data_that_were_moved_are_found_again_and_others_refused(
     with pytest.raises(BadRequest, match=r"started with \(fingerprint \w+ -> \w+, whole"):
         check_same_data(workdir, *plan_of(tmp_path / "other")[:2])
     assert run_folder.read_config(workdir).data.path == str(new)
+
+
+def test_a_label_file_that_was_moved_is_found_again_and_other_labels_refused(tmp_path):
+    workdir, old, new = tmp_path / "run", tmp_path / "old.csv", tmp_path / "new.csv"
+    workdir.mkdir()
+    pictures = a_folder(tmp_path / "pictures")
+    rows = [f"{i:02}.png,{i % 3}\n" for i in range(12)]
+    old.write_text("".join(rows))
+    plan = plan_of(pictures, labels=True, label_file=str(old))
+    run_folder.write_config(workdir, plan.config)
+    new_record(plan.config, plan.data, workdir, None, 0)
+    old.rename(new)
+    with pytest.raises(BadRequest, match="its new place with --data_label_file"):
+        check_data_there(workdir, plan.config)
+    moved = plan_of(pictures, labels=True, label_file=str(new))
+    check_data_there(workdir, moved.config)
+    check_same_data(workdir, moved.config, moved.data)
+    assert run_folder.read_config(workdir).data.label_file == str(new)
+    new.write_text("".join(["00.png,1\n", *rows[1:]]))
+    other = plan_of(pictures, labels=True, label_file=str(new))
+    with pytest.raises(BadRequest, match=r"started with \(fingerprint \w+ -> \w+"):
+        check_same_data(workdir, other.config, other.data)
 
 
 def test_overwrite_spares_what_the_new_run_needs(tmp_path):
