@@ -145,6 +145,28 @@ def test_a_prepared_set_gives_the_pixels_that_were_put_in(tiny):
     np.testing.assert_array_equal(memory.held_out, all_of(data.held_out))
 
 
+def test_labels_are_those_of_the_records(tiny):
+    """Labels of both splits, and of a part that is held out of one, beside the pixels."""
+    for name, seeds, options in (
+        ("tiny", (5, 4), {}),
+        ("one_split", (5, 5), {"held_out_fraction": 0.2}),
+        ("tiny", (5, 5), {"split": "train[:60%]", "held_out": "train[60%:]"}),
+    ):
+        data = opened(name, tiny, labels=True, **options)
+        assert data.class_names == ("even", "odd")
+        for split, seed in zip(("train", "held_out"), seeds, strict=True):
+            images = np.random.default_rng(seed).integers(
+                0, 256, (8 * seed, 10, 7, 3), np.uint8
+            )
+            number_of = {image.tobytes(): i for i, image in enumerate(images)}
+            batch = all_of(data.split(split))
+            numbers = np.array([number_of[image.tobytes()] for image in batch.x])
+            np.testing.assert_array_equal(batch.cond["label"], numbers % 2)
+    assert opened("tiny", tiny).labels is None
+    with pytest.raises(BadRequest, match="has none: it has no feature of the type ClassL"):
+        opened("varied", tiny, labels=True, image_size=(2, 2))
+
+
 def test_splits_are_taken_as_tfds_writes_them(tiny):
     whole = all_of(opened("tiny:1.0.0", tiny).train)
     data = opened("tiny", tiny, split="train[:25%]", held_out="train[30:]")
@@ -207,6 +229,20 @@ def test_a_damaged_set_is_refused_or_its_images_are_named(tiny, tmp_path):
     )
     with pytest.raises(BadRequest, match=r"cannot be read: image \d+ of train: "):
         sources.into_memory(sources.open_data_set(config), config)
+    # The label of a damaged record goes with it.
+    config.labels = True
+    with pytest.raises(BadRequest, match=r"a label cannot be read: image \d+ of train: "):
+        sources.open_data_set(config)
+    config.unreadable = "skip"
+    data = sources.open_data_set(config)
+    whole = opened("tiny", tiny, labels=True).split("train")
+    label_of = dict(
+        zip(map(bytes, all_of(whole).x), all_of(whole).cond["label"], strict=True)
+    )
+    for split in (data.split("train"), sources.into_memory(data, config).split("train")):
+        batch = all_of(split)
+        assert 1 < len(set(map(bytes, batch.x))) < 40
+        assert [label_of[bytes(x)] for x in batch.x] == batch.cond["label"].tolist()
 
 
 STRANGE = ("a [v2]", "b*?", "c%20#", "d\n\t", "e'\"\\", os.fsdecode(b"f\xe9"), "{x,y}~")
