@@ -12,6 +12,7 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
 import dataclasses
 import pathlib
+import re
 import warnings
 
 from absl import flags
@@ -19,10 +20,11 @@ from absl import flags
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
-from diffusion_jax.jobs import command_line, sample, shards
+from diffusion_jax.jobs import command_line, labels, sample, shards
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.record import class_names
 from diffusion_jax.runs.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.runs.weights import check_kind
 from diffusion_jax.runtime import compilation_cache, devices
@@ -53,6 +55,7 @@ _DATA_HELD_OUT = flags.DEFINE_string(
 _DATA_LABEL_FILE = flags.DEFINE_string(
     "data_label_file", None, "New place of the run's data.label_file, for --spacing auto."
 )
+_LABEL = flags.DEFINE_string("label", None, labels.HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
 _MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
@@ -86,6 +89,13 @@ def main() -> None:
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
+    if config.sampling.guidance != 1 and not config.data.labels:
+        raise BadRequest(
+            f"--guidance {config.sampling.guidance:g}: the run was trained without labels; "
+            "train one with --config.data.labels=true"
+        )
+    names = class_names(workdir) if config.data.labels else []
+    label = labels.parse(_LABEL.value, config, names)
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
     devices.say_devices()
     compilation_cache.use(_CACHE.value)
@@ -98,6 +108,7 @@ def main() -> None:
         show_chain=_SHOW_CHAIN.value,
         shard=shard,
         merge=_MERGE.value,
+        label=label,
     )
     sample.generate(
         workdir,
@@ -113,6 +124,10 @@ def _prefix(
 ) -> pathlib.Path:
     """Where the files go: into the run unless --out is a folder or a prefix."""
     name = f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"
+    if _LABEL.value is not None:
+        name += "_label_" + re.sub(r"[^\w,-]", "-", _LABEL.value)[:40]
+    if config.sampling.guidance != 1:
+        name += f"_guidance{config.sampling.guidance:g}"
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:

@@ -50,7 +50,7 @@ class Run:
     def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
         """(samples of seed 0, network calls of each)."""
         table = build_sampler.make_table(self.model, SamplingConfig(**fields))
-        found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count))
+        found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count), {})
         return np.asarray(found), table.num_rows
 
 

@@ -64,7 +64,7 @@ def over_forwards(name: str, batch: int, count: int, rounds: int) -> float:
     rows, indices = table(count), np.arange(batch)
     x, t = jnp.zeros((batch, *config.data.shape)), jnp.zeros(batch)
     return ratio(
-        lambda: sampler(params, rows, KEY, indices),
+        lambda: sampler(params, rows, KEY, indices, {}),
         lambda: [forward(params, x, t) for _ in range(count)],
         rounds,
     )
@@ -93,8 +93,8 @@ def progress() -> Iterator[Figure]:
     yield (
         "progress on over off, digits, batch 64, 300 steps",
         ratio(
-            lambda: told(params, rows, KEY, indices),
-            lambda: silent(params, rows, KEY, indices),
+            lambda: told(params, rows, KEY, indices, {}),
+            lambda: silent(params, rows, KEY, indices, {}),
             15,
         ),
         "<= 1.01",
@@ -134,7 +134,7 @@ sampler = build_sampler.make_sampler(
 )
 rows, indices = table(1000), np.arange(64)
 if hasattr(sampler, "lower"):
-    lowered = sampler.lower(params, rows, jax.random.key(0), indices)
+    lowered = sampler.lower(params, rows, jax.random.key(0), indices, {})
     start = time.perf_counter()
     lowered.compile()
     seconds = time.perf_counter() - start
@@ -145,7 +145,7 @@ else:  # Segments: all that is compiled, less the tracing, is in the events of j
         seconds += duration if name.endswith("backend_compile_duration") else 0.0
     jax.monitoring.register_event_duration_secs_listener(add)
     rows = table(10)
-    jax.block_until_ready(sampler(params, rows, jax.random.key(0), indices))
+    jax.block_until_ready(sampler(params, rows, jax.random.key(0), indices, {}))
 print(json.dumps(seconds))
 """
 

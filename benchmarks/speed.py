@@ -89,7 +89,7 @@ def sampling() -> Iterator[Figure]:
     sampler = make_sampler(config, model, devices.make_mesh())
     table = ddim_table(model, trailing_timesteps(config.process.num_timesteps, 50))
     (seconds,) = in_turns(
-        [lambda: sampler(params, table, jax.random.key(0), np.arange(64))], rounds=9
+        [lambda: sampler(params, table, jax.random.key(0), np.arange(64), {})], rounds=9
     )
     yield "sample: 64 digits, DDIM 50 steps, seconds", seconds, "<= 5"
 

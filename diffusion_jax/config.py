@@ -276,6 +276,12 @@ class LossConfig:
     timesteps: str = described(
         "uniform", "How the t of a batch are drawn.", choices=TIMESTEP_SAMPLERS
     )
+    label_dropout: float = described(
+        0.1,
+        "Probability that an example is learned without its label, as guidance needs.",
+        range=(0, 1),
+        only_with={"data.labels": SET},
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -489,6 +495,13 @@ class SamplingConfig:
         "Share of the values of x_0 that threshold dynamic does not clip.",
         range=(0, 1),
         only_with={"sampling.threshold": ("dynamic",)},
+    )
+    guidance: float = described(
+        1.0,
+        "Scale s of guidance, D_u + s (D_c - D_u): 0 without labels, 1 with them, more "
+        "towards them.",
+        range=(0, 1000),
+        only_with={"data.labels": SET},
     )
     batch_size: int = described(64, "Samples to draw at a time.", range=(1, 2**20))
 

@@ -139,10 +139,10 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     np.savez(folder / "inputs.npz", alphas_cumprod=model.process.alphas_cumprod)
     key = jax.random.key(0)
     sampler_fn: Any = make_sampler(config, model, devices.make_mesh())
-    program = sampler_fn.lower(params, table, key, indices).compile()
+    program = sampler_fn.lower(params, table, key, indices, {}).compile()
 
     def run() -> Any:
-        samples = np.asarray(program(params, table, key, indices)[0])
+        samples = np.asarray(program(params, table, key, indices, {})[0])
         return PICTURES.from_network(samples)
 
     shape = config.data.shape

@@ -95,6 +95,7 @@ def make_network(
     kind = networks.UNet if isinstance(config.model, UNetConfig) else networks.MLP
     channels = config.data.channels * (2 if config.process.variance == "learned" else 1)
     options = dataclasses.asdict(config.model)
+    options["num_classes"] = config.data.num_classes if config.data.labels else 0
     if platform and kind is networks.UNet:
         options["platform"] = platform
     module = kind(out_channels=channels, **options)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,10 @@ _SAMPLERS = {
     for leaf in leaves_of(SamplingConfig())
     if leaf.about.only_with and list(leaf.about.only_with) == ["sampling.sampler"]
 }
-Sampler = Callable[[Any, SamplerTable, jax.Array, np.ndarray], tuple[jax.Array, jax.Array]]
+Sampler = Callable[
+    [Any, SamplerTable, jax.Array, np.ndarray, Mapping[str, Any]],
+    tuple[jax.Array, jax.Array],
+]
 
 
 def change(config: Config, given: dict[str, Any]) -> None:
@@ -190,8 +193,8 @@ def make_sampler(
         an exception that ends the chain.
 
     Returns:
-      sampler(params, table, key, sample_indices) -> (samples, frames), compiled at the
-      first call with a table of that length and a batch of that size. Inside another
+      sampler(params, table, key, sample_indices, cond) -> (samples, frames), compiled at
+      the first call with a table of that length and a batch of that size. Inside another
       `jax.jit` call `chain.sample_chain` instead: this is a whole program.
     """
     options = chain.ChainOptions(_x0_hook(config), tuple(frames))
@@ -200,16 +203,18 @@ def make_sampler(
         return _Segments(model, shape, options, mesh, on_progress)
     whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
 
-    def sampler(params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any):
+    def sampler(
+        params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any, cond: Any
+    ):
         reported = options._replace(
             progress_every=max(1, table.num_rows // _SEGMENTS), on_progress=on_progress
         )
         samples = chain.Samples(key, sample_indices)
-        return chain.sample_chain(model, params, table, samples, shape, {}, reported)
+        return chain.sample_chain(model, params, table, samples, shape, cond, reported)
 
     return jax.jit(
         sampler,
-        in_shardings=(whole, whole, whole, rows),
+        in_shardings=(whole, whole, whole, rows, rows),
         out_shardings=(rows, devices.split_batch(mesh, axis=1)),
         compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
     )
@@ -235,9 +240,9 @@ class _Segments:
             samples = chain.Samples(key, indices)
             return chain.start_chain(table, samples, shape, options.frames)
 
-        def advance(params, state, stretch, key, indices):
+        def advance(params, state, stretch, key, indices, cond):
             samples = chain.Samples(key, indices)
-            state = chain.run_rows(model, params, state, stretch, samples, {}, options)
+            state = chain.run_rows(model, params, state, stretch, samples, cond, options)
             return state, stretch.done[-1]
 
         self._start = jax.jit(
@@ -245,14 +250,19 @@ class _Segments:
         )
         self._advance = jax.jit(
             advance,
-            in_shardings=(whole, states, whole, whole, rows),
+            in_shardings=(whole, states, whole, whole, rows, rows),
             out_shardings=(states, whole),
             donate_argnums=1,
             compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
         )
 
     def __call__(
-        self, params: Any, table: SamplerTable, key: jax.Array, sample_indices: np.ndarray
+        self,
+        params: Any,
+        table: SamplerTable,
+        key: jax.Array,
+        sample_indices: np.ndarray,
+        cond: Mapping[str, Any],
     ) -> tuple[jax.Array, jax.Array]:
         num_rows = table.num_rows
         size = min(num_rows, max(_SEGMENT_ROWS, -(-num_rows // _SEGMENTS)))
@@ -263,7 +273,7 @@ class _Segments:
         for first in range(0, num_rows, size):
             here = slice(first, first + size)
             stretch = jax.tree.map(lambda column, here=here: column[here], rows)
-            state, done = self._advance(params, state, stretch, key, sample_indices)
+            state, done = self._advance(params, state, stretch, key, sample_indices, cond)
             if running is not None:  # The device has its next segment while the host waits.
                 self._on_progress(int(running))
             running = done

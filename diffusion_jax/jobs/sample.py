@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import pathlib
 import zipfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +20,12 @@ from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
-from diffusion_jax.jobs import auto_timesteps
+from diffusion_jax.jobs import auto_timesteps, labels
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
+from diffusion_jax.runs.record import class_counts
 from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import (
     devices,
@@ -59,6 +61,7 @@ class Request:
       show_chain: also P_chain.png and P_chain.gif, noise becoming the first samples.
       shard: the part of the samples that is drawn, alone; None is all.
       merge: draw nothing, and make the results out of all shards.
+      label: classes, of `labels.parse`, for a run with labels.
     """
 
     num: int
@@ -68,6 +71,7 @@ class Request:
     show_chain: bool = False
     shard: Shard | None = None
     merge: bool = False
+    label: tuple[int, ...] = ()
 
 
 class _Job(NamedTuple):
@@ -80,6 +84,19 @@ class _Job(NamedTuple):
     params: Any
     mesh: jax.sharding.Mesh
     partial: Partial
+    counts: Sequence[int] = ()
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Return the classes of these samples, int32 [N]."""
+        return labels.of_samples(
+            self.request.label, self.counts, self.request.seed, indices
+        )
+
+    def cond(self, indices: np.ndarray) -> dict[str, Any]:
+        """Return what these samples are conditioned on."""
+        if not self.config.data.labels:
+            return {}
+        return labels.cond_of(self.config, self.labels(indices))
 
     @property
     def num_batches(self) -> int:
@@ -133,13 +150,10 @@ def generate(
     about = identity_of(loaded)
     note = _note(workdir, config, request, about, table)
     partial = Partial(out, note, request.shard)
-    auto = config.sampling.spacing == AUTO
-    if auto and (request.shard or request.merge):
-        raise BadRequest(
-            "--shard and --merge need timesteps that are known; give --timesteps in place "
-            "of --spacing auto, as it prints them"
-        )
-    job = _Job(request, config, model, table, loaded.params, mesh, partial)
+    auto = _chooses_timesteps(config, request)
+    counts = class_counts(workdir) if config.data.labels else []
+    model = labels.guided(model, config)
+    job = _Job(request, config, model, table, loaded.params, mesh, partial, counts)
     if request.merge:
         partial.merge(job.num_batches, ("chain",) if request.show_chain else ())
     if auto:
@@ -164,6 +178,16 @@ def generate(
                 _finish(job)
     say("wrote", *results)
     return stopping
+
+
+def _chooses_timesteps(config: Config, request: Request) -> bool:
+    auto = config.sampling.spacing == AUTO
+    if auto and (request.shard or request.merge):
+        raise BadRequest(
+            "--shard and --merge need timesteps that are known; give --timesteps in place "
+            "of --spacing auto, as it prints them"
+        )
+    return auto
 
 
 def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
@@ -204,6 +228,7 @@ def _note(
         **about,
         "seed": request.seed,
         "num": request.num,
+        **({"label": request.label} if config.data.labels else {}),
         **dataclasses.asdict(config.sampling),
         "network_calls": table.num_rows,
         "show_chain": request.show_chain,
@@ -239,8 +264,8 @@ def _draw(job: _Job) -> bool:
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
                 key = jax.random.key(job.request.seed)
-                indices = devices.put_rows(job.mesh, indices)
-                drawn = sampler(job.params, job.table, key, indices)
+                given = devices.put_rows(job.mesh, (indices, job.cond(indices)))
+                drawn = sampler(job.params, job.table, key, *given)
                 _save_batch(job, i, *devices.to_host(drawn))
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
@@ -321,9 +346,14 @@ def _finish(job: _Job) -> None:
                 if sum(map(len, pictured)) < _MAX_PICTURED:
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
+            file.close()
+            if job.config.data.labels and job.config.sampling.guidance:
+                with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+                    np.lib.format.write_array(file, job.labels(np.arange(num)))
         partial.mark_finishing()
         kind = kind_of(job.config.data)
-        picture = kind.draw(np.concatenate(pictured)[:_MAX_PICTURED])
+        shown, columns = _by_class(job, np.concatenate(pictured)[:_MAX_PICTURED])
+        picture = kind.draw(shown, columns)
         pictures.save_png(result_path(partial.out, ".png"), picture)
         if job.frames:
             _save_chain(partial, kind, job.frames)
@@ -331,6 +361,16 @@ def _finish(job: _Job) -> None:
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
+
+
+def _by_class(job: _Job, samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return samples in an order that has a row for each class, and the length of a row."""
+    classes = len(job.request.label)
+    columns = len(samples) // classes if classes > 1 else 0
+    if not columns:
+        return samples, 0
+    order = np.arange(columns * classes).reshape(columns, classes).T.ravel()
+    return samples[order], columns
 
 
 def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:

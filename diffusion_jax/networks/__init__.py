@@ -22,14 +22,15 @@ def as_functions(
     """A Linen module as pure functions over a plain tree of parameters.
 
     Args:
-      module: takes (x_t, t, *, train) and returns an array of the shape of x_t, or of twice
-        its channels with a learned variance.
+      module: takes (x_t, t, label, *, train) and returns an array of the shape of x_t, or
+        of twice its channels with a learned variance.
       shape: shape of one example, such as (32, 32, 3).
 
     Returns:
       init_fn(key) -> params, and
       apply_fn(params, x_t, t, cond, *, train, key) -> prediction, where `key` drives the
-      dropout and may be None if `train` is False.
+      dropout and may be None if `train` is False, and `cond` may have the class of each
+      example as "label".
     """
 
     def init_fn(key: jax.Array) -> Any:
@@ -45,9 +46,11 @@ def as_functions(
         train: bool = False,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        del cond  # These networks are unconditional.
+        label = (cond or {}).get("label")
         rngs = {"dropout": key} if train and key is not None else {}
-        prediction: Any = module.apply({"params": params}, x_t, t, train=train, rngs=rngs)
+        prediction: Any = module.apply(
+            {"params": params}, x_t, t, label, train=train, rngs=rngs
+        )
         return prediction
 
     return init_fn, apply_fn

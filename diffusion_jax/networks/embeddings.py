@@ -1,7 +1,9 @@
-"""The time embedding of the DDPM code: sin and cos of t at geometric frequencies."""
+"""The embeddings of the timestep, as in the DDPM code, and of a class."""
 
 import math
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -26,3 +28,27 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def of_label(
+    label: jax.Array | None, t: jax.Array, num_classes: int, dim: int, dtype: Any
+) -> jax.Array:
+    """Return the learned embedding of each example's class, to be added to that of time.
+
+    A network calls it within its own `__call__`, as it would a module.
+
+    Args:
+      label: int32 [B], 0 .. num_classes - 1; num_classes is the class of examples whose
+        label was dropped. Without it, all are of that class. Others give NaN.
+      t: [B], the timesteps.
+      num_classes: of the data.
+      dim: width of the embedding.
+      dtype: of the result.
+
+    Returns:
+      [B, dim].
+    """
+    if label is None:
+        label = jnp.full(t.shape, num_classes, jnp.int32)
+    table = nn.Embed(num_classes + 1, dim, dtype=dtype, name="label_embedding")
+    return table(label)

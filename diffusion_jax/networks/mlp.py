@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.networks.embeddings import timestep_embedding
+from diffusion_jax.networks.embeddings import of_label, timestep_embedding
 
 
 class MLP(nn.Module):
@@ -16,6 +16,7 @@ class MLP(nn.Module):
       out_channels: coordinates of a point.
       width: width of the residual stream and of the time embedding.
       num_blocks: residual blocks; each is layer norm, + time, swish, dense, swish, dense.
+      num_classes: classes that a point may be of; 0 is none. See `embeddings.of_label`.
       dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
     """
 
@@ -23,14 +24,19 @@ class MLP(nn.Module):
     width: int = 128
     num_blocks: int = 3
     dtype: Any = "float32"
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool) -> jax.Array:
-        """x_t [B, D], t [B] -> float32 [B, out_channels]."""
+    def __call__(
+        self, x_t: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """x_t [B, D], t [B], label int32 [B] -> float32 [B, out_channels]."""
         del train  # No dropout.
         dtype = jnp.dtype(self.dtype)
         temb = timestep_embedding(t, self.width)
         temb = nn.swish(nn.Dense(self.width, dtype=dtype, name="temb")(temb))
+        if self.num_classes:
+            temb = temb + of_label(label, t, self.num_classes, self.width, dtype)
         h = nn.Dense(self.width, dtype=dtype, name="dense_in")(x_t)
         for i in range(self.num_blocks):
             r = nn.LayerNorm(dtype=dtype, name=f"norm{i}")(h)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.networks import blocks
-from diffusion_jax.networks.embeddings import timestep_embedding
+from diffusion_jax.networks.embeddings import of_label, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -32,6 +32,7 @@ class UNet(nn.Module):
       scale_shift_norm: the time scales and shifts a GroupNorm's output in each residual
         block, as in IDDPM, instead of being added before it, as in DDPM.
       dtype: compute dtype, "float32" or "bfloat16". Parameters and output are float32.
+      num_classes: classes that an example may be of; 0 is none. See `embeddings.of_label`.
       remat: keep only the inputs of each residual and attention block for the backward
         pass, which computes the blocks again: the same gradient with less memory.
       platform: platform that the programs with this network are for, JAX's default
@@ -49,12 +50,18 @@ class UNet(nn.Module):
     num_groups: int = 32
     scale_shift_norm: bool = False
     dtype: Any = "float32"
+    num_classes: int = 0
     remat: bool = False
     platform: str = dataclasses.field(default_factory=jax.default_backend)
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, *, train: bool) -> jax.Array:
-        """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels]."""
+    def __call__(
+        self, x_t: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels].
+
+        The label, int32 [B], is 0 .. num_classes - 1, or num_classes for none.
+        """
         dtype = jnp.dtype(self.dtype)
         num_levels = len(self.channel_mults)
         res, attn = blocks.ResBlock, blocks.AttentionBlock
@@ -81,6 +88,8 @@ class UNet(nn.Module):
         temb = timestep_embedding(t, self.base_channels)
         temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
         temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
+        if self.num_classes:
+            temb = temb + of_label(label, t, self.num_classes, width, dtype)
 
         h = blocks.conv3x3(self.base_channels, name="conv_in", **on)(x_t)
         skips = [h]

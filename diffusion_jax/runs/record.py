@@ -11,6 +11,7 @@ import typing
 from typing import Any
 
 import jax
+import numpy as np
 
 import diffusion_jax
 from diffusion_jax.config import Config
@@ -119,6 +120,9 @@ def check_examples(
         "fingerprint": sources.fingerprint(data),
         "whole_fingerprint": sources.whole_fingerprint(data),
     }
+    if config.data.labels and data.labels is not None:
+        counts = np.bincount(data.labels, minlength=config.data.num_classes)
+        about |= {"class_counts": counts.tolist(), "class_names": list(data.class_names)}
     differ = _differences({} if old is None else old.data, about)
     if differ:
         raise BadRequest(
@@ -126,6 +130,27 @@ def check_examples(
             f"({', '.join(differ)}); restore those, or take another run"
         )
     return about
+
+
+def class_counts(workdir: pathlib.Path) -> list[int]:
+    """Return how many examples of each class a run was trained on."""
+    return _of_classes(workdir, "class_counts")
+
+
+def class_names(workdir: pathlib.Path) -> list[str]:
+    """Return the names of the classes of a run; [] if they have none."""
+    return _of_classes(workdir, "class_names")
+
+
+def _of_classes(workdir: pathlib.Path, name: str) -> list[Any]:
+    record = read_record(workdir)
+    found = record.data.get(name) if record else None
+    if not isinstance(found, list):
+        raise BadRequest(
+            f"{workdir / 'run.json'} does not say which classes the run has ({name}); "
+            "restore it"
+        )
+    return found
 
 
 def new_record(

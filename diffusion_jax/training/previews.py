@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
@@ -115,10 +116,18 @@ class Previews:
         count = -(-wanted // self._mesh.size) * self._mesh.size
         key = jax.random.key(self._config.seed)
         indices = devices.put_rows(self._mesh, np.arange(count, dtype=np.int32))
-        samples, frames = self._sampler(params, self._table, key, indices)
+        cond = devices.put_rows(self._mesh, self._cond(count))
+        samples, frames = self._sampler(params, self._table, key, indices, cond)
         self._stop.check()
         samples, frames = devices.to_host((samples, frames))
         return samples[:wanted], frames[:, :wanted]
+
+    def _cond(self, count: int) -> dict[str, np.ndarray]:
+        """Return the classes of the samples, one after the other, of a run with labels."""
+        data = self._config.data
+        if not data.labels:
+            return {}
+        return {guidance.LABEL: np.arange(count, dtype=np.int32) % data.num_classes}
 
     def draw_forward(self) -> None:
         """Draw forward.png: a few clean examples noised by steps of q(x_t | x_{t-1})."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.experiment import build_sampler, validation
 from diffusion_jax.experiment.setup import Plan, make_plan_of_shapes
@@ -143,7 +144,8 @@ def sampler(plan: Plan, mesh: jax.sharding.Mesh, state: TrainState) -> Program:
     size = -(-config.sampling.batch_size // count) * count
     indices = jax.ShapeDtypeStruct((size,), np.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = chain.trace(state.params, table, key, indices)
+    cond = {guidance.LABEL: indices} if config.data.labels else {}
+    traced = chain.trace(state.params, table, key, indices, cond)
     return Program(traced, size, table.num_rows, "network call")
 
 

@@ -4,14 +4,17 @@ import contextlib
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.guidance import drop_labels
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots, pictures, wandb_log
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
@@ -273,15 +276,12 @@ def compiled(plan: Plan, mesh: jax.sharding.Mesh):
     config, whole = plan.config, devices.replicated(mesh)
     lie = shardings(mesh, abstract_state(plan))
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
-    training_batch = functools.partial(
-        kind_of(config.data).training_batch, flip=config.data.random_flip
-    )
     step = make_train_step(
         config,
         plan.loss_fn,
         plan.model.process,
         optimizer,
-        training_batch,
+        _training_batch(config),
         _placement(mesh, lie.params),
     )
     return jax.jit(
@@ -291,6 +291,22 @@ def compiled(plan: Plan, mesh: jax.sharding.Mesh):
         out_shardings=(lie, whole),
         compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
     )
+
+
+def _training_batch(config: Config) -> Callable[[jax.Array, Batch], Batch]:
+    augmented = functools.partial(
+        kind_of(config.data).training_batch, flip=config.data.random_flip
+    )
+    if not config.data.labels:
+        return augmented
+
+    def with_labels(key: jax.Array, batch: Batch) -> Batch:
+        k_data, k_labels = jax.random.split(key)
+        batch = augmented(k_data, batch)
+        rate = config.loss.label_dropout
+        return drop_labels(k_labels, batch, config.data.num_classes, rate)
+
+    return with_labels
 
 
 def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:

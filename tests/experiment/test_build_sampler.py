@@ -50,7 +50,7 @@ def four_samples(config, network):
     table = build_sampler.make_table(model, config.sampling)
     sampler = build_sampler.make_sampler(config, model, devices.make_mesh())
     return np.asarray(
-        sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32))[0]
+        sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32), {})[0]
     )
 
 
@@ -307,7 +307,7 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
     config = points_config(steps=count, sampler="unipc")
     model = model_of(config, network)
     table = build_sampler.make_table(model, config.sampling)
-    arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8)
+    arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8), {}
     frames, mesh, seen = (0, count), devices.make_mesh(), []
     plain = build_sampler.make_sampler(config, model, mesh, frames=frames)(*arguments)
     told = build_sampler.make_sampler(

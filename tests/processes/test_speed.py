@@ -118,7 +118,7 @@ def test_a_chain_costs_what_its_forward_passes_cost():
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64)
     forward = compiled(model.apply_fn, params, x, t, options=cpu.compiler_options())
     chain = ratio(
-        lambda: sampler(params, table, jax.random.key(0), np.arange(64)),
+        lambda: sampler(params, table, jax.random.key(0), np.arange(64), {}),
         lambda: [forward() for _ in range(50)],
         rounds=7,
     )

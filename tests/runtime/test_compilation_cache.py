@@ -36,7 +36,7 @@ sampler = build_sampler.make_sampler(
 table = build_sampler.make_table(model, config.sampling)
 params = jax.jit(init_fn)(jax.random.key(0))
 seen.update(cache_hits=0, compile_requests_use_cache=0)
-x, _ = sampler(params, table, jax.random.key(0), np.arange(8))
+x, _ = sampler(params, table, jax.random.key(0), np.arange(8), {})
 print(*seen.values())
 print("sum", float(np.asarray(x, np.float64).sum()))
 """

@@ -1,0 +1,95 @@
+"""The class of each sample that is drawn, which depends on the seed and its index alone."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.config import Config
+from diffusion_jax.diffusion import guidance
+from diffusion_jax.diffusion.model import Model
+from diffusion_jax.runtime.errors import BadRequest
+
+ALL = "all"
+HELP = (
+    "Class of the samples: numbers or names, such as 7 or cat,dog, taken in turn; all: "
+    "every class in turn; default drawn as often as the data have them."
+)
+
+
+def parse(text: str | None, config: Config, names: Sequence[str]) -> tuple[int, ...]:
+    """Return the classes that --label names; () without it.
+
+    Args:
+      text: of the flag.
+      config: of the run.
+      names: of its classes, if they have some.
+
+    Raises:
+      BadRequest: for a run without labels, or a class that it does not have.
+    """
+    if text is None:
+        return ()
+    total = config.data.num_classes
+    if not config.data.labels:
+        raise BadRequest(
+            f"--label {text}: the run was trained without labels; train one with "
+            "--config.data.labels=true"
+        )
+    if text == ALL:
+        return tuple(range(total))
+    return tuple(_class_of(part.strip(), total, names) for part in text.split(","))
+
+
+def _class_of(text: str, total: int, names: Sequence[str]) -> int:
+    if text in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < total:
+        return int(text)
+    near = difflib.get_close_matches(text[:99], names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = f", or a name: {', '.join(names[:20])}" if names else ""
+    raise BadRequest(f"--label {text}: must be in 0 .. {total - 1}{known}{hint}")
+
+
+def of_samples(
+    chosen: Sequence[int], counts: Sequence[int], seed: int, indices: np.ndarray
+) -> np.ndarray:
+    """Return the class of each sample, int32 [N].
+
+    Args:
+      chosen: classes that are taken in turn; without any they are drawn.
+      counts: examples of each class in the training data, by which they are drawn.
+      seed: of the samples.
+      indices: int [N], of the samples.
+    """
+    if chosen:
+        return np.asarray(chosen, np.int32)[indices % len(chosen)]
+    # As in `training.train_state.init_state`: clear of training's and sampling's.
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 6)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
+    uniform = np.asarray(jax.vmap(jax.random.uniform)(keys), np.float64)
+    ends = np.cumsum(counts) / np.sum(counts)
+    found = np.searchsorted(ends, uniform, side="right")
+    return np.minimum(found, len(counts) - 1).astype(np.int32)
+
+
+def guided(model: Model, config: Config) -> Model:
+    """Return the model that the guidance of a config asks for: 1 needs no other."""
+    if not config.data.labels or config.sampling.guidance in (0, 1):
+        return model
+    return guidance.guided(model, config.data.num_classes)
+
+
+def cond_of(config: Config, labels: np.ndarray) -> dict[str, Any]:
+    """Return what the model of `guided` is conditioned on, for samples of these classes."""
+    scale, total = config.sampling.guidance, config.data.num_classes
+    if scale == 0:
+        labels = np.full_like(labels, total)
+    if scale in (0, 1):
+        return {guidance.LABEL: labels}
+    scales = np.full(len(labels), scale, np.float32)
+    return {guidance.LABEL: labels, guidance.SCALE: scales}

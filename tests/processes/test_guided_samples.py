@@ -1,0 +1,113 @@
+"""Samples of a run with labels: by class, guided, and in the file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.jobs import labels, sample
+from diffusion_jax.jobs.shards import Shard
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runs.record import class_counts
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training import train
+from helpers import pictures_config
+
+COUNTS = [20, 12, 8]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on pictures of three classes: dark, grey and bright ones."""
+    folder = tmp_path_factory.mktemp("labels")
+    training = {"num_steps": 300, "checkpoint_every": 300, "eval_every": 300}
+    config = pictures_config(folder, 1, 4, 0.1, **training)
+    classes = np.repeat(np.arange(3), COUNTS).astype(np.int32)
+    noise = np.random.default_rng(0).integers(0, 20, (40, 4, 4, 1))
+    images = (20 + 100 * classes[:, None, None, None] + noise).astype(np.uint8)
+    np.savez(folder / "x.npz", arr_0=images, arr_1=classes)
+    config.data.labels = True
+    config.model.num_groups = 1  # A group of one channel would take the label out.
+    config.sampling.batch_size = 4
+    config.sampling.steps = 3
+    train.train(config, folder / "run")
+    return folder / "run"
+
+
+def drawn(run, out, guidance=1.0, **request):
+    config = run_folder.read_config(run)
+    config.sampling.guidance = guidance
+    wanted = sample.Request(**{"num": 12, **request})
+    sample.generate(run, config, wanted, out=out)
+    if not wanted.shard:
+        return dict(np.load(out.with_name(out.name + ".npz")))
+
+
+def test_the_config_of_a_run_has_its_classes(run):
+    config = run_folder.read_config(run)
+    assert config.data.labels and config.data.num_classes == 3
+    assert 30 < sum(class_counts(run)) < 40  # Without those held out.
+
+
+def test_a_sample_of_a_class_is_the_same_whatever_the_others_are(run, tmp_path):
+    """Sample i of labels 0, 2 in turn is that of label 0, or 2, alone; they differ."""
+    turns = drawn(run, tmp_path / "turns", label=(0, 2))
+    np.testing.assert_array_equal(turns["arr_1"], [0, 2] * 6)
+    alone = [drawn(run, tmp_path / f"of{c}", label=(c,))["arr_0"] for c in (0, 2)]
+    np.testing.assert_array_equal(turns["arr_0"][::2], alone[0][::2])
+    np.testing.assert_array_equal(turns["arr_0"][1::2], alone[1][1::2])
+    dark, bright = (x.mean() for x in alone)
+    assert dark < 90 < 160 < bright
+
+
+def test_without_labels_all_samples_are_of_one_model(run, tmp_path):
+    """--guidance 0 is the same for every label, and no class is written."""
+    found = [drawn(run, tmp_path / f"{c}", 0.0, label=(c,)) for c in (0, 2)]
+    np.testing.assert_array_equal(found[0]["arr_0"], found[1]["arr_0"])
+    assert "arr_1" not in found[0]
+
+
+def test_shards_of_guided_samples_are_put_together(run, tmp_path):
+    whole = drawn(run, tmp_path / "whole", 2.0)
+    for k in (2, 1):
+        drawn(run, tmp_path / "parts", 2.0, shard=Shard(k, 2))
+    parts = drawn(run, tmp_path / "parts", 2.0, merge=True)
+    for name in ("arr_0", "arr_1"):
+        np.testing.assert_array_equal(whole[name], parts[name])
+    other = drawn(run, tmp_path / "other", 4.0)
+    np.testing.assert_array_equal(whole["arr_1"], other["arr_1"])
+    assert (whole["arr_0"] != other["arr_0"]).any()
+    note = json.loads((tmp_path / "whole.json").read_text())
+    assert note["guidance"] == 2.0 and note["label"] == []
+
+
+def test_classes_are_drawn_as_often_as_the_data_have_them():
+    """20,000 draws within 5 standard deviations, each by its index alone."""
+    indices = np.arange(20_000)
+    found = labels.of_samples((), [1, 3, 0], 5, indices)
+    assert abs((found == 1).mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 20_000)
+    assert set(found) == {0, 1}
+    np.testing.assert_array_equal(
+        labels.of_samples((), [1, 3, 0], 5, indices[70:90]), found[70:90]
+    )
+    assert (labels.of_samples((), [1, 3, 0], 6, indices) != found).any()
+
+
+def test_labels_are_numbers_names_or_all():
+    config = Config(data=DataConfig(labels=True, num_classes=3))
+    names = ["cat", "dog", "2"]
+    assert labels.parse("all", config, names) == (0, 1, 2)
+    assert labels.parse("dog,cat, 1", config, names) == (1, 0, 1)
+    assert labels.parse("2", config, names) == (2,)  # Its name as well.
+    assert labels.parse(None, config, names) == ()
+    for wrong, said in (
+        ("3", "must be in 0 .. 2"),
+        ("dgo", "did you mean dog?"),
+        ("cat,", "must be in"),
+        ("-1", "must be in"),
+    ):
+        with pytest.raises(BadRequest, match=said):
+            labels.parse(wrong, config, names)
+    with pytest.raises(BadRequest, match="trained without labels"):
+        labels.parse("1", Config(), [])
