@@ -72,7 +72,7 @@ def assert_alike(workdir, other):
     assert saved_steps(workdir) == saved_steps(other)
 
 
-@pytest.mark.parametrize("fsdp", [1, 8])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_eight_devices_train_as_one(fsdp, alone, tmp_path):
     workdir, _ = trained(tmp_path, 1, 8, f"--config.parallel.fsdp={fsdp}")
     assert_alike(workdir, alone)
