@@ -266,7 +266,7 @@ def _draw(job: _Job) -> bool:
                 key = jax.random.key(job.request.seed)
                 given = devices.put_rows(job.mesh, (indices, job.cond(indices)))
                 drawn = sampler(job.params, job.table, key, *given)
-                _save_batch(job, i, *devices.to_host(drawn))
+                _save_batch(job, i, *drawn)
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
                 bar.report(done[0])
@@ -299,7 +299,7 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
         )
 
 
-def _save_batch(job: _Job, i: int, samples: np.ndarray, chain: np.ndarray) -> None:
+def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None:
     """Save the samples of batch i that are wanted, and the frames of the first batch.
 
     Raises:
@@ -307,11 +307,13 @@ def _save_batch(job: _Job, i: int, samples: np.ndarray, chain: np.ndarray) -> No
     """
     batch, kind = job.config.sampling.batch_size, kind_of(job.config.data)
     kept = min(batch, job.request.num - i * batch)
-    if not np.isfinite(samples).all():
+    own = devices.to_host(samples)
+    if not np.isfinite(own).all():
         raise _NotFinite(f"samples {i * batch} to {i * batch + kept - 1} are not finite")
     if job.request.show_chain and i == 0:
-        job.partial.save("chain", kind.from_network(chain[:, :kept]))
-    job.partial.save(f"{i:06d}", kind.from_network(samples[:kept]))
+        frames = devices.to_host(chain)
+        job.partial.save("chain", kind.from_network(frames[:, :kept]))
+    job.partial.save(f"{i:06d}", kind.from_network(own[:kept]))
 
 
 def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
