@@ -89,11 +89,8 @@ def main() -> None:
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
-    if config.sampling.guidance != 1 and not config.data.labels:
-        raise BadRequest(
-            f"--guidance {config.sampling.guidance:g}: the run was trained without labels; "
-            "train one with --config.data.labels=true"
-        )
+    if config.sampling.guidance != 1:
+        labels.check_has_labels(config, f"--guidance {config.sampling.guidance:g}")
     names = class_names(workdir) if config.data.labels else []
     label = labels.parse(_LABEL.value, config, names)
     step = checkpoint_choice.chosen_step(workdir, config, wanted)

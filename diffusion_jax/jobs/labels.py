@@ -20,6 +20,15 @@ HELP = (
 )
 
 
+def check_has_labels(config: Config, flag: str) -> None:
+    """Raise BadRequest for a flag, as it was given, of a run that has no labels."""
+    if not config.data.labels:
+        raise BadRequest(
+            f"{flag}: the run was trained without labels; train one with "
+            "--config.data.labels=true"
+        )
+
+
 def parse(text: str | None, config: Config, names: Sequence[str]) -> tuple[int, ...]:
     """Return the classes that --label names; () without it.
 
@@ -34,11 +43,7 @@ def parse(text: str | None, config: Config, names: Sequence[str]) -> tuple[int, 
     if text is None:
         return ()
     total = config.data.num_classes
-    if not config.data.labels:
-        raise BadRequest(
-            f"--label {text}: the run was trained without labels; train one with "
-            "--config.data.labels=true"
-        )
+    check_has_labels(config, f"--label {text}")
     if text == ALL:
         return tuple(range(total))
     return tuple(_class_of(part.strip(), total, names) for part in text.split(","))
