@@ -1,4 +1,4 @@
-"""What a second process costs: two processes of one device each, beside one of two.
+"""The cost of a second process: two processes of one device each, and one of two.
 
 The whole loop of the digits, by the command, in turns. The rate is that of the last log
 line, which leaves out compilation; medians; record.py says where they go.

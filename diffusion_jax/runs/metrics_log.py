@@ -78,7 +78,7 @@ def _is_number(value: Any) -> bool:
 
 
 class Sink(Protocol):
-    """What gets the numbers and pictures of a run besides metrics.jsonl."""
+    """A place that gets the numbers and pictures of a run besides metrics.jsonl."""
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Take numbers of this step."""

@@ -1,4 +1,4 @@
-"""Whether this is the first process of a run: the one that prints, writes and locks.
+"""The mark of the first process of a run, which prints, writes and holds the locks.
 
 A process alone is the first one.
 """

@@ -79,7 +79,7 @@ class Collectives(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What one device does in one pass of a program's loop.
+    """The work of one device in one pass of a program's loop.
 
     Attributes:
       kernels: how many, by kind. "scalar" are single operations on one number, which a

@@ -76,7 +76,7 @@ class Slice(NamedTuple):
 
     @property
     def is_tpu(self) -> bool:
-        """Whether its chips are TPUs; otherwise they are GPUs."""
+        """True if the chips are TPUs, False if they are GPUs."""
         return not self.chip.network_bandwidth
 
     @property

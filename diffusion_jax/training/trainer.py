@@ -56,7 +56,7 @@ TRAIN_STEP, CHECKPOINT = "train step", "checkpoint"  # The names on a stopwatch.
 
 
 class Extras(NamedTuple):
-    """What is observed of a run.
+    """Observers of a run.
 
     Attributes:
       stopwatch: of the pieces of the work.
@@ -127,7 +127,7 @@ class Trainer:
             try:
                 if not start:
                     self.periodic.previews.draw_forward()
-                if self._first.is_unsaved:  # A later start need not be told of them again.
+                if self._first.is_unsaved:  # A later start is not given these weights.
                     self.saver.save(state)
                 self._run_due(state, step, still_due(self.config, self.workdir, step))
                 if step < num_steps and not self.stop.wanted:

@@ -60,7 +60,7 @@ def bash(line, folder, **own):
 
 
 def outputs(started):
-    """What each of them has printed, when they have ended with status 0."""
+    """Return the output of each process; all have to end with status 0."""
     said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(started), said
     return said
