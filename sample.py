@@ -20,14 +20,14 @@ from absl import flags
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
-from diffusion_jax.jobs import command_line, labels, sample, shards
+from diffusion_jax.jobs import command_line, guiding, labels, sample, shards
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import class_names
 from diffusion_jax.runs.weights import HELP as WEIGHTS_HELP
 from diffusion_jax.runs.weights import check_kind
-from diffusion_jax.runtime import compilation_cache, devices
+from diffusion_jax.runtime import compilation_cache, devices, files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
@@ -56,6 +56,12 @@ _DATA_LABEL_FILE = flags.DEFINE_string(
     "data_label_file", None, "New place of the run's data.label_file, for --spacing auto."
 )
 _LABEL = flags.DEFINE_string("label", None, labels.HELP)
+_GUIDE = flags.DEFINE_string("guide", None, guiding.GUIDE_HELP)
+_GUIDE_STEP = flags.DEFINE_string(
+    "guide_step", checkpoint_choice.NEWEST, guiding.GUIDE_STEP_HELP
+)
+_PRIOR = flags.DEFINE_string("prior", None, guiding.PRIOR_HELP)
+_PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, guiding.PRIOR_SCALE_HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
 _MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
@@ -89,8 +95,8 @@ def main() -> None:
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
-    if config.sampling.guidance != 1:
-        labels.check_has_labels(config, f"--guidance {config.sampling.guidance:g}")
+    guide = _guide(config)
+    prior = _prior()
     names = class_names(workdir) if config.data.labels else []
     label = labels.parse(_LABEL.value, config, names)
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
@@ -106,6 +112,8 @@ def main() -> None:
         shard=shard,
         merge=_MERGE.value,
         label=label,
+        guide=guide,
+        prior=prior,
     )
     sample.generate(
         workdir,
@@ -116,6 +124,37 @@ def main() -> None:
     )
 
 
+def _guide(config: Config) -> guiding.Guide | None:
+    """Return the run of --guide; without it the run itself must have labels to guide by."""
+    step = checkpoint_choice.check_step("--guide_step", _GUIDE_STEP.value)
+    if _GUIDE.value is None:
+        if step != checkpoint_choice.NEWEST:
+            raise BadRequest(f"--guide_step {_GUIDE_STEP.value} needs --guide")
+        if samplings.needs_base(config.sampling) or config.sampling.guidance != 1:
+            labels.check_has_labels(config, f"--guidance {config.sampling.guidance:g}")
+        return None
+    if not samplings.needs_base(config.sampling):
+        raise BadRequest(
+            f"--guide {_GUIDE.value} needs --guidance other than 0 and 1, such as 2"
+        )
+    workdir = files.expanded("--guide", _GUIDE.value)
+    other = run_folder.read_config(workdir)
+    chosen = checkpoint_choice.chosen_step(workdir, other, step, "--guide_step")
+    return guiding.Guide(workdir, chosen)
+
+
+def _prior() -> guiding.PriorFile | None:
+    scale = _PRIOR_SCALE.value
+    if _PRIOR.value is None:
+        if scale is not None:
+            raise BadRequest(f"--prior_scale {scale:g} needs --prior")
+        return None
+    scale = 1.0 if scale is None else scale
+    if not abs(scale) < 1e6:
+        raise BadRequest(f"--prior_scale {scale:g} must be a number below 1,000,000")
+    return guiding.PriorFile(files.expanded("--prior", _PRIOR.value), scale)
+
+
 def _prefix(
     workdir: pathlib.Path, config: Config, weights: str, step: int | None
 ) -> pathlib.Path:
@@ -123,8 +162,9 @@ def _prefix(
     name = f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"
     if _LABEL.value is not None:
         name += "_label_" + re.sub(r"[^\w,-]", "-", _LABEL.value)[:40]
-    if config.sampling.guidance != 1:
-        name += f"_guidance{config.sampling.guidance:g}"
+    for flag in (_GUIDE, _PRIOR):
+        if flag.value is not None:
+            name += f"_{flag.name}_{pathlib.Path(flag.value).stem}"
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:

@@ -70,7 +70,7 @@ METHODS = {
 def solution() -> np.ndarray:
     """Where the probability flow has the 64 starts at index LAST."""
     share = SCHEDULE.alphas_cumprod[[FIRST, LAST]]
-    start = np.asarray(chain.start_chain(one_row(), SAMPLES, (1,), ()).x)[:, 0]
+    start = np.asarray(chain.start_chain(one_row(), SAMPLES, (1,)).x)[:, 0]
 
     def slope(u, scaled):  # d (x / sigma) / d lambda = e^lambda E[x_0 | x]
         signal, sigma = 1 / np.sqrt(1 + np.exp(-2 * u)), 1 / np.sqrt(1 + np.exp(2 * u))

@@ -50,7 +50,9 @@ class Run:
     def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
         """(samples of seed 0, network calls of each)."""
         table = build_sampler.make_table(self.model, SamplingConfig(**fields))
-        found, _ = self.sampler(self.params, table, jax.random.key(0), np.arange(count), {})
+        found, _ = self.sampler(
+            self.params, table, Samples(jax.random.key(0), np.arange(count)), {}
+        )
         return np.asarray(found), table.num_rows
 
 
@@ -87,7 +89,7 @@ def langevin() -> None:
     row = figure.subplots(1, 1 + len(shown))
     one = SamplingConfig(sampler="ddim", steps=1)
     steps = build_sampler.make_table(run.model, one)
-    noise = start_chain(steps, Samples(jax.random.key(0), np.arange(2000)), (2,), ()).x
+    noise = start_chain(steps, Samples(jax.random.key(0), np.arange(2000)), (2,)).x
     panels = [("noise", np.asarray(noise))]
     for name, fields in shown.items():
         points, calls = run.draw(2000, steps=100, **fields)

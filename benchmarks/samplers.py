@@ -61,10 +61,10 @@ def over_forwards(name: str, batch: int, count: int, rounds: int) -> float:
     config, model, params, table = prepared(name)
     sampler = build_sampler.make_sampler(config, model, devices.make_mesh())
     forward = jax.jit(model.apply_fn, compiler_options=cpu.compiler_options())
-    rows, indices = table(count), np.arange(batch)
+    rows, samples = table(count), Samples(KEY, np.arange(batch))
     x, t = jnp.zeros((batch, *config.data.shape)), jnp.zeros(batch)
     return ratio(
-        lambda: sampler(params, rows, KEY, indices, {}),
+        lambda: sampler(params, rows, samples, {}),
         lambda: [forward(params, x, t) for _ in range(count)],
         rounds,
     )
@@ -87,14 +87,15 @@ def overhead() -> Iterator[Figure]:
 def progress() -> Iterator[Figure]:
     """1,000 steps of the digits network, with and without a report every 1 %."""
     config, model, params, table = prepared("digits")
-    mesh, rows, indices = devices.make_mesh(), table(300), np.arange(64)
+    mesh, rows = devices.make_mesh(), table(300)
+    samples = Samples(KEY, np.arange(64))
     silent = build_sampler.make_sampler(config, model, mesh)
     told = build_sampler.make_sampler(config, model, mesh, on_progress=lambda _: None)
     yield (
         "progress on over off, digits, batch 64, 300 steps",
         ratio(
-            lambda: told(params, rows, KEY, indices, {}),
-            lambda: silent(params, rows, KEY, indices, {}),
+            lambda: told(params, rows, samples, {}),
+            lambda: silent(params, rows, samples, {}),
             15,
         ),
         "<= 1.01",
@@ -124,6 +125,7 @@ import json, sys, time
 import jax, numpy as np
 sys.path.insert(0, {benchmarks!r})
 from samplers import prepared
+from diffusion_jax.samplers.chain import Samples
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.runtime import compilation_cache, devices
 config, model, params, table = prepared("digits")
@@ -132,9 +134,9 @@ progress = (lambda _: None) if {progress} else None
 sampler = build_sampler.make_sampler(
     config, model, devices.make_mesh(), on_progress=progress
 )
-rows, indices = table(1000), np.arange(64)
+rows, samples = table(1000), Samples(jax.random.key(0), np.arange(64))
 if hasattr(sampler, "lower"):
-    lowered = sampler.lower(params, rows, jax.random.key(0), indices, {})
+    lowered = sampler.lower(params, rows, samples, {})
     start = time.perf_counter()
     lowered.compile()
     seconds = time.perf_counter() - start
@@ -145,7 +147,7 @@ else:  # Segments: all that is compiled, less the tracing, is in the events of j
         seconds += duration if name.endswith("backend_compile_duration") else 0.0
     jax.monitoring.register_event_duration_secs_listener(add)
     rows = table(10)
-    jax.block_until_ready(sampler(params, rows, jax.random.key(0), indices, {}))
+    jax.block_until_ready(sampler(params, rows, samples, {}))
 print(json.dumps(seconds))
 """
 

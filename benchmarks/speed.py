@@ -23,6 +23,7 @@ from diffusion_jax.experiment import build
 from diffusion_jax.experiment.build_sampler import make_sampler
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runtime import devices
+from diffusion_jax.samplers.chain import Samples
 from diffusion_jax.samplers.methods import ddim_table
 from diffusion_jax.samplers.timesteps import trailing_timesteps
 
@@ -88,9 +89,8 @@ def sampling() -> Iterator[Figure]:
     params = jax.jit(init_fn)(jax.random.key(0))
     sampler = make_sampler(config, model, devices.make_mesh())
     table = ddim_table(model, trailing_timesteps(config.process.num_timesteps, 50))
-    (seconds,) = in_turns(
-        [lambda: sampler(params, table, jax.random.key(0), np.arange(64), {})], rounds=9
-    )
+    samples = Samples(jax.random.key(0), np.arange(64))
+    (seconds,) = in_turns([lambda: sampler(params, table, samples, {})], rounds=9)
     yield "sample: 64 digits, DDIM 50 steps, seconds", seconds, "<= 5"
 
 

@@ -503,6 +503,44 @@ class SamplingConfig:
         range=(0, 1000),
         only_with={"data.labels": SET},
     )
+    guidance_interval: tuple[float, ...] = described(
+        (),
+        "LOW,HIGH: guide only where LOW < sigma / alpha <= HIGH.",
+        range=(0, 10**6),
+        only_with={"data.labels": SET},
+    )
+    guidance_rescale: float = described(
+        0.0,
+        "phi: how far the guided x_0 gets the standard deviation of D_c, against "
+        "saturation.",
+        range=(0, 1),
+        only_with={"data.labels": SET},
+    )
+    apg_parallel: float = described(
+        1.0,
+        "eta of projected guidance (APG): share of D_c - D_u along D_c that is kept.",
+        range=(0, 1),
+        only_with={"data.labels": SET},
+    )
+    apg_momentum: float = described(
+        0.0,
+        "beta of projected guidance: D_c - D_u gets this many times that of the step "
+        "before.",
+        range=(-1, 1),
+        excluded=(-1, 1),
+        only_with={"data.labels": SET},
+    )
+    apg_max_norm: float = described(
+        0.0,
+        "r of projected guidance: largest norm of D_c - D_u; 0 for none.",
+        range=(0, 10**6),
+        only_with={"data.labels": SET},
+    )
+    cfg_plus_plus: bool = described(
+        False,
+        "CFG++: D_u says which noise is in x; guidance then is lambda, 0 .. 1.",
+        only_with={"data.labels": SET},
+    )
     batch_size: int = described(64, "Samples to draw at a time.", range=(1, 2**20))
 
 

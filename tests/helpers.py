@@ -181,7 +181,7 @@ def run_table(table, network, x, noises, hook=None, cond=None):
         row = table.take(i)
         x0 = row.x0_from_x * x + row.x0_from_prediction * network(x, row.t)
         x0 = x0 if hook is None else hook(x0, x, row.level, cond)
-        values = (x, anchor, x0, prev, prev2, noises[i])
+        values = (x, anchor, x0, prev, prev2, noises[i], 0.0)
         x, anchor = (
             sum(c * v for c, v in zip(coefficients, values, strict=True))
             for coefficients in (row.to_x, row.to_anchor)

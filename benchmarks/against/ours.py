@@ -137,18 +137,16 @@ def sample(config: Any, folder: pathlib.Path, sampler: str, steps: int) -> Any:
     save(folder / "weights.npz", params)
     indices = np.arange(config.data.batch_size, dtype=np.int32)
     np.savez(folder / "inputs.npz", alphas_cumprod=model.process.alphas_cumprod)
-    key = jax.random.key(0)
+    samples = chain.Samples(jax.random.key(0), indices)
     sampler_fn: Any = make_sampler(config, model, devices.make_mesh())
-    program = sampler_fn.lower(params, table, key, indices, {}).compile()
+    program = sampler_fn.lower(params, table, samples, {}).compile()
 
     def run() -> Any:
-        samples = np.asarray(program(params, table, key, indices, {})[0])
-        return PICTURES.from_network(samples)
+        drawn = np.asarray(program(params, table, samples, {})[0])
+        return PICTURES.from_network(drawn)
 
     shape = config.data.shape
-    np.save(
-        folder / "start.npy", np.asarray(chain._draw(chain.Samples(key, indices), 0, shape))
-    )
+    np.save(folder / "start.npy", np.asarray(chain._draw(samples, 0, shape)))
     if sampler == "ddim":  # The noise of the others is each side's own.
         np.save(folder / "ours.npy", run())
     return run, {}

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.diffusion.guidance import Projection
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import (
     MAX_TERMINAL_SIGNAL,
@@ -41,7 +42,7 @@ _SAMPLERS = {
     if leaf.about.only_with and list(leaf.about.only_with) == ["sampling.sampler"]
 }
 Sampler = Callable[
-    [Any, SamplerTable, jax.Array, np.ndarray, Mapping[str, Any]],
+    [Any, SamplerTable, chain.Samples, Mapping[str, Any]],
     tuple[jax.Array, jax.Array],
 ]
 
@@ -59,6 +60,8 @@ def change(config: Config, given: dict[str, Any]) -> None:
     sampling = config.sampling
     if given.get("sampler", sampling.sampler) != sampling.sampler:
         sampling.spacing = ""  # The run's spacing was chosen for another sampler.
+    if "guidance_interval" in given:
+        given = {**given, "guidance_interval": _interval(given["guidance_interval"])}
     if "timesteps" in given:
         for other in {"steps", "spacing"} & given.keys():
             raise BadRequest(f"--{other} and --timesteps: give one of them")
@@ -96,8 +99,74 @@ def change(config: Config, given: dict[str, Any]) -> None:
         if "langevin_step_size" in given and not sampling.langevin_steps:
             if sampling.sampler != "langevin":
                 raise BadRequest("sampling.langevin_step_size needs --langevin_steps")
+        _check_guidance(sampling, given)
     except BadRequest as error:
         raise BadRequest(str(error).replace("sampling.", "--")) from error
+
+
+_OF_GUIDANCE = {
+    "guidance_interval": "interval",
+    "guidance_rescale": "rescale",
+    "apg_parallel": "parallel",
+    "apg_momentum": "momentum",
+    "apg_max_norm": "norm",
+    "cfg_plus_plus": "cfgpp",
+}  # Fields that say how guidance is done, and their short names.
+
+
+def _interval(texts: Sequence[Any]) -> tuple[float, ...]:
+    try:
+        low, high = map(float, texts)
+    except ValueError as error:
+        raise BadRequest(
+            f"--guidance_interval {','.join(map(str, texts))} must be two numbers, such "
+            "as 0.3,5"
+        ) from error
+    return low, high
+
+
+def _check_guidance(sampling: SamplingConfig, given: Collection[str]) -> None:
+    """Check what the fields of guidance need of each other."""
+    usual = SamplingConfig()
+    if not needs_base(sampling):
+        for field in _OF_GUIDANCE:
+            if field in given and getattr(sampling, field) != getattr(usual, field):
+                raise BadRequest(
+                    f"sampling.{field} needs another sampling.guidance than "
+                    f"{sampling.guidance:g}, such as 2"
+                )
+    if not sampling.cfg_plus_plus:
+        return
+    if sampling.guidance > 1:
+        raise BadRequest(
+            f"sampling.guidance ({sampling.guidance:g}) is lambda with "
+            "sampling.cfg_plus_plus, which must be in 0 .. 1"
+        )
+    if sampling.guidance_interval:
+        raise BadRequest(
+            "sampling.guidance_interval and sampling.cfg_plus_plus: give one of them"
+        )
+    if sampling.sampler == "langevin" or sampling.langevin_steps:
+        raise BadRequest(
+            "sampling.cfg_plus_plus is not for Langevin steps, after which the noise in x "
+            "is not that which was predicted"
+        )
+
+
+def _guidance_name(sampling: SamplingConfig) -> list[str]:
+    """Return parts of a name for files: what of the guidance is not as usual."""
+    parts = [] if sampling.guidance == 1 else [f"guidance{sampling.guidance:g}"]
+    usual = SamplingConfig()
+    for field, short in _OF_GUIDANCE.items():
+        value = getattr(sampling, field)
+        if value == getattr(usual, field):
+            continue
+        if isinstance(value, bool):
+            parts.append(short)
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            parts.append(short + "-".join(f"{v:g}" for v in values))
+    return parts
 
 
 def short_name(sampling: SamplingConfig) -> str:
@@ -117,7 +186,7 @@ def short_name(sampling: SamplingConfig) -> str:
         parts.append(f"langevin{sampling.langevin_steps}{'' if usual else size}")
     if sampling.threshold != "static":
         parts.append(sampling.threshold)
-    return "_".join(parts)
+    return "_".join(parts + _guidance_name(sampling))
 
 
 def before_choice(sampling: SamplingConfig) -> SamplingConfig:
@@ -166,15 +235,44 @@ def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
             table = methods.with_langevin(
                 table, step_size=sampling.langevin_step_size, num_steps=langevin_steps
             )
+        if sampling.guidance_interval:
+            table = methods.with_interval(table, *sampling.guidance_interval)
+        if sampling.cfg_plus_plus:
+            table = methods.with_base_noise(table)
     return table
+
+
+def chain_options(config: Config, frames: Sequence[int] = ()) -> chain.ChainOptions:
+    """Return the options of a config's chain: its threshold, and which states to keep."""
+    return chain.ChainOptions(_x0_hook(config), tuple(frames))
+
+
+def needs_base(sampling: SamplingConfig) -> bool:
+    """Return whether its guidance takes two predictions: 0 and 1 are one of them alone."""
+    if sampling.guidance == 0:
+        return bool(sampling.guidance_interval)
+    return sampling.guidance != 1 or sampling.cfg_plus_plus
+
+
+def guidance_options(sampling: SamplingConfig) -> dict[str, Any]:
+    """Return the options of `guidance.Guidance` that a config gives."""
+    projection = Projection(
+        sampling.apg_parallel, sampling.apg_momentum, sampling.apg_max_norm or math.inf
+    )
+    return {
+        "rescale": sampling.guidance_rescale,
+        "projection": None if projection == Projection() else projection,
+        "renoises_with_base": sampling.cfg_plus_plus,
+        "is_limited": bool(sampling.guidance_interval),
+    }
 
 
 def make_sampler(
     config: Config,
     model: Model,
     mesh: jax.sharding.Mesh,
+    options: chain.ChainOptions | None = None,
     *,
-    frames: Sequence[int] = (),
     on_progress: Callable[[Any], None] | None = None,
     in_segments: bool = False,
 ) -> Sampler:
@@ -187,37 +285,39 @@ def make_sampler(
       config: of the run.
       model: of the run.
       mesh: the devices.
-      frames: states to keep; see `chain.ChainOptions`.
+      options: of the chain, without its progress; those of `chain_options` unless given.
       on_progress: called with the rows done, a hundred times per chain.
       in_segments: with `on_progress`, dispatch segments anyway, between which it may raise
         an exception that ends the chain.
 
     Returns:
-      sampler(params, table, key, sample_indices, cond) -> (samples, frames), compiled at
-      the first call with a table of that length and a batch of that size. Inside another
-      `jax.jit` call `chain.sample_chain` instead: this is a whole program.
+      sampler(params, table, samples, cond) -> (samples, frames), compiled at the first
+      call with a table of that length and a batch of that size. Inside another `jax.jit`
+      call `chain.sample_chain` instead: this is a whole program.
     """
-    options = chain.ChainOptions(_x0_hook(config), tuple(frames))
+    options = chain_options(config) if options is None else options
     shape = config.data.shape
     if on_progress is not None and (in_segments or not _CALLBACKS_ARE_CACHED):
         return _Segments(model, shape, options, mesh, on_progress)
     whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
 
-    def sampler(
-        params: Any, table: SamplerTable, key: jax.Array, sample_indices: Any, cond: Any
-    ):
+    def sampler(params: Any, table: SamplerTable, samples: chain.Samples, cond: Any):
         reported = options._replace(
             progress_every=max(1, table.num_rows // _SEGMENTS), on_progress=on_progress
         )
-        samples = chain.Samples(key, sample_indices)
         return chain.sample_chain(model, params, table, samples, shape, cond, reported)
 
     return jax.jit(
         sampler,
-        in_shardings=(whole, whole, whole, rows, rows),
+        in_shardings=(whole, whole, _of_samples(mesh), rows),
         out_shardings=(rows, devices.split_batch(mesh, axis=1)),
         compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
     )
+
+
+def _of_samples(mesh: jax.sharding.Mesh) -> Any:
+    whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
+    return chain.Samples(whole, rows, rows)  # type: ignore[arg-type]
 
 
 class _Segments:
@@ -234,23 +334,20 @@ class _Segments:
         self._frames, self._on_progress = options.frames, on_progress
         whole, rows = devices.replicated(mesh), devices.split_batch(mesh)
         kept = devices.split_batch(mesh, axis=1)
-        states: Any = chain.ChainState(*(rows, rows, rows, kept))  # type: ignore[arg-type]
+        samples = _of_samples(mesh)
+        states: Any = chain.ChainState(*(rows,) * 4, kept)  # type: ignore[arg-type]
 
-        def start(table: SamplerTable, key: jax.Array, indices: Any):
-            samples = chain.Samples(key, indices)
-            return chain.start_chain(table, samples, shape, options.frames)
+        def start(table: SamplerTable, samples: chain.Samples):
+            return chain.start_chain(table, samples, shape, options)
 
-        def advance(params, state, stretch, key, indices, cond):
-            samples = chain.Samples(key, indices)
+        def advance(params, state, stretch, samples, cond):
             state = chain.run_rows(model, params, state, stretch, samples, cond, options)
             return state, stretch.done[-1]
 
-        self._start = jax.jit(
-            start, in_shardings=(whole, whole, rows), out_shardings=states
-        )
+        self._start = jax.jit(start, in_shardings=(whole, samples), out_shardings=states)
         self._advance = jax.jit(
             advance,
-            in_shardings=(whole, states, whole, whole, rows, rows),
+            in_shardings=(whole, states, whole, samples, rows),
             out_shardings=(states, whole),
             donate_argnums=1,
             compiler_options=cpu.compiler_options(devices.platform_of(mesh)),
@@ -260,20 +357,19 @@ class _Segments:
         self,
         params: Any,
         table: SamplerTable,
-        key: jax.Array,
-        sample_indices: np.ndarray,
+        samples: chain.Samples,
         cond: Mapping[str, Any],
     ) -> tuple[jax.Array, jax.Array]:
         num_rows = table.num_rows
         size = min(num_rows, max(_SEGMENT_ROWS, -(-num_rows // _SEGMENTS)))
         padded = table.padded(-(-num_rows // size) * size)
         rows = chain.chain_rows(padded, self._frames)
-        state = self._start(table, key, sample_indices)
+        state = self._start(table, samples)
         running = None
         for first in range(0, num_rows, size):
             here = slice(first, first + size)
             stretch = jax.tree.map(lambda column, here=here: column[here], rows)
-            state, done = self._advance(params, state, stretch, key, sample_indices, cond)
+            state, done = self._advance(params, state, stretch, samples, cond)
             if running is not None:  # The device has its next segment while the host waits.
                 self._on_progress(int(running))
             running = done

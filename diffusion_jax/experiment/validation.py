@@ -85,6 +85,12 @@ def _check_training(config: Any) -> None:
 
 
 def _check_sampling(config: Any) -> None:
+    interval = config.sampling.guidance_interval
+    if interval and not (len(interval) == 2 and interval[0] < interval[1]):
+        raise BadRequest(
+            f"sampling.guidance_interval {text(interval)} must be two numbers that rise, "
+            "such as (0.3, 5.0)"
+        )
     if config.sampling.steps > config.process.num_timesteps and not (
         config.sampling.timesteps
     ):

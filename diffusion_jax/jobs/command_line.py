@@ -5,7 +5,6 @@
 
 import contextlib
 import difflib
-import importlib.util
 import logging as python_logging
 import os
 import pathlib
@@ -21,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_jax.config import Config, fields_of, help_text
+from diffusion_jax.jobs import python_file
 from diffusion_jax.runtime import cpu, environment, files, processes
 from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
@@ -207,27 +207,16 @@ def load_config(path: str) -> Config:
       BadRequest: if there is no such file, it raises, or it returns something else.
     """
     file = _config_file(path)
+    module = python_file.load("--config", path, file)
+    if not callable(getattr(module, "get_config", None)):
+        raise BadRequest(
+            f"--config {path} must define a function get_config() that returns a "
+            "diffusion_jax.config.Config"
+        )
     try:
-        spec = importlib.util.spec_from_file_location("config", file)
-        if spec is None or spec.loader is None:
-            raise BadRequest(f"--config {path}: the name of the file must end in .py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise BadRequest(
-                f"--config {path} must define a function get_config() that returns a "
-                "diffusion_jax.config.Config"
-            )
         config = module.get_config()
     except (Exception, SystemExit) as error:
-        if isinstance(error, BadRequest):
-            raise
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
-        where = f", line {lines[-1]}" if lines else ""
-        raise BadRequest(
-            f"--config {path}{where} raised {type(error).__name__}: {reason(error)}"
-        ) from error
+        raise python_file.refusal("--config", path, file, error) from error
     if not isinstance(config, Config):
         raise BadRequest(
             f"--config {path}: get_config() must return a diffusion_jax.config.Config, "

@@ -2,15 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import Config
-from diffusion_jax.diffusion import guidance
-from diffusion_jax.diffusion.model import Model
 from diffusion_jax.runtime.errors import BadRequest
 
 ALL = "all"
@@ -80,21 +77,3 @@ def of_samples(
     ends = np.cumsum(counts) / np.sum(counts)
     found = np.searchsorted(ends, uniform, side="right")
     return np.minimum(found, len(counts) - 1).astype(np.int32)
-
-
-def guided(model: Model, config: Config) -> Model:
-    """Return the model that the guidance of a config asks for: 1 needs no other."""
-    if not config.data.labels or config.sampling.guidance in (0, 1):
-        return model
-    return guidance.guided(model, config.data.num_classes)
-
-
-def cond_of(config: Config, labels: np.ndarray) -> dict[str, Any]:
-    """Return what the model of `guided` is conditioned on, for samples of these classes."""
-    scale, total = config.sampling.guidance, config.data.num_classes
-    if scale == 0:
-        labels = np.full_like(labels, total)
-    if scale in (0, 1):
-        return {guidance.LABEL: labels}
-    scales = np.full(len(labels), scale, np.float32)
-    return {guidance.LABEL: labels, guidance.SCALE: scales}

@@ -20,7 +20,7 @@ from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
-from diffusion_jax.jobs import auto_timesteps, labels
+from diffusion_jax.jobs import auto_timesteps, guiding, labels
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
@@ -40,6 +40,7 @@ from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.interrupts import stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.text import command, quoted, say
+from diffusion_jax.samplers import chain
 from diffusion_jax.samplers.chain import even_frames
 from diffusion_jax.samplers.table import SamplerTable
 from diffusion_jax.samplers.timesteps import AUTO
@@ -62,6 +63,8 @@ class Request:
       shard: the part of the samples that is drawn, alone; None is all.
       merge: draw nothing, and make the results out of all shards.
       label: classes, of `labels.parse`, for a run with labels.
+      guide: another run that guides.
+      prior: a file with a function that guides.
     """
 
     num: int
@@ -72,6 +75,8 @@ class Request:
     shard: Shard | None = None
     merge: bool = False
     label: tuple[int, ...] = ()
+    guide: guiding.Guide | None = None
+    prior: guiding.PriorFile | None = None
 
 
 class _Job(NamedTuple):
@@ -84,6 +89,7 @@ class _Job(NamedTuple):
     params: Any
     mesh: jax.sharding.Mesh
     partial: Partial
+    guiding: guiding.Guiding
     counts: Sequence[int] = ()
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
@@ -93,10 +99,23 @@ class _Job(NamedTuple):
         )
 
     def cond(self, indices: np.ndarray) -> dict[str, Any]:
-        """Return what these samples are conditioned on."""
-        if not self.config.data.labels:
-            return {}
-        return labels.cond_of(self.config, self.labels(indices))
+        """Return what the chains of these samples are conditioned on."""
+        classes = self.labels(indices) if self.config.data.labels else None
+        return guiding.cond_of(
+            self.config, self.guiding, self.request.prior, classes, len(indices)
+        )
+
+    @property
+    def params_of_chain(self) -> Any:
+        """Return the params, of the run or also of its guide, as the chain takes them."""
+        guide = self.guiding.params
+        return self.params if guide is None else (self.params, guide)
+
+    @property
+    def options(self) -> chain.ChainOptions:
+        """Return the options of the chain."""
+        options = build_sampler.chain_options(self.config, self.frames)
+        return options._replace(guidance=self.guiding.guidance, prior=self.guiding.prior)
 
     @property
     def num_batches(self) -> int:
@@ -148,12 +167,15 @@ def generate(
     )
     say(f"weights: {loaded.kind} of step {loaded.step:,}")
     about = identity_of(loaded)
-    note = _note(workdir, config, request, about, table)
+    guided = guiding.make(
+        config, model, request.guide, request.prior, devices.replicated(mesh)
+    )
+    note = _note(workdir, config, request, {**about, **guided.about}, table)
     partial = Partial(out, note, request.shard)
     auto = _chooses_timesteps(config, request)
     counts = class_counts(workdir) if config.data.labels else []
-    model = labels.guided(model, config)
-    job = _Job(request, config, model, table, loaded.params, mesh, partial, counts)
+    job = _Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
+    _check_prior(job)
     if request.merge:
         partial.merge(job.num_batches, ("chain",) if request.show_chain else ())
     if auto:
@@ -168,6 +190,7 @@ def generate(
         try:
             stopping = not request.merge and _draw(job)
         except _NotFinite as error:
+            _blame_prior(job, error)
             more = _another_checkpoint(workdir, loaded.step)
             raise RunFailed(f"{error}; try another sampler{more}") from error
         if request.shard:
@@ -240,7 +263,45 @@ def _note(
 
 
 class _NotFinite(Exception):
-    """Samples that are not finite; str() says which."""
+    """Samples that are not finite; str() says which.
+
+    Attributes:
+      batch: the number of their batch.
+    """
+
+    def __init__(self, text: str, batch: int):
+        super().__init__(text)
+        self.batch = batch
+
+
+def _check_prior(job: _Job) -> None:
+    prior, file = job.guiding.prior, job.request.prior
+    if prior is not None and file is not None:
+        cond = job.cond(np.arange(job.config.sampling.batch_size))
+        guiding.check_prior(file.path, prior, job.table, job.config.data.shape, cond)
+
+
+def _blame_prior(job: _Job, error: _NotFinite) -> None:
+    """Raise BadRequest, with the step, for a function whose gradient was not finite."""
+    file, size = job.request.prior, job.config.sampling.batch_size
+    if file is None:
+        return
+    indices = np.arange(size, dtype=np.int32) + error.batch * size
+    where = guiding.first_step_not_finite(
+        job.model,
+        job.params_of_chain,
+        job.table,
+        chain.Samples(jax.random.key(job.request.seed), indices),
+        job.cond(indices),
+        job.options,
+        job.config.data.shape,
+    )
+    if job.partial.missing(job.num_batches).start == 0:
+        job.partial.remove()
+    raise BadRequest(
+        f"--prior {file.path}: its gradient made x no longer finite at {where}; make "
+        "--prior_scale smaller, or the function safe"
+    ) from error
 
 
 def _draw(job: _Job) -> bool:
@@ -254,7 +315,7 @@ def _draw(job: _Job) -> bool:
             job.config,
             job.model,
             job.mesh,
-            frames=job.frames,
+            job.options,
             on_progress=lambda rows: bar.report(done[0] + int(rows)),
         )
         _say_what_it_takes(job, bar)
@@ -265,7 +326,8 @@ def _draw(job: _Job) -> bool:
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
                 key = jax.random.key(job.request.seed)
                 given = devices.put_rows(job.mesh, (indices, job.cond(indices)))
-                drawn = sampler(job.params, job.table, key, *given)
+                samples = chain.Samples(key, given[0])
+                drawn = sampler(job.params_of_chain, job.table, samples, given[1])
                 _save_batch(job, i, *drawn)
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
@@ -299,7 +361,7 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
         )
 
 
-def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None:
+def _save_batch(job: _Job, i: int, samples: jax.Array, frames: jax.Array) -> None:
     """Save the samples of batch i that are wanted, and the frames of the first batch.
 
     Raises:
@@ -309,10 +371,11 @@ def _save_batch(job: _Job, i: int, samples: jax.Array, chain: jax.Array) -> None
     kept = min(batch, job.request.num - i * batch)
     own = devices.to_host(samples)
     if not np.isfinite(own).all():
-        raise _NotFinite(f"samples {i * batch} to {i * batch + kept - 1} are not finite")
+        said = f"samples {i * batch} to {i * batch + kept - 1} are not finite"
+        raise _NotFinite(said, i)
     if job.request.show_chain and i == 0:
-        frames = devices.to_host(chain)
-        job.partial.save("chain", kind.from_network(frames[:, :kept]))
+        own_frames = devices.to_host(frames)
+        job.partial.save("chain", kind.from_network(own_frames[:, :kept]))
     job.partial.save(f"{i:06d}", kind.from_network(own[:kept]))
 
 
@@ -376,9 +439,9 @@ def _by_class(job: _Job, samples: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:
-    chain = partial.load("chain")
+    states = partial.load("chain")
     shown = even_frames(len(frames) - 1, _STRIP_FRAMES)
     titles = [f"{frames[i]} of {frames[-1]} calls" for i in shown]
-    strip = kind.draw_strip(chain[list(shown)], titles)
+    strip = kind.draw_strip(states[list(shown)], titles)
     pictures.save_png(result_path(partial.out, "_chain.png"), strip)
-    pictures.save_gif(result_path(partial.out, "_chain.gif"), kind.draw_frames(chain))
+    pictures.save_gif(result_path(partial.out, "_chain.gif"), kind.draw_frames(states))

@@ -8,9 +8,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.model import Model
+from diffusion_jax.diffusion.guidance import (
+    PRIOR_SCALE,
+    SCALE,
+    Guidance,
+    Prior,
+    shift_of_x0,
+)
+from diffusion_jax.diffusion.model import Model, Prediction
+from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.samplers.table import Coefficients, SamplerTable
 from diffusion_jax.samplers.thresholding import Hook, static_threshold
+
+
+class Start(NamedTuple):
+    """The state that a chain starts from, mean + std N(0, I); a pytree.
+
+    Pure noise has the mean 0 and the std 1. A clean example at the first row's noise level
+    has alpha x_0 and sigma, and a state that is known has itself and 0.
+
+    Attributes:
+      mean: [B, ...].
+      std: [B, ...], or what broadcasts to it.
+    """
+
+    mean: jax.Array
+    std: jax.Array
 
 
 class Samples(NamedTuple):
@@ -19,10 +42,12 @@ class Samples(NamedTuple):
     Attributes:
       key: one typed PRNG key for all samples of a seed.
       indices: int32 [B].
+      start: where their chains start; None is pure noise.
     """
 
     key: jax.Array
-    indices: jax.Array
+    indices: Any
+    start: Start | None = None
 
 
 class ChainOptions(NamedTuple):
@@ -30,20 +55,24 @@ class ChainOptions(NamedTuple):
 
     Attributes:
       hook: hook(x0, x_t, level, cond) changes each predicted x_0 [B, ...] before it is
-        used: `static_threshold` or `dynamic_threshold` for images, None for other data,
-        or any function, such as guidance, inpainting or a projection.
+        used, and after it was guided: `static_threshold` or `dynamic_threshold` for
+        images, None for other data, or any function, such as inpainting or a projection.
       frames: states to keep, as different numbers of rows done: 0 is the initial noise
         and table.num_rows the finished sample.
       progress_every: number of rows between two calls of `on_progress`, which is also
         called after each of the first two rows, from which the time of the others can be
         told; 0 is never.
       on_progress: called on the host, from inside the program, with the rows done.
+      guidance: by a second prediction; its scale is in cond, as "guidance" [B].
+      prior: guidance by a function; its scale is in cond, as "prior_scale" [B].
     """
 
     hook: Hook | None = static_threshold
     frames: Sequence[int] = ()
     progress_every: int = 0
     on_progress: Callable[[Any], None] | None = None
+    guidance: Guidance | None = None
+    prior: Prior | None = None
 
 
 DEFAULT_OPTIONS = ChainOptions()
@@ -56,12 +85,14 @@ class ChainState(NamedTuple):
       x: [B, ...].
       anchor: [B, ...], or None.
       previous: the predicted x_0 of earlier rows, the newest first.
+      momentum: [B, ...], of projected guidance; or None.
       frames: [number of frames, B, ...], the states asked for.
     """
 
     x: jax.Array
     anchor: jax.Array | None
     previous: tuple[jax.Array, ...]
+    momentum: jax.Array | None
     frames: jax.Array
 
 
@@ -96,16 +127,23 @@ def chain_rows(table: SamplerTable, frames: Sequence[int] = ()) -> Rows:
 
 
 def start_chain(
-    table: SamplerTable, samples: Samples, shape: tuple[int, ...], frames: Sequence[int]
+    table: SamplerTable,
+    samples: Samples,
+    shape: tuple[int, ...],
+    options: ChainOptions = DEFAULT_OPTIONS,
 ) -> ChainState:
-    """Return the state before the first row: x is noise. Arguments as in `sample_chain`."""
-    x = _draw(samples, 0, shape)
+    """Return the state before the first row. Arguments as in `sample_chain`."""
+    x, frames = _draw(samples, 0, shape), options.frames
+    if samples.start is not None:
+        x = samples.start.mean + samples.start.std * x
     kept = jnp.zeros((len(frames), *x.shape), x.dtype)
     if 0 in frames:
         kept = kept.at[list(frames).index(0)].set(x)
     zeros = jnp.zeros_like(x)
     anchor = zeros if table.has_anchor else None
-    return ChainState(x, anchor, (zeros,) * table.num_previous, kept)
+    guidance = options.guidance
+    momentum = zeros if guidance is not None and guidance.has_momentum else None
+    return ChainState(x, anchor, (zeros,) * table.num_previous, momentum, kept)
 
 
 def run_rows(
@@ -119,7 +157,7 @@ def run_rows(
 ) -> ChainState:
     """Return the state after these rows, by one scan. Arguments as in `sample_chain`."""
     run = functools.partial(
-        _run_row, model, params, samples=samples, cond=cond, hook=options.hook
+        _run_row, model, params, samples=samples, cond=cond, options=options
     )
 
     def step(state: ChainState, row: Rows) -> tuple[ChainState, None]:
@@ -148,23 +186,27 @@ def _run_row(
     row: Rows,
     samples: Samples,
     cond: Any,
-    hook: Hook | None,
+    options: ChainOptions,
 ) -> ChainState:
     """Return the state after one row; table.py has the equations."""
     table, x = row.table, state.x
-    batch, *shape = x.shape
-    said = model.predict(params, x, jnp.broadcast_to(table.t, (batch,)), cond)
-    x0 = table.x0_from_x * x + table.x0_from_prediction * said.output
-    if hook is not None:
-        x0 = hook(x0, x, table.level, cond)
-    noise = _draw(samples, row.done, tuple(shape))
+    said = _denoised(model, params, state, table, cond, options)
+    x0, base = said.x0, said.base
+    if options.hook is not None:
+        x0 = options.hook(x0, x, table.level, cond)
+    noise = _draw(samples, row.done, x.shape[1:])
     if table.is_learned:
         if said.variance_output is None:
             raise ValueError(
                 "the table's variance is learned, and that of the model is not"
             )
         noise = jnp.exp(table.noise_log_range / 4 * (said.variance_output + 1)) * noise
-    values = {"x": x, "x0": x0, "noise": noise}
+    values: dict[str, Any] = {"x": x, "x0": x0, "noise": noise}
+    if options.guidance is not None and options.guidance.renoises_with_base:
+        if options.hook is not None:
+            base = options.hook(base, x, table.level, cond)
+        values |= {"x0": base, "gain": x0 - base}
+        x0 = base
     values |= zip(("x0_prev", "x0_prev2"), state.previous, strict=False)
     if table.has_anchor:
         values["anchor"] = state.anchor
@@ -178,7 +220,92 @@ def _run_row(
     if len(frames):  # A slot past the end of the buffer is dropped.
         frames = frames.at[row.slots].set(new, mode="drop")
     anchor = _combined(table.to_anchor, values) if table.has_anchor else None
-    return ChainState(new, anchor, (*newest, *older), frames)
+    return ChainState(new, anchor, (*newest, *older), said.momentum, frames)
+
+
+class _Denoised(NamedTuple):
+    """The predicted x_0 of a row, guided, and the base of the guidance."""
+
+    x0: jax.Array
+    base: jax.Array
+    variance_output: jax.Array | None
+    momentum: jax.Array | None
+
+
+def _denoised(
+    model: Model,
+    params: Any,
+    state: ChainState,
+    row: SamplerTable,
+    cond: Any,
+    options: ChainOptions,
+) -> _Denoised:
+    """Ask the network, and guide what it predicts."""
+
+    def ask(x: jax.Array) -> tuple[jax.Array, _Denoised]:
+        t = jnp.broadcast_to(row.t, x.shape[:1])
+        read = functools.partial(_x0_of, row, x)
+        guidance = options.guidance
+        if guidance is None:
+            said = model.predict(params, x, t, cond)
+            x0 = read(said.output)
+            return x0, _Denoised(x0, x0, said.variance_output, state.momentum)
+        output, base_output, variance = _both(guidance, params, x, t, cond, row)
+        x0, base = read(output), read(base_output)
+        scale = jnp.where(row.is_guided, cond[SCALE], 1)
+        guided, momentum = guidance.combine(x0, base, scale, state.momentum)
+        if momentum is not None and state.momentum is not None:
+            momentum = jnp.where(row.is_guided, momentum, state.momentum)
+        return guided, _Denoised(guided, base, variance, momentum)
+
+    if options.prior is None:
+        return ask(state.x)[1]
+    said, gradient = _with_gradient(options.prior, ask, state.x, row.level, cond)
+    shift = shift_of_x0(gradient, cond[PRIOR_SCALE], row.level)
+    return said._replace(x0=said.x0 + shift, base=said.base + shift)
+
+
+def _x0_of(row: SamplerTable, x: jax.Array, output: jax.Array) -> jax.Array:
+    return row.x0_from_x * x + row.x0_from_prediction * output
+
+
+def _both(
+    guidance: Guidance,
+    params: Any,
+    x: jax.Array,
+    t: jax.Array,
+    cond: Any,
+    row: SamplerTable,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return the outputs of the prediction and the base, which are one if not guided."""
+
+    def both() -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        said, base = guidance.both(params, x, t, cond)
+        return said.output, base.output, said.variance_output
+
+    def alone() -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        said: Prediction = guidance.predict(params, x, t, cond)
+        return said.output, said.output, said.variance_output
+
+    return jax.lax.cond(row.is_guided, both, alone) if guidance.is_limited else both()
+
+
+def _with_gradient(
+    prior: Prior,
+    ask: Callable[[jax.Array], tuple[jax.Array, _Denoised]],
+    x: jax.Array,
+    level: NoiseLevel,
+    cond: Any,
+) -> tuple[_Denoised, jax.Array]:
+    """Return what is predicted at x, and the gradient of log p there."""
+
+    def total(at: jax.Array) -> jax.Array:
+        return prior.log_p(at, level, cond).sum()
+
+    if not prior.is_of_x0:
+        return ask(x)[1], jax.grad(total)(x)
+    x0, pull, said = jax.vjp(ask, x, has_aux=True)
+    return said, pull(jax.grad(total)(x0))[0]
 
 
 def _combined(coefficients: Coefficients, values: dict[str, jax.Array]) -> jax.Array:
@@ -210,7 +337,7 @@ def sample_chain(
       samples: which samples to make.
       shape: shape of one sample, such as (32, 32, 3).
       cond: what the network is conditioned on, [B, ...] each.
-      options: the hook on the predicted x_0, frames to keep, and progress.
+      options: the hook on the predicted x_0, frames to keep, progress, and guidance.
 
     Returns:
       samples [B, *shape] (images in [-1, 1] if x_0 is thresholded), and the frames,
@@ -221,7 +348,7 @@ def sample_chain(
         learned variances for a model without.
     """
     rows = chain_rows(table, options.frames)
-    state = start_chain(table, samples, shape, options.frames)
+    state = start_chain(table, samples, shape, options)
     state = run_rows(model, params, state, rows, samples, cond, options)
     return state.x, state.frames
 

@@ -446,6 +446,88 @@ def with_langevin(
     )
 
 
+def with_interval(table: SamplerTable, low: float, high: float) -> SamplerTable:
+    """Return the table with guidance in an interval of noise levels alone.
+
+    A step is guided if low < sigma / alpha <= high at its beginning (Kynkäänniemi et al.
+    2024, eqs. 5, 6), and then in all its rows.
+
+    Args:
+      table: of any method.
+      low, high: 0 <= low < high.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"the interval {low:g}, {high:g} must rise, from 0 or more")
+    alpha, sigma = table.level.alpha, table.level.sigma
+    # Compared as products, as alpha can be 0.
+    is_guided = (low * alpha < sigma) & (sigma <= high * alpha)
+    is_second = np.append(False, table.is_trial[:-1])
+    is_guided[is_second] = is_guided[:-1][is_second[1:]]
+    return dataclasses.replace(table, is_guided=is_guided)
+
+
+def with_base_noise(table: SamplerTable) -> SamplerTable:
+    """Return the table for CFG++ (Chung et al. 2024, algorithm 2).
+
+        x' = (the row, with the base as x_0) + alpha' (guided x_0 - base)
+
+    For DDIM that is alpha' x_0 + sigma' eps of the base. alpha' is that of the noise level
+    where the row leads to.
+
+    Raises:
+      ValueError: for a method that keeps an anchor: its rows do not lead to a state each.
+    """
+    if table.has_anchor:
+        raise ValueError("CFG++ is for methods with one call of the network per step")
+    gain = np.append(table.level.alpha[1:], 1.0)
+    return dataclasses.replace(table, to_x=table.to_x._replace(gain=gain))
+
+
+def with_resampling(table: SamplerTable, times: int, jump_length: int = 1) -> SamplerTable:
+    """Return the table with every stretch of rows run several times (RePaint).
+
+    After `jump_length` rows x is noised again to the level where they began, and they are
+    run again (Lugmayr et al. 2022, algorithm 1 and figure 9), so that what is painted fits
+    what is known.
+
+    Args:
+      table: of a method that remembers no earlier row, without learned variances.
+      times: r, how often each stretch is run, at least 1.
+      jump_length: j, rows of a stretch, at least 1; the last one may be shorter.
+
+    Raises:
+      ValueError: for another table, or numbers below 1.
+    """
+    if times < 1 or jump_length < 1:
+        raise ValueError(
+            f"resamplings ({times}) and the jump length ({jump_length}) must be at least 1"
+        )
+    if times > 1 and (table.has_anchor or table.num_previous or table.is_learned):
+        raise ValueError(
+            "resampling is for methods that remember no earlier row, without learned "
+            "variances: ddpm, ddim, euler"
+        )
+    num_rows = table.num_rows
+    firsts = range(0, num_rows, jump_length)
+    ends = [min(first + jump_length, num_rows) for first in firsts]
+    row = np.concatenate(
+        [np.tile(np.arange(a, b), times) for a, b in zip(firsts, ends, strict=True)]
+    )
+    jumps = np.append(row[1:] <= row[:-1], False)
+    moved = table.take(row)
+    back = NoiseLevel(*(np.append(square[1:], square[-1:]) for square in moved.level))
+    # The level that the row leads to, which is that of the row after it in the old table.
+    ahead = NoiseLevel(
+        np.append(table.level.alpha_squared[1:], 1.0)[row],
+        np.append(table.level.sigma_squared[1:], 0.0)[row],
+    )
+    share = np.where(jumps, back.alpha / ahead.alpha, 1.0)
+    added = np.where(jumps, back.sigma_squared - share**2 * ahead.sigma_squared, 0.0)
+    to_x = Coefficients(*(share * column for column in moved.to_x))
+    noise = np.sqrt(np.square(to_x.noise) + np.maximum(added, 0.0))
+    return dataclasses.replace(moved, to_x=to_x._replace(noise=noise))
+
+
 def _to_the_middle(s: Steps, eta: float) -> dict[str, np.ndarray]:
     """Coefficients of two predictions, extrapolated to the middle of each step by a line.
 

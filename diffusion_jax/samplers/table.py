@@ -6,12 +6,15 @@ x_0 and x0_prev, x0_prev2 those of the rows before, each row computes
     x0     = hook(x0_from_x * x + x0_from_prediction * network(x, t), x, level, cond)
     noise  = exp(noise_log_range / 4 * (variance output of the network + 1)) * N(0, I)
     x      = to_x.x * x + to_x.anchor * anchor + to_x.x0 * x0 + to_x.x0_prev * x0_prev
-             + to_x.x0_prev2 * x0_prev2 + to_x.noise * noise
+             + to_x.x0_prev2 * x0_prev2 + to_x.noise * noise + to_x.gain * gain
     anchor = the same with to_anchor
 
 all from the values before the row. The factor in `noise` is 1 except for learned variances.
 Because x0 is clipped, or changed by another hook, before anything is formed of it, eps
 enters through (x, x0) alone: it is always the one re-derived from the clipped x0.
+
+Guidance changes x0 before the hook. Only with CFG++ x0 is the base of the guidance, and
+gain = guided x0 - base.
 """
 
 import dataclasses
@@ -34,6 +37,7 @@ class Coefficients(NamedTuple):
     x0_prev: np.ndarray
     x0_prev2: np.ndarray
     noise: np.ndarray
+    gain: np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +56,7 @@ class SamplerTable:
         learned variances chooses from; to_x.noise is the root of the smallest.
       is_remembered: bool, whether this row's x0 becomes the next row's x0_prev.
       is_trial: bool, whether x after this row is only a point to ask the network at.
+      is_guided: bool, whether guidance acts in this row, where it is limited at all.
       is_live: bool; a row that is not changes nothing and calls no network.
       level: the noise level at t.
       num_previous: static, how many earlier predictions are used, 0 .. 2.
@@ -68,6 +73,7 @@ class SamplerTable:
     noise_log_range: np.ndarray
     is_remembered: np.ndarray
     is_trial: np.ndarray
+    is_guided: np.ndarray
     is_live: np.ndarray
     level: NoiseLevel
     num_previous: int = dataclasses.field(metadata={"static": True})
@@ -141,6 +147,7 @@ def assemble(
         noise_log_range=log_range,
         is_remembered=np.ones(len(t), bool),
         is_trial=np.zeros(len(t), bool) if is_trial is None else is_trial,
+        is_guided=np.ones(len(t), bool),
         is_live=np.ones(len(t), bool),
         level=level,
         num_previous=sum(used),

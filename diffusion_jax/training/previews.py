@@ -21,7 +21,7 @@ from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import say
-from diffusion_jax.samplers.chain import even_frames
+from diffusion_jax.samplers.chain import Samples, even_frames
 from diffusion_jax.training.train_state import TrainState
 
 SAMPLE_GRID = "sample grid"  # The sampling of one, on a stopwatch.
@@ -66,7 +66,7 @@ class Previews:
             plan.config,
             plan.model,
             mesh,
-            frames=self._frames,
+            build_sampler.chain_options(plan.config, self._frames),
             on_progress=lambda calls: self._on_progress(calls),
             in_segments=True,
         )
@@ -117,7 +117,7 @@ class Previews:
         key = jax.random.key(self._config.seed)
         indices = devices.put_rows(self._mesh, np.arange(count, dtype=np.int32))
         cond = devices.put_rows(self._mesh, self._cond(count))
-        samples, frames = self._sampler(params, self._table, key, indices, cond)
+        samples, frames = self._sampler(params, self._table, Samples(key, indices), cond)
         self._stop.check()
         samples, frames = devices.to_host((samples, frames))
         return samples[:wanted], frames[:, :wanted]

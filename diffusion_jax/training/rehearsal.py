@@ -25,6 +25,7 @@ from diffusion_jax.runtime import devices, files, flop, hlo, slices
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.slices import Slice
 from diffusion_jax.runtime.text import say
+from diffusion_jax.samplers.chain import Samples
 from diffusion_jax.training.dispatch_size import most_steps
 from diffusion_jax.training.first_state import abstract_state
 from diffusion_jax.training.train_state import TrainState
@@ -139,13 +140,13 @@ def sampler(plan: Plan, mesh: jax.sharding.Mesh, state: TrainState) -> Program:
     table = build_sampler.make_table(
         plan.model, build_sampler.before_choice(config.sampling)
     )
-    chain: Any = build_sampler.make_sampler(config, plan.model, mesh)
+    sampler: Any = build_sampler.make_sampler(config, plan.model, mesh)
     count = mesh.devices.size
     size = -(-config.sampling.batch_size // count) * count
     indices = jax.ShapeDtypeStruct((size,), np.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    samples = Samples(jax.eval_shape(lambda: jax.random.key(0)), indices)
     cond = {guidance.LABEL: indices} if config.data.labels else {}
-    traced = chain.trace(state.params, table, key, indices, cond)
+    traced = sampler.trace(state.params, table, samples, cond)
     return Program(traced, size, table.num_rows, "network call")
 
 

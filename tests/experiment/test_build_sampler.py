@@ -19,7 +19,7 @@ from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.samplers import methods, timesteps
+from diffusion_jax.samplers import chain, methods, timesteps
 
 
 def process_config(**fields):
@@ -49,9 +49,8 @@ def four_samples(config, network):
     model = model_of(config, network)
     table = build_sampler.make_table(model, config.sampling)
     sampler = build_sampler.make_sampler(config, model, devices.make_mesh())
-    return np.asarray(
-        sampler({}, table, jax.random.key(0), np.arange(4, dtype=np.int32), {})[0]
-    )
+    samples = chain.Samples(jax.random.key(0), np.arange(4, dtype=np.int32))
+    return np.asarray(sampler({}, table, samples, {})[0])
 
 
 def same(found, expected):
@@ -307,11 +306,13 @@ def test_progress_changes_no_sample_whichever_way_it_is_told(
     config = points_config(steps=count, sampler="unipc")
     model = model_of(config, network)
     table = build_sampler.make_table(model, config.sampling)
-    arguments = jnp.float32(0.3), table, jax.random.key(0), np.arange(8), {}
-    frames, mesh, seen = (0, count), devices.make_mesh(), []
-    plain = build_sampler.make_sampler(config, model, mesh, frames=frames)(*arguments)
+    samples = chain.Samples(jax.random.key(0), np.arange(8))
+    arguments = jnp.float32(0.3), table, samples, {}
+    options = build_sampler.chain_options(config, (0, count))
+    mesh, seen = devices.make_mesh(), []
+    plain = build_sampler.make_sampler(config, model, mesh, options)(*arguments)
     told = build_sampler.make_sampler(
-        config, model, mesh, frames=frames, on_progress=lambda n: seen.append(int(n))
+        config, model, mesh, options, on_progress=lambda n: seen.append(int(n))
     )
     for _ in range(2):
         found = jax.block_until_ready(told(*arguments))

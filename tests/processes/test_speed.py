@@ -17,6 +17,7 @@ from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.networks import blocks, winograd
 from diffusion_jax.networks.convolution import conv_general_dilated
 from diffusion_jax.runtime import cpu, devices
+from diffusion_jax.samplers.chain import Samples
 from diffusion_jax.samplers.methods import ddim_table
 from diffusion_jax.samplers.timesteps import trailing_timesteps
 from helpers import ROOT
@@ -115,10 +116,11 @@ def test_a_chain_costs_what_its_forward_passes_cost():
     params = jax.jit(init_fn)(jax.random.key(0))
     sampler = make_sampler(config, model, devices.make_mesh())
     table = ddim_table(model, trailing_timesteps(config.process.num_timesteps, 50))
+    samples = Samples(jax.random.key(0), np.arange(64))
     x, t = jnp.zeros((64, *config.data.shape)), jnp.zeros(64)
     forward = compiled(model.apply_fn, params, x, t, options=cpu.compiler_options())
     chain = ratio(
-        lambda: sampler(params, table, jax.random.key(0), np.arange(64), {}),
+        lambda: sampler(params, table, samples, {}),
         lambda: [forward() for _ in range(50)],
         rounds=7,
     )

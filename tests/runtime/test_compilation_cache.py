@@ -18,6 +18,7 @@ import jax, numpy as np, sys
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.runtime import compilation_cache, devices
 from diffusion_jax.config import Config, DataConfig, MLPConfig, SamplingConfig
+from diffusion_jax.samplers.chain import Samples
 compilation_cache.use(sys.argv[1] if len(sys.argv) > 1 else None)
 assert jax.config.jax_persistent_cache_min_compile_time_secs <= 0.5
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -36,7 +37,7 @@ sampler = build_sampler.make_sampler(
 table = build_sampler.make_table(model, config.sampling)
 params = jax.jit(init_fn)(jax.random.key(0))
 seen.update(cache_hits=0, compile_requests_use_cache=0)
-x, _ = sampler(params, table, jax.random.key(0), np.arange(8), {})
+x, _ = sampler(params, table, Samples(jax.random.key(0), np.arange(8)), {})
 print(*seen.values())
 print("sum", float(np.asarray(x, np.float64).sum()))
 """

@@ -552,7 +552,7 @@ def test_a_chain_in_stretches_is_the_whole_chain(name):
     options = {"hook": PROJECTION, "frames": frames}
     whole, kept = run(table, 8, model=model, shape=(2,), cond=cond, **options)
     rows = chain.chain_rows(table.padded(table.num_rows + 2), frames)
-    state = chain.start_chain(table, samples, (2,), frames)
+    state = chain.start_chain(table, samples, (2,), chain.ChainOptions(**options))
     advance = jax.jit(
         lambda state, stretch, samples, cond: chain.run_rows(
             model, None, state, stretch, samples, cond, chain.ChainOptions(**options)
@@ -601,7 +601,7 @@ def test_one_compilation_for_any_method_steps_spacing_or_eta():
 def test_the_state_holds_only_what_a_method_needs():
     for name in ALL:
         table = make(name, UNEVEN)
-        state = chain.start_chain(table, samples_of(range(2)), (3,), ())
+        state = chain.start_chain(table, samples_of(range(2)), (3,))
         assert len(state.previous) == table.num_previous
         assert (state.anchor is not None) == table.has_anchor
 

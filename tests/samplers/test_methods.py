@@ -543,7 +543,7 @@ def test_2m_extrapolates_to_the_middle_of_the_step(name, eta):
         decay = np.sqrt((1 - after[row]) / (1 - share[row])) * np.exp(-(eta or 0.0) * h)
         gain = np.sqrt(after[row]) * (1 - np.exp(-(1 + (eta or 0.0)) * h))
         to_x, to_anchor = table.take(row).to_x, table.take(row).to_anchor
-        start = to_anchor if name == "unipc" else (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        start = to_anchor if name == "unipc" else np.eye(1, len(to_x))[0]
         rest = np.array(to_x) - decay * np.array(start)
         assert rest[[0, 1, 4]] == pytest.approx(0, abs=1e-12)
         assert rest[2] + rest[3] == pytest.approx(gain, rel=1e-11)
@@ -556,18 +556,18 @@ def test_the_corrector_of_unipc_is_exact_where_x0_is_a_parabola():
     """A step from the corrected x before, by the two predictions before and this row's."""
     lam = half_log_snr(levels(SCHEDULE, UNEVEN)[0])
     corrected = methods.unipc_table(OF_X0, UNEVEN).to_anchor
-    assert [w[0] for w in corrected] == [1, 0, 0, 0, 0, 0]
+    assert [w[0] for w in corrected] == [1, *[0] * (len(corrected) - 1)]
     for row in range(2, len(UNEVEN)):
         m = np.polynomial.Polynomial([0.3, -0.7, 0.2])
         weights = [w[row] for w in corrected]
-        values = [7.0, 0.8, m(lam[row]), m(lam[row - 1]), m(lam[row - 2]), 7.0]
+        values = [7.0, 0.8, m(lam[row]), m(lam[row - 1]), m(lam[row - 2]), 7.0, 7.0]
         exact = exact_step(SCHEDULE, UNEVEN[row - 1], UNEVEN[row], 0.8, m)
         assert np.dot(weights, values) == pytest.approx(exact, rel=1e-9)
     # Row 1 has one prediction from before: rho = 1/2, as in the paper's code.
     weights = [w[1] for w in corrected]
     assert weights[2] == pytest.approx(weights[3], rel=1e-12) and weights[4] == 0
     exact = exact_step(SCHEDULE, UNEVEN[0], UNEVEN[1], 0.8, lambda u: 0.3)
-    assert np.dot(weights, [7, 0.8, 0.3, 0.3, 7, 7]) == pytest.approx(exact, rel=1e-9)
+    assert np.dot(weights, [7, 0.8, 0.3, 0.3, 7, 7, 7]) == pytest.approx(exact, rel=1e-9)
 
 
 WEIGHTS, MEANS, VARIANCES = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), [0.05, 0.02]

@@ -1,0 +1,1 @@
+"""Guided chains: against an ODE solver, closed forms, and the chains at their ends."""
