@@ -3,7 +3,6 @@
 import functools
 import warnings
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,9 +106,11 @@ def test_a_guided_chain_approaches_the_ode_solution_at_its_order(name):
     first = methods.METHODS[name](MODEL, log_snr_times(2))
     x = np.asarray(chain.start_chain(first, samples(), (2,)).x)
 
+    traces = []
+
     @jax.jit
-    @chex.assert_max_traces(n=1)
     def sample(table, cond):
+        traces.append(table.num_rows)
         end = chain.sample_chain(MODEL, None, table, samples(), (2,), cond, options)
         return end[0]
 
@@ -119,7 +120,8 @@ def test_a_guided_chain_approaches_the_ode_solution_at_its_order(name):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 table = methods.METHODS[name](MODEL, log_snr_times(count))
-            table = table.take(slice(0, -1)).padded(2 * 160)
+            table = table.take(slice(0, -1)).padded(2 * 160 + 1)
             errors.append(np.abs(sample(table, cond_of(scale)) - wanted).max())
         assert np.log2(errors[0] / errors[1]) > ORDERS[name] - 0.1
         assert errors[1] < {1: 0.02, 2: 5e-4, 3: 3e-5}[round(ORDERS[name])]
+    assert traces == [2 * 160 + 1]
