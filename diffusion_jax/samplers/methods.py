@@ -15,7 +15,8 @@ Every method takes
   model: its noise process, what it predicts and its variance; the network is not used.
 
   timesteps: falling real numbers in 0 .. T-1, strictly except for `ddpm_table`,
-  `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing.
+  `ddim_table` and `non_markovian_table`, where one that is repeated changes nothing; or
+  the `Steps` themselves.
 
 and raises ValueError for timesteps that do not fall or are out of range, and for eps from
 a timestep without any signal.
@@ -25,24 +26,32 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.diffusion.parameterization import check_variance
 from diffusion_jax.diffusion.tables import names_with
-from diffusion_jax.samplers.noise_levels import Steps, Timesteps, churned_steps, make_steps
+from diffusion_jax.samplers.noise_levels import (
+    Steps,
+    Timesteps,
+    churned_steps,
+    make_steps,
+    rising_steps,
+)
 from diffusion_jax.samplers.table import Coefficients, SamplerTable, assemble
-from diffusion_jax.samplers.timesteps import check_timesteps
 
 # Unseen (0.1): where a warning begins is a choice.
 _MAX_LEFT = 0.1  # Langevin's noise that may be left, in the units of images in [-1, 1].
+# Unseen (4): with one more or less the order is the same.
+_INVERTING = 4  # Rows that invert the last step of a chain.
 _MAX_GAIN = 3.5  # Gain of the errors of predicted x_0: with more, digits show them.
 
 
 def ddpm_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     variance: str | None = None,
 ) -> SamplerTable:
@@ -95,7 +104,7 @@ def ddpm_table(
 
 def non_markovian_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     std: Sequence[float] | np.ndarray,
 ) -> SamplerTable:
     """The family of DDIM (eq. 12), with any standard deviation of the noise.
@@ -134,7 +143,7 @@ def non_markovian_table(
 
 def ddim_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     eta: float = 0.0,
 ) -> SamplerTable:
@@ -149,13 +158,15 @@ def ddim_table(
     """
     _check_eta(eta)
     s = make_steps(model.process, timesteps, repeats=True)
-    std = eta * s.next.sigma / s.level.sigma * np.sqrt(s.added_variance)
-    return non_markovian_table(model, s.t, std)
+    # Upwards nothing is added, and eta is 0.
+    added = np.maximum(s.added_variance, 0.0)
+    std = eta * s.next.sigma / s.level.sigma * np.sqrt(added)
+    return non_markovian_table(model, s, std)
 
 
 def dpmpp_2m_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     eta: float = 0.0,
 ) -> SamplerTable:
@@ -181,7 +192,7 @@ def dpmpp_2m_table(
 
 def dpmpp_3m_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     eta: float = 0.0,
 ) -> SamplerTable:
@@ -232,7 +243,7 @@ def dpmpp_3m_table(
     return _checked(table, "dpmpp_3m")
 
 
-def unipc_table(model: Model, timesteps: Timesteps) -> SamplerTable:
+def unipc_table(model: Model, timesteps: Timesteps | Steps) -> SamplerTable:
     """UniPC-2 with B(h) = e^h - 1, predicting x_0 (Zhao et al. 2023).
 
     The network's answer at a predicted x also corrects that x (UniC-2), and the next
@@ -274,7 +285,7 @@ def unipc_table(model: Model, timesteps: Timesteps) -> SamplerTable:
 
 def euler_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     churn: float = 0.0,
 ) -> SamplerTable:
@@ -299,7 +310,7 @@ def euler_table(
 
 def heun_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     churn: float = 0.0,
 ) -> SamplerTable:
@@ -323,28 +334,33 @@ def heun_table(
             "terminal signal-to-noise ratio; take unipc, or a list of timesteps below it"
         )
     trial = _euler(s)
-    # sbar' / sbar. The last step has no second row: its 0 is never divided by.
-    ratio = np.exp(-s.h[:-1])
-    signal, scale = s.next.alpha[:-1], rescale[:-1]
+    has_second = np.isfinite(s.h)  # All steps except that to x_0.
+    step = np.repeat(np.arange(len(s.t)), 1 + has_second)
+    is_second = np.append(False, step[1:] == step[:-1])
+    # sbar' / sbar.
+    ratio = np.exp(-s.h[has_second])
+    signal, scale = s.next.alpha[has_second], rescale[has_second]
     second = {
-        "anchor": scale * signal / s.level.alpha[:-1] * (1 + ratio) / 2,
+        "anchor": scale * signal / s.level.alpha[has_second] * (1 + ratio) / 2,
         "x": scale * (1 - 1 / ratio) / 2,
         "x0_prev": scale * signal * (1 - ratio) / 2,
         "x0": -scale * signal * (1 - 1 / ratio) / 2,
-        "noise": noise[:-1],
+        "noise": noise[has_second],
     }
 
     def both(first: np.ndarray, then: np.ndarray) -> np.ndarray:
-        pairs = np.stack([first[:-1], then], axis=1)
-        return np.append(pairs.ravel(), first[-1])
+        rows = first[step]
+        rows[is_second] = then
+        return rows
 
     none = np.zeros(len(s.t))
-    is_trial = both(np.ones(len(s.t)), none[:-1]).astype(bool)
-    is_trial[-1] = False
-    level = NoiseLevel(*(both(a, b[:-1]) for a, b in zip(s.level, s.next, strict=True)))
+    is_trial = np.append(is_second[1:], False)
+    level = NoiseLevel(
+        *(both(a, b[has_second]) for a, b in zip(s.level, s.next, strict=True))
+    )
     table = assemble(
         model,
-        both(s.t, check_timesteps(timesteps, model.process.num_timesteps)[1:]),
+        both(s.t, s.next_t[has_second]),
         level,
         {name: both(trial.get(name, none), second[name]) for name in second},
         {"x": is_trial.astype(np.float64)},
@@ -355,7 +371,7 @@ def heun_table(
 
 def langevin_table(
     model: Model,
-    timesteps: Timesteps,
+    timesteps: Timesteps | Steps,
     *,
     step_size: float = 0.05,
     # Unseen (1): a number of rows, an integer.
@@ -384,23 +400,24 @@ def langevin_table(
             f"cannot start at {s.t[0]:g}, where the signal-to-noise ratio is zero; "
             "take 1 step, or a list of timesteps that starts lower"
         )
-    s = make_steps(model.process, np.repeat(s.t, steps_per_level), repeats=True)
-    coefficients = _langevin(s.level, step_size)
+    t = np.repeat(s.t, steps_per_level)
+    level = NoiseLevel(*(np.repeat(square, steps_per_level) for square in s.level))
+    coefficients = _langevin(level, step_size)
     left = 1.0  # Variance of the noise in x, if x_0 were known all the way.
     for shrink, noise in zip(
         coefficients["x"][:-1], coefficients["noise"][:-1], strict=True
     ):
         left = shrink**2 * left + noise**2
-    if len(s.t) > 1 and left**0.5 > _MAX_LEFT:
+    if len(t) > 1 and left**0.5 > _MAX_LEFT:
         warnings.warn(
-            f"langevin with {len(s.t)} rows leaves noise of standard deviation "
+            f"langevin with {len(t)} rows leaves noise of standard deviation "
             f"{left**0.5:.4g} before the last one; take more timesteps, more steps at "
             "each, or a larger step_size",
             stacklevel=2,
         )
     for name, last in (("x", 0.0), ("x0", 1.0), ("noise", 0.0)):
         coefficients[name][-1] = last
-    return assemble(model, s.t, s.level, coefficients)
+    return assemble(model, t, level, coefficients)
 
 
 def with_langevin(
@@ -528,12 +545,52 @@ def with_resampling(table: SamplerTable, times: int, jump_length: int = 1) -> Sa
     return dataclasses.replace(moved, to_x=to_x._replace(noise=noise))
 
 
+def encoding_table(model: Model, name: str, timesteps: Timesteps) -> SamplerTable:
+    """Return the table of a chain backwards, from x_0 to x at the first timestep.
+
+    The last step of the chain that leads back is x_0 = D(x), D the predicted x_0 at the
+    last timestep. It is inverted by a few rows x' = x + alpha (x_0 - D(x)), from x = x_0
+    on, each of which shortens the error by a factor of about sigma^2 over the variance of
+    the data. The rows of the method then lead up the list (DDIM section 4.3). The error of
+    what the same list leads back to falls at the order of the method; of dpmpp_3m at the
+    second, by its first rows.
+
+    Args:
+      model: as for every method.
+      name: of a method that adds no noise; its options are the defaults.
+      timesteps: falling, as those of the chain that leads back.
+
+    Raises:
+      ValueError: for another method, or as `noise_levels.rising_steps`.
+    """
+    if name not in DETERMINISTIC:
+        raise ValueError(
+            f"{name} adds noise, and cannot run backwards; take {', '.join(DETERMINISTIC)}"
+        )
+    s = rising_steps(model.process, timesteps)
+    table = METHODS[name](model, s)
+    first = np.zeros(_INVERTING, int)
+    level = NoiseLevel(*(square[first] for square in s.level))
+    begins = np.eye(1, _INVERTING)[0]
+    to_x = {
+        "x": 1 + begins * level.alpha,
+        "anchor": (1 - begins) * level.alpha,
+        "x0": -level.alpha,
+    }
+    inverse = assemble(model, s.t[first], level, to_x, {"x": begins, "anchor": 1 - begins})
+    static = {"num_previous": table.num_previous, "has_anchor": True}
+    parts = (dataclasses.replace(part, **static) for part in (inverse, table))
+    return jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts)
+
+
 def _to_the_middle(s: Steps, eta: float) -> dict[str, np.ndarray]:
     """Coefficients of two predictions, extrapolated to the middle of each step by a line.
 
     The first and the last step, of first order, take the newest alone.
     """
-    half = np.concatenate([[0.0], s.h[1:-1] / s.h[:-2], [0.0]])[: len(s.h)] / 2
+    # Unseen (0.0): it stands where nothing is read.
+    finite = np.where(np.isfinite(s.h), s.h, 0.0)
+    half = np.append(0.0, finite[1:] / s.h[:-1]) / 2
     gain = -s.next.alpha * np.expm1(-(1 + eta) * s.h)
     return {"x0": gain * (1 + half), "x0_prev": -gain * half}
 
@@ -610,6 +667,8 @@ METHODS: dict[str, Callable[..., SamplerTable]] = {
     "heun": heun_table,
     "langevin": langevin_table,
 }
+# Methods that add no noise, unless an option says so.
+DETERMINISTIC = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "euler", "heun")
 # Methods that take a list in which a timestep is repeated.
 REPEATING = ("ddpm", "ddim")
 # The spacing of a method where none is named; trailing for all others.

@@ -19,11 +19,13 @@ class Steps(NamedTuple):
       t: the timestep that a step goes from.
       level: the noise level there.
       next: the level where it goes to; without noise for the last one.
+      next_t: the timestep there; NaN for the last one.
     """
 
     t: np.ndarray
     level: NoiseLevel
     next: NoiseLevel
+    next_t: np.ndarray
 
     @property
     def added_variance(self) -> np.ndarray:
@@ -50,12 +52,16 @@ class Steps(NamedTuple):
             return np.log(gain * self.level.sigma / self.next.sigma)
 
 
-def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = False) -> Steps:
-    """The steps of a list of timesteps, the last one to x_0.
+def make_steps(
+    schedule: Schedule, timesteps: Timesteps | Steps, *, repeats: bool = False
+) -> Steps:
+    """The steps of a list of timesteps, the last one to x_0; Steps are themselves.
 
     Raises:
       ValueError: unless the list falls, strictly except with `repeats`, and its noise too.
     """
+    if isinstance(timesteps, Steps):
+        return timesteps
     t = check_timesteps(timesteps, schedule.num_timesteps, repeats=repeats)
     alphas_cumprod = alphas_cumprod_at(schedule, t)
     same = (np.diff(alphas_cumprod) <= 0) & ((np.diff(t) != 0) | (alphas_cumprod[1:] == 0))
@@ -66,11 +72,33 @@ def make_steps(schedule: Schedule, timesteps: Timesteps, *, repeats: bool = Fals
             "one timestep above it"
         )
     level = variance_preserving(alphas_cumprod)
-    return Steps(t, level, variance_preserving(np.append(alphas_cumprod[1:], 1.0)))
+    after = variance_preserving(np.append(alphas_cumprod[1:], 1.0))
+    # Unseen (np.nan): no row is at x_0.
+    return Steps(t, level, after, np.append(t[1:], np.nan))
+
+
+def rising_steps(schedule: Schedule, timesteps: Timesteps) -> Steps:
+    """The steps of a list of timesteps backwards: from its last one up to its first one.
+
+    Raises:
+      ValueError: as `make_steps`; or for a list of one, or that begins without a signal.
+    """
+    s = make_steps(schedule, timesteps)
+    if len(s.t) < 2:
+        raise ValueError("a chain backwards needs at least two timesteps")
+    if s.level.alpha[0] == 0:
+        raise ValueError(
+            f"a chain backwards cannot end at {s.t[0]:g}, where the signal-to-noise ratio "
+            "is zero; take a list of timesteps that starts lower"
+        )
+    t, level = s.t[::-1], NoiseLevel(*(square[::-1] for square in s.level))
+    start = NoiseLevel(*(square[:-1] for square in level))
+    end = NoiseLevel(*(square[1:] for square in level))
+    return Steps(t[:-1], start, end, t[1:])
 
 
 def churned_steps(
-    schedule: Schedule, timesteps: Timesteps, churn: float
+    schedule: Schedule, timesteps: Timesteps | Steps, churn: float
 ) -> tuple[Steps, np.ndarray, np.ndarray]:
     """Steps that start from the noisier levels that churn leads to (EDM algorithm 2).
 
