@@ -578,8 +578,10 @@ def encoding_table(model: Model, name: str, timesteps: Timesteps) -> SamplerTabl
         "x0": -level.alpha,
     }
     inverse = assemble(model, s.t[first], level, to_x, {"x": begins, "anchor": 1 - begins})
-    static = {"num_previous": table.num_previous, "has_anchor": True}
-    parts = (dataclasses.replace(part, **static) for part in (inverse, table))
+    parts = (
+        dataclasses.replace(part, num_previous=table.num_previous, has_anchor=True)
+        for part in (inverse, table)
+    )
     return jax.tree.map(lambda a, b: np.concatenate([a, b]), *parts)
 
 

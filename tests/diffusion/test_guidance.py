@@ -102,3 +102,81 @@ def test_labels_are_dropped_at_the_rate_and_nothing_else_is_changed():
     for rate, same in ((0.0, True), (1.0, False)):
         found = guidance.drop_labels(jax.random.key(1), batch, 7, rate).cond["label"]
         assert np.array_equal(found, label) == same
+
+
+# Forms of guidance
+
+
+def pair(shape=(5, 3, 2)):
+    """D_c, D_u and scales."""
+    keys = jax.random.split(jax.random.key(2), 2)
+    return *(jax.random.normal(k, shape) for k in keys), jnp.array([0, 0.5, 1, 2.0, 4])
+
+
+def test_projected_guidance_is_classifier_free_guidance_by_default():
+    """eta = 1, beta = 0 and no clipping."""
+    x0, base, scale = pair()
+    options = guidance.Projection()
+    found = guidance.projected(x0, x0 - base, scale, options)
+    np.testing.assert_allclose(found, guidance.combined(x0, base, scale), atol=1e-5)
+    by_label = guidance.Guidance(None, None, projection=options)
+    assert not by_label.has_momentum
+    found, momentum = by_label.combine(x0, base, scale, None)
+    assert momentum is None
+    np.testing.assert_allclose(found, guidance.combined(x0, base, scale), atol=1e-5)
+
+
+def test_projected_guidance_has_no_part_along_the_prediction():
+    """eta = 0 leaves what is orthogonal to D_c; eta takes that share of the rest."""
+    x0, base, scale = pair()
+    flat = np.float64(x0).reshape(5, -1)
+    length = (flat**2).sum(1)
+    difference = np.float64(x0 - base).reshape(5, -1)
+    share = (difference * flat).sum(1) / length
+    for eta in (0.0, 0.3):
+        found = guidance.projected(x0, x0 - base, scale, guidance.Projection(eta))
+        moved = np.float64(found - x0).reshape(5, -1)
+        along = (moved * flat).sum(1) / length
+        np.testing.assert_allclose(along, (scale - 1) * eta * share, atol=1e-5)
+        rest = moved - along[:, None] * flat
+        wanted = difference - share[:, None] * flat
+        np.testing.assert_allclose(rest, (scale - 1)[:, None] * wanted, atol=1e-5)
+
+
+def test_the_norm_of_the_difference_is_limited_for_each_example():
+    x0, base, _ = pair()
+    base = x0 + (base - x0) * jnp.array([0.1, 0.5, 1, 2, 0])[:, None, None]
+    norm = np.linalg.norm(np.asarray(x0 - base).reshape(5, -1), axis=1)
+    options = guidance.Projection(max_norm=float(np.median(norm)))
+    found = guidance.projected(x0, x0 - base, jnp.full(5, 2.0), options)
+    moved = np.linalg.norm(np.asarray(found - x0).reshape(5, -1), axis=1)
+    np.testing.assert_allclose(moved, np.minimum(norm, options.max_norm), rtol=1e-4)
+
+
+def test_a_prediction_of_zero_is_no_direction():
+    zero = jnp.zeros((1, 3))
+    options = guidance.Projection(parallel=0.0, max_norm=1.0)
+    difference = jnp.array([[0.1, 0.2, 0.3]])
+    found = guidance.projected(zero, difference, jnp.full(1, 2.0), options)
+    np.testing.assert_allclose(found, difference, rtol=1e-6)
+    same = guidance.projected(zero, zero, jnp.full(1, 2.0), options)
+    np.testing.assert_array_equal(same, zero)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_rescaling_moves_the_deviation_to_that_of_the_prediction(share):
+    """The deviation is phi std(D_c) + (1 - phi) std(D), and the shape that of D."""
+    x0, base, scale = pair()
+    plain = guidance.combined(x0, base, scale)
+    found = guidance.Guidance(None, None, rescale=share).combine(x0, base, scale, None)[0]
+
+    def std(x):
+        return np.asarray(x).reshape(5, -1).std(1)
+
+    np.testing.assert_allclose(
+        std(found), share * std(x0) + (1 - share) * std(plain), rtol=1e-5
+    )
+    factor = std(found) / std(plain)
+    np.testing.assert_allclose(found, plain * factor[:, None, None], atol=1e-5)
+    flat = jnp.full((1, 4), 0.3)  # Of no deviation, which is left as it is.
+    np.testing.assert_array_equal(guidance.rescaled(flat, flat * 2, share), flat)
