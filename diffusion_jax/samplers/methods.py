@@ -475,9 +475,9 @@ def with_interval(table: SamplerTable, low: float, high: float) -> SamplerTable:
     """
     if not 0 <= low < high:
         raise ValueError(f"the interval {low:g}, {high:g} must rise, from 0 or more")
-    alpha, sigma = table.level.alpha, table.level.sigma
-    # Compared as products, as alpha can be 0.
-    is_guided = (low * alpha < sigma) & (sigma <= high * alpha)
+    with np.errstate(divide="ignore"):
+        sigma = table.level.sigma / table.level.alpha
+    is_guided = (low < sigma) & (sigma <= high)
     is_second = np.append(False, table.is_trial[:-1])
     is_guided[is_second] = is_guided[:-1][is_second[1:]]
     return dataclasses.replace(table, is_guided=is_guided)

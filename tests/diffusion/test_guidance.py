@@ -180,3 +180,44 @@ def test_rescaling_moves_the_deviation_to_that_of_the_prediction(share):
     np.testing.assert_allclose(found, plain * factor[:, None, None], atol=1e-5)
     flat = jnp.full((1, 4), 0.3)  # Of no deviation, which is left as it is.
     np.testing.assert_array_equal(guidance.rescaled(flat, flat * 2, share), flat)
+
+
+# Measurements
+
+
+@jax.enable_x64(True)
+def test_a_measurement_is_weighed_with_the_variance_that_is_left():
+    """`measured`: the score of the posterior of data with one variance, in closed form.
+
+    y is the sum of two coordinates over sqrt(2) with noise, of data N(m, v I).
+    """
+    mean, v, noise, y = np.array([0.3, -0.2]), 0.4, 0.05, 0.9
+    row = np.array([1.0, 1.0]) / np.sqrt(2)
+    data = oracle.gaussian(mean, v)
+    prior = guidance.measured(lambda x: x @ row[:, None], np.full((2, 1), y), noise, v)
+    gain = v * row / (v + noise)
+    posterior_mean = mean + gain * (y - row @ mean)
+    posterior_covariance = v * np.eye(2) - np.outer(gain, v * row)
+    x = np.array([[0.5, -1.2], [0.1, 0.4]])
+    for t in (30, 400, 900):
+        level = noise_level_at(SCHEDULE, jnp.array(t), jnp.float64)
+
+        def total(x, level=level):
+            mean, _ = oracle.x0_mean_variance(data, x, level)
+            return prior.log_p(mean, level, None).sum()
+
+        found = oracle.score(data, x, level) + jax.grad(total)(x)
+        a, s2 = float(level.alpha), float(level.sigma_squared)
+        noised = a**2 * posterior_covariance + s2 * np.eye(2)
+        wanted = -np.linalg.solve(noised, (x - a * posterior_mean).T).T
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_a_measurement_without_a_spread_is_that_of_video_diffusion():
+    """x_0 - (alpha w / 2) grad |y - x_0|^2 of the paper's eq. 8, with w = 1."""
+    y, x0 = np.float32([[0.4, 0.2]]), np.float32([[0.1, -0.3]])
+    level = noise_level_at(SCHEDULE, jnp.array(300))
+    prior = guidance.measured(lambda x: x, y, 0.0, np.inf)
+    towards = jax.grad(lambda x: prior.log_p(x, level, None).sum())(jnp.asarray(x0))
+    found = guidance.shift_of_x0(towards, jnp.ones(1), level)
+    np.testing.assert_allclose(found, level.alpha / 2 * 2 * (y - x0), rtol=1e-5)

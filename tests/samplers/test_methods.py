@@ -843,3 +843,135 @@ def test_a_padded_table_ends_with_rows_that_are_not_live():
     padded = table.padded(20)
     assert padded.is_padded and padded.is_live.tolist() == [True] * 13 + [False] * 7
     assert_same(padded.take(slice(13)), table)
+
+
+# Intervals, CFG++, resampling
+
+
+def test_the_interval_of_guidance_holds_its_upper_end_and_not_its_lower_one():
+    table = methods.ddim_table(MODEL, UNEVEN)
+    sigma = table.level.sigma / table.level.alpha
+    assert methods.with_interval(table, 0.0, 1e9).is_guided.all()
+    for low, high in ((4, 1), (6, 0), (3, 2)):
+        found = methods.with_interval(table, sigma[low], sigma[high]).is_guided
+        assert np.flatnonzero(found).tolist() == list(range(high, low))
+    rows = np.arange(7)
+    between = methods.with_interval(table, sigma[4] * 0.999, sigma[1] * 0.999).is_guided
+    np.testing.assert_array_equal(between, (rows >= 2) & (rows <= 4))
+
+
+def test_both_rows_of_a_step_are_guided_or_none():
+    table = methods.heun_table(MODEL, UNEVEN)
+    alone = methods.ddim_table(MODEL, UNEVEN)
+    for low, high in ((0.3, 5.0), (0.0, 0.5), (5.0, 1e9)):
+        found = methods.with_interval(table, low, high).is_guided
+        wanted = methods.with_interval(alone, low, high).is_guided
+        assert found.any() and not found.all()
+        np.testing.assert_array_equal(found, np.repeat(wanted, 2)[:-1])
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (-0.1, 1.0)])
+def test_an_interval_that_does_not_rise_is_refused(low, high):
+    with pytest.raises(ValueError, match="must rise"):
+        methods.with_interval(methods.ddim_table(MODEL, UNEVEN), low, high)
+
+
+@pytest.mark.parametrize("churn", [0.0, 20.0])
+def test_the_gain_of_cfg_plus_plus_is_the_signal_where_the_row_leads(churn):
+    """With churn, at the level after the noise."""
+    table = methods.with_base_noise(methods.euler_table(MODEL, UNEVEN, churn=churn))
+    np.testing.assert_array_equal(table.to_x.gain[:-1], table.level.alpha[1:])
+    assert table.to_x.gain[-1] == 1
+    assert not table.to_anchor.gain.any()
+
+
+@pytest.mark.parametrize("name", ["heun", "unipc"])
+def test_cfg_plus_plus_is_refused_for_methods_with_an_anchor(name):
+    with pytest.raises(ValueError, match="one call of the network per step"):
+        methods.with_base_noise(METHODS[name](MODEL, UNEVEN))
+
+
+@pytest.mark.parametrize(("times", "jump_length"), [(1, 3), (3, 1), (2, 3), (4, 99)])
+def test_resampled_rows_lead_back_to_the_level_where_they_began(times, jump_length):
+    """At each row x has the marginal of its level, whichever way it came there."""
+    plain = methods.ddpm_table(MODEL, UNEVEN)
+    table = methods.with_resampling(plain, times, jump_length)
+    assert table.num_rows == times * plain.num_rows
+    if times == 1:
+        for found, wanted in zip(*map(jax.tree.leaves, (table, plain)), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    c, mean, variance = 0.37, 0.0, None
+    for i in range(table.num_rows):
+        row = table.take(i)
+        if variance is None:
+            mean, variance = row.level.alpha * c, row.level.sigma_squared
+        np.testing.assert_allclose(mean, row.level.alpha * c, rtol=1e-9)
+        np.testing.assert_allclose(variance, row.level.sigma_squared, rtol=1e-9)
+        mean = row.to_x.x * mean + row.to_x.x0 * c
+        variance = row.to_x.x**2 * variance + row.to_x.noise**2
+    assert (mean, variance) == (pytest.approx(c), 0)
+
+
+def test_what_cannot_be_resampled_is_refused():
+    for name in ("heun", "dpmpp_2m"):
+        with pytest.raises(ValueError, match="remember no earlier row"):
+            methods.with_resampling(METHODS[name](MODEL, UNEVEN), 2)
+    for numbers in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            methods.with_resampling(methods.ddpm_table(MODEL, UNEVEN), *numbers)
+
+
+# Backwards
+
+
+GAUSSIAN_MEAN, GAUSSIAN_VARIANCE = 0.3, 0.15
+
+
+def gaussian_answer(x, t):
+    """E[x_0 | x_t] of a Gaussian."""
+    share = float(alphas_cumprod_at(SCHEDULE, np.array([t]))[0])
+    total = share * GAUSSIAN_VARIANCE + 1 - share
+    error = x - np.sqrt(share) * GAUSSIAN_MEAN
+    return GAUSSIAN_MEAN + np.sqrt(share) * GAUSSIAN_VARIANCE / total * error
+
+
+@pytest.mark.parametrize("name", methods.DETERMINISTIC)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_encoding_is_the_flow_and_decoding_returns_the_input(name):
+    """Latents of Gaussian data in closed form, and back, each at the method's order."""
+    x0, first, last = np.array([-0.4, 0.1, 0.9]), 990.0, 10.0
+    a, b = alphas_cumprod_at(SCHEDULE, np.array([last, first]))
+    totals = np.array([a, b]) * GAUSSIAN_VARIANCE + 1 - np.array([a, b])
+    # From the x of the last timestep whose predicted x_0 this is, along the flow.
+    of_last = totals[0] / (np.sqrt(a) * GAUSSIAN_VARIANCE) * (x0 - GAUSSIAN_MEAN)
+    latents = np.sqrt(b) * GAUSSIAN_MEAN + np.sqrt(totals[1] / totals[0]) * of_last
+    ends = np.log([b / (1 - b), a / (1 - a)])
+    off, lost = [], []
+    for count in (80, 160):
+        times = times_at_log_snr(SCHEDULE, np.linspace(*ends, count))
+        encode = methods.encoding_table(OF_X0, name, times)
+        decode = METHODS[name](OF_X0, times)
+        none = np.zeros(2 * encode.num_rows)
+        found = run_table(encode, gaussian_answer, x0, none)[-1]
+        off.append(np.abs(found - latents).max())
+        back = run_table(decode, gaussian_answer, found, none)[-1]
+        lost.append(np.abs(back - x0).max())
+    order = min(traits(name).order, 2)
+    assert np.log2(lost[0] / lost[1]) > order - 0.15, lost
+    assert np.log2(off[0] / off[1]) > order - 0.15, off
+    assert lost[1] < {1: 0.05, 2: 3e-4}[order], lost
+
+
+def test_what_cannot_run_backwards_is_refused():
+    for name in ("ddpm", "langevin"):
+        with pytest.raises(ValueError, match="adds noise"):
+            methods.encoding_table(MODEL, name, UNEVEN)
+    with pytest.raises(ValueError, match="at least two"):
+        methods.encoding_table(MODEL, "ddim", [20.0])
+    zero = make_schedule(rescale_zero_terminal_snr(SCHEDULE.betas))
+    with pytest.raises(ValueError, match="signal-to-noise ratio"):
+        methods.encoding_table(Model(zero, "v"), "ddim", [999.0, 20.0])
+
+
+def test_the_deterministic_methods_are_those_that_can_run_backwards():
+    assert set(DETERMINISTIC) == set(methods.DETERMINISTIC)
