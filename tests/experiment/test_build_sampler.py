@@ -15,6 +15,7 @@ from diffusion_jax.config import (
     ProcessConfig,
     SamplingConfig,
 )
+from diffusion_jax.diffusion.guidance import Projection
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.runtime import devices
@@ -121,6 +122,50 @@ def test_langevin_steps_correct_any_other_sampler():
     plain = methods.unipc_table(MODEL, timesteps.trailing_timesteps(50, 7))
     expected = methods.with_langevin(plain, step_size=0.2, num_steps=2)
     same(build_sampler.make_table(MODEL, config), expected)
+
+
+def test_the_fields_of_guidance_decide_columns_of_the_table():
+    plain = methods.ddim_table(MODEL, timesteps.trailing_timesteps(50, 7))
+    usual = {"sampler": "ddim", "steps": 7, "guidance": 0.5}
+    config = SamplingConfig(**usual, guidance_interval=(0.3, 5.0))
+    same(build_sampler.make_table(MODEL, config), methods.with_interval(plain, 0.3, 5.0))
+    config = SamplingConfig(**usual, cfg_plus_plus=True)
+    same(build_sampler.make_table(MODEL, config), methods.with_base_noise(plain))
+    config = SamplingConfig(sampler="heun", steps=7, guidance=0.5, cfg_plus_plus=True)
+    with pytest.raises(BadRequest, match="one call of the network per step"):
+        build_sampler.make_table(MODEL, config)
+
+
+def test_the_fields_of_guidance_decide_how_predictions_are_combined():
+    found = build_sampler.guidance_options
+    assert found(SamplingConfig()) == {
+        "rescale": 0.0,
+        "projection": None,
+        "renoises_with_base": False,
+        "is_limited": False,
+    }
+    config = SamplingConfig(
+        guidance_rescale=0.7, apg_momentum=-0.5, guidance_interval=(0.3, 5.0)
+    )
+    options = found(config)
+    assert (options["rescale"], options["is_limited"]) == (0.7, True)
+    assert options["projection"] == Projection(1.0, -0.5, np.inf)
+    options = found(SamplingConfig(apg_parallel=0.0, apg_max_norm=3.0, cfg_plus_plus=True))
+    assert options["projection"] == Projection(0.0, 0.0, 3.0)
+    assert options["renoises_with_base"]
+
+
+def test_a_base_is_needed_except_at_the_ends():
+    for fields, needs in (
+        ({"guidance": 0.0}, False),
+        ({"guidance": 1.0}, False),
+        ({"guidance": 0.5}, True),
+        ({"guidance": 2.0}, True),
+        ({"guidance": 1.0, "cfg_plus_plus": True}, True),
+        ({"guidance": 0.0, "cfg_plus_plus": True}, False),
+        ({"guidance": 0.0, "guidance_interval": (0.3, 5.0)}, True),
+    ):
+        assert build_sampler.needs_base(SamplingConfig(**fields)) == needs
 
 
 def test_a_list_of_timesteps_counts_with_its_own_length():
@@ -231,6 +276,21 @@ BAD = [
     ({"timesteps": ["5", "x"]}, "--timesteps must be numbers"),
     ({"timesteps": []}, "empty"),
     ({"timesteps": ["5"], "steps": 3}, "--steps and --timesteps: give one"),
+    ({"guidance": -1.0}, r"--guidance \(-1.0\) must be in 0 .. 1000"),
+    ({"guidance_rescale": 0.5}, "--guidance_rescale needs another --guidance than 1"),
+    ({"guidance": 0.0, "apg_parallel": 0.0}, "--apg_parallel needs another --guidance"),
+    ({"guidance": 2.0, "apg_momentum": 1.0}, "--apg_momentum .1.0. must be"),
+    ({"guidance_interval": ["0.3", "x"]}, "--guidance_interval 0.3,x must be two numbers"),
+    ({"guidance": 2.0, "guidance_interval": ["3"]}, "must be two numbers, such as 0.3,5"),
+    ({"guidance": 2.0, "guidance_interval": ["5", "0.3"]}, "must be two numbers that rise"),
+    ({"guidance_interval": ["0.3", "5"]}, "--guidance_interval needs another --guidance"),
+    ({"guidance": 2.0, "cfg_plus_plus": True}, "is lambda with --cfg_plus_plus"),
+    (
+        {"guidance": 0.5, "cfg_plus_plus": True, "guidance_interval": ["0.3", "5"]},
+        "--guidance_interval and --cfg_plus_plus: give one of them",
+    ),
+    ({"guidance": 0.5, "cfg_plus_plus": True, "langevin_steps": 1}, "not for Langevin"),
+    ({"guidance": 0.5, "cfg_plus_plus": True, "sampler": "langevin"}, "not for Langevin"),
 ]
 
 
@@ -260,6 +320,11 @@ def test_names_say_what_is_not_as_usual():
         ({"sampler": "ddpm", "eta": 0.5}, "ddpm_1000"),
         ({"sampler": "heun", "steps": 9, "spacing": "karras", "churn": 4.0}, None),
         ({"timesteps": (9.0, 3.0), "spacing": "karras"}, "ddpm_2_list"),
+        (
+            {"guidance": 2.0, "guidance_interval": (0.3, 5.0), "apg_parallel": 0.0},
+            "ddpm_1000_guidance2_interval0.3-5_parallel0",
+        ),
+        ({"guidance": 0.5, "cfg_plus_plus": True}, "ddpm_1000_guidance0.5_cfgpp"),
         ({"variance": "learned", "threshold": "dynamic"}, "ddpm_1000_learned_dynamic"),
         ({"langevin_steps": 2}, "ddpm_1000_langevin2"),
         ({"langevin_steps": 2, "langevin_step_size": 0.1}, "ddpm_1000_langevin2x0.1"),
