@@ -1,7 +1,9 @@
 """The bound over a data set: entropy, quadrature, unbiased estimates, invariance."""
 
+import dataclasses
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import ndtr, roots_hermitenorm
@@ -103,6 +105,37 @@ def test_the_bound_is_that_of_quadrature(variance):
 def test_the_bound_with_the_exact_variance_is_nearly_the_entropy():
     """The bound by quadrature, which the code is tested with, is just above the entropy."""
     assert 0 < by_quadrature("learned") - ENTROPY < 0.01
+
+
+@pytest.mark.statistical
+def test_the_bound_given_the_label_is_that_of_the_class():
+    """Each example as its class's own model has it; the labels are worth their entropy."""
+    is_upper = np.cumsum(SHARES) > 0.5
+    halves = [~is_upper, is_upper]
+    classes = [oracle.discrete(LEVELS[h][:, None], SHARES[h]) for h in halves]
+    parts = [oracle.optimal_model(data, SCHEDULE, "eps", "learned") for data in classes]
+
+    def apply_fn(params, x_t, t, cond, **options):
+        outputs = [part.apply_fn(params, x_t, t) for part in parts]
+        return jnp.where(cond["label"][:, None] == 0, *outputs)
+
+    model = dataclasses.replace(parts[0], apply_fn=apply_fn)
+    rng, num = np.random.default_rng(0), 2000
+    which = rng.choice(len(LEVELS), num, p=SHARES)
+    x0 = np.float32(LEVELS[which] / 127.5 - 1)[:, None]
+    label, indices = np.int32(is_upper[which]), np.arange(num)
+    bound = Bound(model, mesh_of(4), 50)
+    found = bound.terms(None, Batch(x0, {"label": label}), indices, num).bits
+    for c, part in enumerate(parts):
+        here = np.flatnonzero(label == c)
+        alone = Bound(part, mesh_of(4), 50)
+        wanted = alone.terms(None, Batch(x0[here]), here, num).bits
+        np.testing.assert_allclose(found[here], wanted, rtol=1e-4, atol=1e-4)
+    weights = np.array([SHARES[h].sum() for h in halves])
+    of_label = -(weights * np.log2(weights)).sum()
+    left = oracle.entropy(oracle.discrete(LEVELS[:, None], SHARES)) / math.log(2) - of_label
+    assert abs(found.mean() - left) < 3 * standard_error(found) + 0.01
+    assert of_label > 0.5
 
 
 def by_equation_16(betas):
