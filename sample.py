@@ -20,7 +20,8 @@ from absl import flags
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
-from diffusion_jax.jobs import command_line, guiding, labels, sample, shards
+from diffusion_jax.jobs import command_line, guiding, labels, origin_flags, sample, shards
+from diffusion_jax.jobs.origins import Origin
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
@@ -35,7 +36,11 @@ from diffusion_jax.samplers.timesteps import AUTO
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; default the newest under runs/."
 )
-_NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
+_NUM = flags.DEFINE_integer(
+    "num",
+    None,
+    "Number of samples; default 64, of --interpolate 9, of --encode and --decode all.",
+)
 _SEED = flags.DEFINE_integer(
     "seed",
     0,
@@ -62,6 +67,18 @@ _GUIDE_STEP = flags.DEFINE_string(
 )
 _PRIOR = flags.DEFINE_string("prior", None, guiding.PRIOR_HELP)
 _PRIOR_SCALE = flags.DEFINE_float("prior_scale", None, guiding.PRIOR_SCALE_HELP)
+_ORIGIN = {
+    name: define(name, None, origin_flags.HELP[name])
+    for define, names in (
+        (
+            flags.DEFINE_string,
+            ("from_image", "inpaint", "mask", "encode", "decode", "interpolate"),
+        ),
+        (flags.DEFINE_float, ("strength",)),
+        (flags.DEFINE_integer, ("resamplings", "jump_length")),
+    )
+    for name in names
+}
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
 _MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
@@ -76,7 +93,7 @@ _SAMPLING = command_line.define_field_flags(
 
 
 def main() -> None:
-    if not 1 <= _NUM.value < 2**31:
+    if _NUM.value is not None and not 1 <= _NUM.value < 2**31:
         raise BadRequest(f"--num {_NUM.value} must be in 1 .. 2,147,483,647")
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
@@ -99,12 +116,16 @@ def main() -> None:
     prior = _prior()
     names = class_names(workdir) if config.data.labels else []
     label = labels.parse(_LABEL.value, config, names)
+    origin, num = origin_flags.choose(
+        {name: flag.value for name, flag in _ORIGIN.items()}, config, _NUM.value
+    )
+    _check_has_class(config, origin, label)
     step = checkpoint_choice.chosen_step(workdir, config, wanted)
     devices.say_devices()
     compilation_cache.use(_CACHE.value)
     say(f"run: {workdir}")
     request = sample.Request(
-        num=_NUM.value,
+        num=num,
         seed=_SEED.value,
         weights=weights,
         step=step,
@@ -114,12 +135,13 @@ def main() -> None:
         label=label,
         guide=guide,
         prior=prior,
+        origin=origin,
     )
     sample.generate(
         workdir,
         config,
         request,
-        out=_prefix(workdir, config, weights, step),
+        out=_prefix(workdir, config, request),
         overwrite=_OVERWRITE.value,
     )
 
@@ -155,11 +177,21 @@ def _prior() -> guiding.PriorFile | None:
     return guiding.PriorFile(files.expanded("--prior", _PRIOR.value), scale)
 
 
-def _prefix(
-    workdir: pathlib.Path, config: Config, weights: str, step: int | None
-) -> pathlib.Path:
+def _check_has_class(config: Config, origin: Origin, label: tuple[int, ...]) -> None:
+    """Refuse guidance by class where an origin is given, and no class."""
+    guided = samplings.needs_base(config.sampling) and _GUIDE.value is None
+    if guided and not (label or origin.is_noise):
+        raise BadRequest(
+            f"--guidance {config.sampling.guidance:g}: there is no class to guide to; give "
+            "--label, or --guidance 1"
+        )
+
+
+def _prefix(workdir: pathlib.Path, config: Config, request: sample.Request) -> pathlib.Path:
     """Where the files go: into the run unless --out is a folder or a prefix."""
-    name = f"{samplings.short_name(config.sampling)}_seed{_SEED.value}"
+    weights, step = request.weights, request.step
+    name = f"{samplings.short_name(config.sampling)}{request.origin.name}"
+    name += f"_seed{_SEED.value}"
     if _LABEL.value is not None:
         name += "_label_" + re.sub(r"[^\w,-]", "-", _LABEL.value)[:40]
     for flag in (_GUIDE, _PRIOR):
@@ -168,7 +200,7 @@ def _prefix(
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:
-        return run_folder.samples_path(workdir) / f"{name}_num{_NUM.value}"
+        return run_folder.samples_path(workdir) / f"{name}_num{request.num}"
     return prefix(_OUT.value, name)
 
 

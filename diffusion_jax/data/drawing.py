@@ -42,17 +42,17 @@ def tile(images: np.ndarray, columns: int = 0) -> Image.Image:
 
 
 def side_by_side(sheets: Mapping[str, Image.Image]) -> Image.Image:
-    """Return sheets of one size, from left to right, each with its name above it."""
+    """Return sheets from left to right, each with its name above it."""
     first = next(iter(sheets.values()))
-    width, height = first.size
-    whole = Image.new(
-        first.mode, (len(sheets) * (width + _APART) - _APART, height + _TITLE), "white"
-    )
+    width = sum(sheet.width for sheet in sheets.values()) + _APART * (len(sheets) - 1)
+    height = max(sheet.height for sheet in sheets.values())
+    whole = Image.new(first.mode, (width, height + _TITLE), "white")
     draw = ImageDraw.Draw(whole)
-    for i, (name, sheet) in enumerate(sheets.items()):
-        left = i * (width + _APART)
+    left = 0
+    for name, sheet in sheets.items():
         draw.text((left + 4, 2), name, fill="black")
         whole.paste(sheet, (left, _TITLE))
+        left += sheet.width + _APART
     return whole
 
 

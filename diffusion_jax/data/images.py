@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from typing import IO
 
 import numpy as np
@@ -77,6 +78,29 @@ def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     Raises:
       Unreadable: if it is none of these, truncated, or larger than 90 million pixels.
     """
+    return _read(content, shape[2], lambda image: fit(image, shape, resize))
+
+
+def decode_whole(content: bytes, channels: int) -> np.ndarray:
+    """Return the pixels of an image file in its own size; uint8 [H, W, C].
+
+    Args:
+      content, channels: as in `decode`, which gives what `fit` makes of this.
+
+    Raises:
+      Unreadable: as `decode` does.
+    """
+    return _read(
+        content,
+        channels,
+        lambda image: fit(image, (image.height, image.width, channels), "squash"),
+    )
+
+
+def _read(
+    content: bytes, channels: int, use: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    """Return what `use` makes of a decoded image; large ones are decoded one at a time."""
     head = content[: formats.HEAD]
     kind = _kind(head)
     whole = None
@@ -91,16 +115,14 @@ def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     large = image.width * image.height > _LARGE
     with _one_large if large else contextlib.nullcontext():
         try:
-            return _decoded(image, whole, shape, resize)
+            return use(_decoded(image, whole, channels))
         except Unreadable:
             raise
         except Exception as error:  # Damaged bytes make Pillow raise nearly any kind.
             raise Unreadable(reason(error)) from error
 
 
-def _decoded(
-    image: Image.Image, whole: png.Png | None, shape: tuple[int, int, int], resize: str
-) -> np.ndarray:
+def _decoded(image: Image.Image, whole: png.Png | None, channels: int) -> Image.Image:
     low_bytes = _load_png(image, whole) if whole else None
     image.load()
     _check_mode(image)
@@ -108,8 +130,8 @@ def _decoded(
     with contextlib.suppress(Exception):  # Damaged EXIF asks for nothing.
         rotation = _ROTATIONS.get(image.getexif().get(_ORIENTATION, 1))
     key = whole.transparent if whole else ()
-    image = _plain(image, "L" if shape[2] == 1 else "RGB", key, low_bytes)
-    return fit(image if rotation is None else image.transpose(rotation), shape, resize)
+    image = _plain(image, "L" if channels == 1 else "RGB", key, low_bytes)
+    return image if rotation is None else image.transpose(rotation)
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndarray:
@@ -124,14 +146,43 @@ def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndar
     height, width, channels = shape
     image = _plain(image, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
-        box = (0.0, 0.0, float(image.width), float(image.height))
-        if resize == "crop":
-            scale = min(image.width / width, image.height / height)
-            left = (image.width - width * scale) / 2
-            top = (image.height - height * scale) / 2
-            box = (left, top, left + width * scale, top + height * scale)
+        box = _box(image.size, (width, height), resize)
         image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
     return np.asarray(image).reshape(shape)
+
+
+def fit_mask(is_set: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
+    """Return where a mask is set at all, in another size; bool [H, W].
+
+    Args:
+      is_set: bool, of any height and width.
+      size: (H, W).
+      resize: as in `fit`; a pixel is set if one that lies in its area is, even in part.
+    """
+    height, width = size
+    left, top, right, bottom = _box(is_set.shape[::-1], (width, height), resize)
+    rows, columns = _areas(top, bottom, height), _areas(left, right, width)
+    found = np.array([is_set[a:b].any(axis=0) for a, b in rows])
+    return np.array([found[:, a:b].any(axis=1) for a, b in columns]).T
+
+
+def _areas(first: float, last: float, count: int) -> list[tuple[int, int]]:
+    """Return the pixels that each of `count` equal parts touches, beyond rounding."""
+    ends = np.linspace(first, last, count + 1)
+    begin, end = np.floor(ends[:-1] + 1e-6), np.ceil(ends[1:] - 1e-6)
+    return list(zip(begin.astype(int).tolist(), end.astype(int).tolist(), strict=True))
+
+
+def _box(
+    size: tuple[int, ...], wanted: tuple[int, int], resize: str
+) -> tuple[float, float, float, float]:
+    """Return the part (left, top, right, bottom) that becomes the whole; both (W, H)."""
+    if resize != "crop":
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    scale = min(size[0] / wanted[0], size[1] / wanted[1])
+    left = (size[0] - wanted[0] * scale) / 2
+    top = (size[1] - wanted[1] * scale) / 2
+    return left, top, left + wanted[0] * scale, top + wanted[1] * scale
 
 
 def _kind(head: bytes) -> str:

@@ -43,22 +43,34 @@ def read_npz(
     Raises:
       BadRequest: if there is no such file, or it holds something else.
     """
-    where = f"{field} ({path!r})"
     if not path:
         raise BadRequest(f"{field} is empty; give the file: --config.{field}=FILE.npz")
-    file = existing(path, field, "file")
-    if file.is_dir():
-        raise BadRequest(f"{where} is a folder; for images: --config.data.source=folder")
-    try:
-        examples, labels = _arrays(file, config.memory_gib * 2**30)
-    except _Refused as error:
-        raise BadRequest(f"{where} {error}") from error
-    except Exception as error:  # Whatever damaged or hostile bytes lead to.
-        raise BadRequest(f"{where} cannot be read: {reason(error)}") from error
+    examples, labels = read_arrays(path, field, config)
+    where = f"{field} ({path!r})"
     examples = kind_of(config).from_file(examples, where, config)
     if labels is not None:
         labels = _checked_labels(labels, where, len(examples))
     return examples, labels
+
+
+def read_arrays(
+    path: str, field: str, config: DataConfig
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return arr_0 and arr_1 of a file as they are; see `read_npz`.
+
+    Raises:
+      BadRequest: if there is no such file, or it holds no arrays.
+    """
+    where = f"{field} ({path!r})"
+    file = existing(path, field, "file")
+    if file.is_dir():
+        raise BadRequest(f"{where} is a folder; for images: --config.data.source=folder")
+    try:
+        return _arrays(file, config.memory_gib * 2**30)
+    except _Refused as error:
+        raise BadRequest(f"{where} {error}") from error
+    except Exception as error:  # Whatever damaged or hostile bytes lead to.
+        raise BadRequest(f"{where} cannot be read: {reason(error)}") from error
 
 
 def _arrays(path: pathlib.Path, most: float) -> tuple[np.ndarray, np.ndarray | None]:

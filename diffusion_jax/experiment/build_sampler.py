@@ -210,15 +210,22 @@ def make_timesteps(schedule: Schedule, sampling: SamplingConfig) -> np.ndarray:
         return spaced_timesteps(spacing, schedule, sampling.steps)
 
 
-def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
+def make_table(
+    model: Model, sampling: SamplingConfig, *, from_noise: bool = True
+) -> SamplerTable:
     """Return the sampler's table of a config.
+
+    Args:
+      model: of the run.
+      sampling: the config.
+      from_noise: whether the chain starts from pure noise, and is warned of an early start.
 
     Raises:
       BadRequest: for timesteps, eta, churn or a Langevin step out of range, a method that
         cannot start from them, or an unknown name.
     """
     timesteps = make_timesteps(model.process, sampling)
-    _warn_of_odd_choices(model, sampling, timesteps)
+    _warn_of_odd_choices(model, sampling, timesteps, from_noise)
     name, langevin_steps = sampling.sampler, sampling.langevin_steps
     options: dict[str, Any] = {}
     for field, names in _SAMPLERS.items():
@@ -239,6 +246,22 @@ def make_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
             table = methods.with_interval(table, *sampling.guidance_interval)
         if sampling.cfg_plus_plus:
             table = methods.with_base_noise(table)
+    return table
+
+
+def make_encoding_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
+    """Return the table of a config's chain backwards, from x_0 to its first timestep.
+
+    Raises:
+      BadRequest: for a sampler that adds noise, CFG++, or timesteps out of range.
+    """
+    if sampling.cfg_plus_plus:
+        raise BadRequest("--cfg_plus_plus has no chain backwards; leave it out")
+    timesteps = make_timesteps(model.process, sampling)
+    with values_refused():
+        table = methods.encoding_table(model, sampling.sampler, timesteps)
+        if sampling.guidance_interval:
+            table = methods.with_interval(table, *sampling.guidance_interval)
     return table
 
 
@@ -386,13 +409,13 @@ def _x0_hook(config: Config) -> Hook | None:
 
 
 def _warn_of_odd_choices(
-    model: Model, sampling: SamplingConfig, timesteps: np.ndarray
+    model: Model, sampling: SamplingConfig, timesteps: np.ndarray, from_noise: bool
 ) -> None:
     schedule = model.process
     share = float(alphas_cumprod_at(schedule, timesteps[:1])[0])
     starts_early = timesteps[0] < schedule.num_timesteps - 1
     is_chosen = sampling.spacing == AUTO  # By the likelihood, which weighs that as well.
-    if share > MAX_TERMINAL_SIGNAL and starts_early and not is_chosen:
+    if from_noise and share > MAX_TERMINAL_SIGNAL and starts_early and not is_chosen:
         warnings.warn(
             f"sampling starts from pure noise at timestep {timesteps[0]:g} of "
             f"{schedule.num_timesteps - 1}, where training saw {100 * share**0.5:.3g} % of "

@@ -20,7 +20,8 @@ from diffusion_jax.data.kinds import Kind, kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
-from diffusion_jax.jobs import auto_timesteps, guiding, labels
+from diffusion_jax.jobs import auto_timesteps, guiding, labels, origins
+from diffusion_jax.jobs.origins import NOISE, Origin
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
@@ -65,6 +66,7 @@ class Request:
       label: classes, of `labels.parse`, for a run with labels.
       guide: another run that guides.
       prior: a file with a function that guides.
+      origin: what the chains start from.
     """
 
     num: int
@@ -77,6 +79,7 @@ class Request:
     label: tuple[int, ...] = ()
     guide: guiding.Guide | None = None
     prior: guiding.PriorFile | None = None
+    origin: Origin = NOISE
 
 
 class _Job(NamedTuple):
@@ -92,8 +95,16 @@ class _Job(NamedTuple):
     guiding: guiding.Guiding
     counts: Sequence[int] = ()
 
+    @property
+    def is_without_class(self) -> bool:
+        """Return whether the network has classes, and the samples are of none."""
+        request = self.request
+        return self.config.data.labels and not (request.origin.is_noise or request.label)
+
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """Return the classes of these samples, int32 [N]."""
+        if self.is_without_class:
+            return np.full(len(indices), self.config.data.num_classes, np.int32)
         return labels.of_samples(
             self.request.label, self.counts, self.request.seed, indices
         )
@@ -101,9 +112,15 @@ class _Job(NamedTuple):
     def cond(self, indices: np.ndarray) -> dict[str, Any]:
         """Return what the chains of these samples are conditioned on."""
         classes = self.labels(indices) if self.config.data.labels else None
-        return guiding.cond_of(
+        cond = guiding.cond_of(
             self.config, self.guiding, self.request.prior, classes, len(indices)
         )
+        return {**cond, **self.request.origin.cond(indices)}
+
+    def samples(self, indices: np.ndarray) -> chain.Samples:
+        """Return these samples, with where their chains start."""
+        start = self.request.origin.start(self.table, indices)
+        return chain.Samples(jax.random.key(self.request.seed), indices, start)
 
     @property
     def params_of_chain(self) -> Any:
@@ -115,7 +132,11 @@ class _Job(NamedTuple):
     def options(self) -> chain.ChainOptions:
         """Return the options of the chain."""
         options = build_sampler.chain_options(self.config, self.frames)
-        return options._replace(guidance=self.guiding.guidance, prior=self.guiding.prior)
+        return options._replace(
+            hook=self.request.origin.hook(options.hook),
+            guidance=self.guiding.guidance,
+            prior=self.guiding.prior,
+        )
 
     @property
     def num_batches(self) -> int:
@@ -158,9 +179,10 @@ def generate(
     validation.check(config)
     with values_refused():
         devices.check_batch_size("batch_size", config.sampling.batch_size)
-    model, mesh = build.make_model(config), devices.make_mesh()
-    provisional = build_sampler.before_choice(config.sampling)
-    table = build_sampler.make_table(model, provisional)
+    model, mesh, origin = build.make_model(config), devices.make_mesh(), request.origin
+    sampling = origin.sampling(config.sampling, model)
+    config = dataclasses.replace(config, sampling=sampling)
+    table = origin.table(model, build_sampler.before_choice(sampling))
     results = _results(workdir, out, request)
     loaded = load_from_run(
         workdir, config, request.weights, devices.replicated(mesh), step=request.step
@@ -176,6 +198,8 @@ def generate(
     counts = class_counts(workdir) if config.data.labels else []
     job = _Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
     _check_prior(job)
+    if job.is_without_class:
+        say("without --label, the samples are of no class")
     if request.merge:
         partial.merge(job.num_batches, ("chain",) if request.show_chain else ())
     if auto:
@@ -188,7 +212,7 @@ def generate(
             table = build_sampler.make_table(model, config.sampling)
             job = job._replace(config=config, table=table)
         try:
-            stopping = not request.merge and _draw(job)
+            stopping = not request.merge and _draw(_ready(job))
         except _NotFinite as error:
             _blame_prior(job, error)
             more = _another_checkpoint(workdir, loaded.step)
@@ -252,6 +276,7 @@ def _note(
         "seed": request.seed,
         "num": request.num,
         **({"label": request.label} if config.data.labels else {}),
+        **request.origin.about,
         **dataclasses.asdict(config.sampling),
         "network_calls": table.num_rows,
         "show_chain": request.show_chain,
@@ -291,7 +316,7 @@ def _blame_prior(job: _Job, error: _NotFinite) -> None:
         job.model,
         job.params_of_chain,
         job.table,
-        chain.Samples(jax.random.key(job.request.seed), indices),
+        job.samples(indices),
         job.cond(indices),
         job.options,
         job.config.data.shape,
@@ -302,6 +327,35 @@ def _blame_prior(job: _Job, error: _NotFinite) -> None:
         f"--prior {file.path}: its gradient made x no longer finite at {where}; make "
         "--prior_scale smaller, or the function safe"
     ) from error
+
+
+def _ready(job: _Job) -> _Job:
+    """Return the job with an origin whose chains can start, if batches are missing."""
+
+    def encode(pictures: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        origin = origins.encoding_of(pictures)
+        table = origin.table(job.model, job.config.sampling)
+        options = job.options._replace(frames=())
+        sampler = build_sampler.make_sampler(job.config, job.model, job.mesh, options)
+        rows = np.arange(job.config.sampling.batch_size) % len(pictures)
+        samples = chain.Samples(
+            jax.random.key(0), indices[rows].astype(np.int32), origin.start(table, rows)
+        )
+        samples, cond = _put(job, samples, job.cond(indices[rows]))
+        latents = devices.to_host(sampler(job.params_of_chain, table, samples, cond)[0])
+        return latents[: len(pictures)]
+
+    request = job.request
+    if not len(job.partial.missing(job.num_batches)):
+        return job
+    origin = request.origin.ready(encode, job.table, job.config.data.shape)
+    return job._replace(request=dataclasses.replace(request, origin=origin))
+
+
+def _put(job: _Job, samples: chain.Samples, cond: dict[str, Any]) -> tuple[Any, Any]:
+    """Return samples, and what they are conditioned on, with their rows on the devices."""
+    rows = devices.put_rows(job.mesh, (samples.indices, samples.start, cond))
+    return chain.Samples(samples.key, rows[0], rows[1]), rows[2]
 
 
 def _draw(job: _Job) -> bool:
@@ -324,10 +378,8 @@ def _draw(job: _Job) -> bool:
                 # A last batch that is not full is computed in full, so that the shape,
                 # and with it the program and every bit of the samples, stay the same.
                 indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
-                key = jax.random.key(job.request.seed)
-                given = devices.put_rows(job.mesh, (indices, job.cond(indices)))
-                samples = chain.Samples(key, given[0])
-                drawn = sampler(job.params_of_chain, job.table, samples, given[1])
+                samples, cond = _put(job, job.samples(indices), job.cond(indices))
+                drawn = sampler(job.params_of_chain, job.table, samples, cond)
                 _save_batch(job, i, *drawn)
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
@@ -376,7 +428,7 @@ def _save_batch(job: _Job, i: int, samples: jax.Array, frames: jax.Array) -> Non
     if job.request.show_chain and i == 0:
         own_frames = devices.to_host(frames)
         job.partial.save("chain", kind.from_network(own_frames[:, :kept]))
-    job.partial.save(f"{i:06d}", kind.from_network(own[:kept]))
+    job.partial.save(f"{i:06d}", job.request.origin.stored(kind, own[:kept]))
 
 
 def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
@@ -412,13 +464,15 @@ def _finish(job: _Job) -> None:
                     pictured.append(part)
                 file.write(np.ascontiguousarray(part).tobytes())
             file.close()
-            if job.config.data.labels and job.config.sampling.guidance:
+            has_classes = job.config.data.labels and not job.is_without_class
+            if has_classes and job.config.sampling.guidance:
                 with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                     np.lib.format.write_array(file, job.labels(np.arange(num)))
         partial.mark_finishing()
         kind = kind_of(job.config.data)
-        shown, columns = _by_class(job, np.concatenate(pictured)[:_MAX_PICTURED])
-        picture = kind.draw(shown, columns)
+        shown = np.concatenate(pictured)[:_MAX_PICTURED]
+        order, columns = _by_class(job, len(shown))
+        picture = job.request.origin.draw(kind, shown[order], order, columns)
         pictures.save_png(result_path(partial.out, ".png"), picture)
         if job.frames:
             _save_chain(partial, kind, job.frames)
@@ -428,14 +482,13 @@ def _finish(job: _Job) -> None:
     partial.remove()
 
 
-def _by_class(job: _Job, samples: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return samples in an order that has a row for each class, and the length of a row."""
+def _by_class(job: _Job, num: int) -> tuple[np.ndarray, int]:
+    """Return an order of samples that has a row for each class, and the length of a row."""
     classes = len(job.request.label)
-    columns = len(samples) // classes if classes > 1 else 0
+    columns = num // classes if classes > 1 else 0
     if not columns:
-        return samples, 0
-    order = np.arange(columns * classes).reshape(columns, classes).T.ravel()
-    return samples[order], columns
+        return np.arange(num), 0
+    return np.arange(columns * classes).reshape(columns, classes).T.ravel(), columns
 
 
 def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:
