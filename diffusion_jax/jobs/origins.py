@@ -167,7 +167,12 @@ class Given(Origin):
             columns = min(len(stored) // num, _MOST_COLUMNS)
             given = kind.draw(self.shown(kind, np.arange(num)), 1)
             stored = stored[np.arange(columns * num).reshape(columns, num).T.ravel()]
-        return drawing.side_by_side({"given": given, "samples": kind.draw(stored, columns)})
+        return drawing.side_by_side({"given": given, self.made: kind.draw(stored, columns)})
+
+    @property
+    def made(self) -> str:
+        """Return the name of the results in a picture."""
+        return "samples"
 
     def shown(self, kind: Kind, indices: np.ndarray) -> np.ndarray:
         """Return what was given for these samples, as a file has it."""
@@ -270,6 +275,11 @@ class Inpaint(Given):
             cond[inpainting.KNOWN], _first_level(table), cond[inpainting.IS_KNOWN]
         )
 
+    @property
+    def made(self) -> str:
+        """Return the name of the results in a picture."""
+        return "samples"
+
     def shown(self, kind: Kind, indices: np.ndarray) -> np.ndarray:
         hole = np.full_like(self.of(indices), _HOLE)
         return np.where(self.is_known[..., None], self.of(indices), hole)
@@ -287,6 +297,10 @@ def _check_adds_no_noise(flag: str, table: SamplerTable, sampling: SamplingConfi
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encode(Given):
     """Pictures whose latents are the end of the deterministic chain backwards."""
+
+    @property
+    def made(self) -> str:
+        return "latents"
 
     def table(self, model: Model, sampling: SamplingConfig) -> SamplerTable:
         _check_adds_no_noise(self.flag, super().table(model, sampling), sampling)
