@@ -9,7 +9,7 @@ def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     """Return the latents at a share of the arc about the origin from a to b; float32.
 
     sin((1 - u) w) / sin(w) a + sin(u w) / sin(w) b, with w the angle between them
-    (Shoemake 1985; DDIM eq. 67), or the line where w is 0 or pi.
+    (Shoemake 1985; DDIM appendix D.5), or the line where w is 0 or pi.
 
     Args:
       a, b: of one shape, float32; at the shares 0 and 1 the result has their bits.
