@@ -1,0 +1,17 @@
+"""Semantic knowledge: log p(digit | x_t) of the classifier that digit_classifier.py trains."""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import digit_classifier
+
+DIGIT = int(os.environ.get("DIGIT", "7"))
+PARAMS = dict(np.load(digit_classifier.FILE))
+
+
+def log_p_of_x_t(x_t, level, cond):
+    return digit_classifier.log_probabilities(PARAMS, x_t, level)[:, DIGIT]
