@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
-	bench-promises pictures constraints clean
+	bench-promises bench-guidance pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -58,7 +58,15 @@ bench-promises: $(VENV)/dev
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/convergence.py
 
-# The pictures of docs/samplers.md; they need the runs digits and swiss_roll.
+# What guidance does to the digits, and what it costs; runs that are missing are trained first.
+bench-guidance: $(VENV)/dev
+	test -d runs/digits || $(BIN)/python train.py --config digits
+	test -d runs/digits_conditional || $(BIN)/python train.py --config digits_conditional
+	test -f runs/digit_classifier.npz || $(BIN)/python examples/digit_classifier.py
+	$(BIN)/python benchmarks/guidance.py
+
+# The pictures of docs/; they need the runs digits, digits_conditional and swiss_roll, and
+# runs/digit_classifier.npz.
 pictures: $(VENV)/core
 	$(BIN)/python benchmarks/pictures.py
 

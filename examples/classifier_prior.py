@@ -1,4 +1,4 @@
-"""Semantic knowledge: log p(digit | x_t) of the classifier that digit_classifier.py trains."""
+"""Semantic knowledge: log p(digit | x_t), by the classifier of digit_classifier.py."""
 
 import os
 import pathlib

@@ -1,7 +1,7 @@
 """A small classifier of noised digits, for classifier guidance.
 
     python examples/digit_classifier.py
-    python sample.py --workdir runs/digits --prior examples/classifier_prior.py --prior_scale 2
+    python sample.py --workdir runs/digits --prior examples/classifier_prior.py
 
 Trains on the digits of configs/digits.py, noised by its process, prints how many held-out
 digits it tells at each t, and writes its params to runs/digit_classifier.npz.
@@ -42,10 +42,10 @@ def log_probabilities(params: dict, x_t: jax.Array, level: NoiseLevel) -> jax.Ar
     """
     gain = level.alpha * SPREAD / (level.alpha_squared * SPREAD + level.sigma_squared)
     log_snr = jnp.log(jnp.maximum(level.alpha_squared, 1e-12) / level.sigma_squared)
-    one = jnp.ones((len(x_t), 1), x_t.dtype)
-    turns = jnp.arange(1, 9, dtype=x_t.dtype) * log_snr.reshape(-1, 1) / 10.0 * one
+    turns = log_snr.reshape(-1, 1) * jnp.arange(0.1, 0.9, 0.1, dtype=x_t.dtype)[None]
     told = jnp.concatenate([jnp.sin(turns), jnp.cos(turns)], axis=1)
-    h = gain.reshape(-1, 1) * x_t.reshape(len(x_t), -1) @ params["in"] + params["bias"]
+    guess = gain.reshape(-1, 1) * x_t.reshape(len(x_t), -1)
+    h = guess @ params["in"] + params["bias"]
     for i in range(2):
         scale, shift = jnp.split(told @ params[f"level{i}"], 2, axis=1)
         h = h * (1.0 + scale) + shift
@@ -60,7 +60,7 @@ def initial(key: jax.Array) -> dict:
     shapes |= {f"level{i}": (16, 2 * WIDTH) for i in range(2)}
     keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
     params = {n: jax.random.normal(keys[n], s) / s[0] ** 0.5 for n, s in shapes.items()}
-    return params | {"bias": jnp.zeros(WIDTH)}
+    return params | {"bias": jnp.zeros((1, WIDTH))}
 
 
 def digits() -> tuple[jax.Array, jax.Array]:
@@ -95,7 +95,7 @@ def train(num_steps: int, batch_size: int = 256) -> dict:
     return run(state, jax.random.split(k_steps, num_steps))[0]
 
 
-def accuracy(params: dict, t: int, draws: int = 20) -> float:
+def accuracy(params: dict, t: int, draws: int = 10) -> float:
     """Return the share of held-out digits that are told at t, over many draws of noise."""
     x, labels = (jnp.repeat(a[-NUM_HELD_OUT_DIGITS:], draws, axis=0) for a in digits())
     x_t = q_sample(PROCESS, x, jnp.int32(t), jax.random.normal(jax.random.key(t), x.shape))

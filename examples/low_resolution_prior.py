@@ -9,7 +9,7 @@ DIGIT = labelled_digits()[0][-1 - int(os.environ.get("HELD_OUT", "0"))] / 127.5 
 
 
 def measure(x):
-    """Return twice the means, [B, 4, 4, 1]: their noise then has the variance of a pixel's."""
+    """Return twice the means, [B, 4, 4, 1], which vary as independent pixels do."""
     return 2 * x.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
 
 

@@ -25,7 +25,7 @@ INTERVAL, SCALE, NUM = (0.1, 0.6), 6.0, 2000
 
 
 def two_modes(called=None):
-    """The optimal model of both classes; `called` gets the size of the batch of each call."""
+    """The optimal model of both classes; `called` gets the batch size of each call."""
     given = oracle.mixture([1, 1], [[FAR], [NEAR]], STD**2)
     whole = oracle.mixture([1, 1, 2], [[FAR], [NEAR], [OTHER]], STD**2)
     models = [oracle.optimal_model(data, SCHEDULE, "v") for data in (given, whole)]
