@@ -7,11 +7,13 @@ Needs the runs digits_conditional and digits, and the classifier of the examples
     python examples/digit_classifier.py
 
 The machine is fitted to the real training digits. All samples are those of DDPM in 250
-timesteps. The two ratios of time need no run.
+timesteps. The two ratios of time need no run, but a machine that does nothing else:
+`python benchmarks/guidance.py cost` measures them alone; the others are `labels`, `priors`.
 """
 
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -131,4 +133,6 @@ def cost() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    record(cost, labels, priors)
+    every = (cost, labels, priors)
+    wanted = sys.argv[1:] or [part.__name__ for part in every]
+    record(*(part for part in every if part.__name__ in wanted))

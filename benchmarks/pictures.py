@@ -1,8 +1,16 @@
-"""The pictures of docs/samplers.md, from runs/digits and runs/swiss_roll.
+"""The pictures of docs/, from runs/digits, runs/digits_conditional and runs/swiss_roll.
 
 docs/images/samplers.png: the same eight seeds by each method in 10, 20 and 50 timesteps.
 docs/images/langevin.png: the swiss roll by annealed Langevin, DDPM and DDIM.
+docs/images/conditional_digits.png: each class at four scales of guidance, the same seeds.
+docs/images/priors.png: the same seeds with each prior of examples/.
+
+`python benchmarks/pictures.py conditional_digits priors` draws these two alone.
 """
+
+import dataclasses
+import os
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +20,7 @@ from record import ROOT
 
 from diffusion_jax.config import SamplingConfig
 from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.jobs import guiding
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.weights import load_from_run
 from diffusion_jax.runtime import devices
@@ -46,6 +55,20 @@ class Run:
         self.params, _, _ = load_from_run(folder, self.config, "ema", whole)
         self.model = build.make_model(self.config)
         self.sampler = build_sampler.make_sampler(self.config, self.model, self.mesh)
+
+    def guided(self, indices: np.ndarray, labels=None, prior=None, **fields) -> np.ndarray:
+        """Samples of these indices of seed 0, by label or with a `guiding.PriorFile`."""
+        sampling = SamplingConfig(**fields)
+        config = dataclasses.replace(self.config, sampling=sampling)
+        whole = devices.replicated(self.mesh)
+        made = guiding.make(config, self.model, None, prior, whole)
+        options = build_sampler.chain_options(config)
+        options = options._replace(guidance=made.guidance, prior=made.prior)
+        sampler = build_sampler.make_sampler(config, self.model, self.mesh, options)
+        table = build_sampler.make_table(self.model, sampling)
+        cond = guiding.cond_of(config, made, prior, labels, len(indices))
+        samples = Samples(jax.random.key(0), indices)
+        return np.asarray(sampler(self.params, table, samples, cond)[0])
 
     def draw(self, count: int, **fields) -> tuple[np.ndarray, int]:
         """(samples of seed 0, network calls of each)."""
@@ -102,6 +125,56 @@ def langevin() -> None:
     FigureCanvasAgg(figure).print_png(IMAGES / "langevin.png")
 
 
+def blocks(images: dict[str, np.ndarray], columns: int) -> Figure:
+    """Return a figure with a titled block for each set of images, of so many columns."""
+    rows = len(next(iter(images.values()))) // columns
+    size = (0.3 * (columns + 0.4) * len(images), 0.3 * rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(1, len(images), squeeze=False)[0]
+    for axes, (title, found) in zip(grid, images.items(), strict=True):
+        framed = np.pad(found[..., 0], ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+        block = framed.reshape(rows, columns, *framed.shape[1:]).transpose(0, 2, 1, 3)
+        block = block.reshape(rows * framed.shape[1], -1)
+        axes.imshow(block, cmap="gray", vmin=-1, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def conditional_digits() -> None:
+    """A row for each class and a block of columns for each scale."""
+    run, columns = Run("digits_conditional"), 8
+    labels = np.repeat(np.arange(10, dtype=np.int32), columns)
+    indices = np.tile(np.arange(columns), 10)  # The same seeds for each class as well.
+    images = {
+        f"s = {scale:g}" + ("" if scale else ", without the class"): run.guided(
+            indices, labels, steps=250, guidance=scale
+        )
+        for scale in (0.0, 1.0, 2.0, 4.0)
+    }
+    FigureCanvasAgg(blocks(images, columns)).print_png(IMAGES / "conditional_digits.png")
+
+
+def priors() -> None:
+    """The same 40 seeds without a prior, and with each of examples/."""
+    run, indices = Run("digits"), np.arange(40)
+    os.environ["DIGIT"], os.environ["HELD_OUT"] = "7", "0"
+    shown = {
+        "without": None,
+        "digit 7": "classifier",
+        "known means of 2x2": "low_resolution",
+        "mirror image": "symmetry",
+    }
+    images = {}
+    for title, name in shown.items():
+        file = ROOT / "examples" / f"{name}_prior.py"
+        prior = guiding.PriorFile(file, 2.0 if name == "classifier" else 1.0)
+        images[title] = run.guided(indices, prior=prior if name else None, steps=250)
+    FigureCanvasAgg(blocks(images, 8)).print_png(IMAGES / "priors.png")
+
+
 if __name__ == "__main__":
-    samplers()
-    langevin()
+    every = (samplers, langevin, conditional_digits, priors)
+    for draw in every:
+        if draw.__name__ in (sys.argv[1:] or [f.__name__ for f in every]):
+            draw()

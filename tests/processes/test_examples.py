@@ -121,7 +121,7 @@ def test_the_file_that_the_docs_show_is_the_example():
 
 X0 = "def log_p_of_x0(x0, level, cond):\n    "
 BAD = {
-    "missing": (None, "No such file or directory"),
+    "missing": (None, ": No such file or directory"),
     "none": ("def log_p(x):\n    return x\n", "and it defines none"),
     "both": (f"{X0}return 0\nlog_p_of_x_t = log_p_of_x0\n", "and it defines both"),
     "loading": ("\n1 / 0\n", "prior.py, line 2 raised ZeroDivisionError"),
