@@ -176,12 +176,3 @@ def test_a_process_that_ends_without_any_signal_takes_no_prior(run, tmp_path):
     file = EXAMPLES / "symmetry_prior.py"
     with pytest.raises(BadRequest, match="ratio is zero, as at the end of this run's"):
         drawn(run, tmp_path, file, zero_terminal_snr=True, prediction="v")
-
-
-def test_a_scale_needs_a_prior_and_is_a_number(run, command, tmp_path):
-    for arguments, said in (
-        (("--prior_scale=2",), "--prior_scale 2 needs --prior"),
-        (("--prior=x.py", "--prior_scale=nan"), "--prior_scale nan must be a number"),
-    ):
-        result = command("sample.py", f"--workdir={run}", *arguments, cwd=tmp_path, check=2)
-        assert result.stderr.startswith("error: ") and said in result.stderr

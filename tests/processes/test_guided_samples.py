@@ -181,6 +181,7 @@ def test_a_guide_that_does_not_fit_is_refused(run, tmp_path, section, fields, sa
         (["--label=3"], "--label 3: must be in 0 .. 2"),
         (["--guidance=2", "--guidance_interval=5,1"], "two numbers that rise"),
         (["--prior_scale=2"], "--prior_scale 2 needs --prior"),
+        (["--prior=x.py", "--prior_scale=nan"], "--prior_scale nan must be a number"),
     ],
 )
 def test_flags_of_guidance_that_cannot_be_are_refused(run, command, tmp_path, flags, said):
