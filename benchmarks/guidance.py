@@ -6,7 +6,7 @@ Needs the runs digits_conditional and digits, and the classifier of the examples
     python train.py --config digits
     python examples/digit_classifier.py
 
-The machine is fitted to the real training digits. All samples are those of DDPM in 250
+The machine is fitted to the real training digits. All samples are those of DDPM in 100
 timesteps. The two ratios of time need no run, but a machine that does nothing else:
 `python benchmarks/guidance.py cost` measures them alone; the others are `labels`, `priors`.
 """
@@ -31,7 +31,7 @@ from diffusion_jax.samplers.chain import Samples
 
 DIGITS = tuple(range(10))
 ASKED = 7
-STEPS = 250
+STEPS = 100
 
 
 def machine():
