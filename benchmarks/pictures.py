@@ -3,6 +3,7 @@
 docs/images/samplers.png: the same eight seeds by each method in 10, 20 and 50 timesteps.
 docs/images/langevin.png: the swiss roll by annealed Langevin, DDPM and DDIM.
 docs/images/conditional_digits.png: each class at four scales of guidance, the same seeds.
+docs/images/inpainting.png: digits whose lower half is painted anew, a row for each.
 docs/images/priors.png: the same seeds with each prior of examples/.
 
 `python benchmarks/pictures.py conditional_digits priors` draws these two alone.
@@ -19,8 +20,10 @@ from matplotlib.figure import Figure
 from record import ROOT
 
 from diffusion_jax.config import SamplingConfig
+from diffusion_jax.data.embedded import labelled_digits
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.experiment import build, build_sampler
-from diffusion_jax.jobs import guiding
+from diffusion_jax.jobs import guiding, origins
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.weights import load_from_run
 from diffusion_jax.runtime import devices
@@ -125,6 +128,14 @@ def langevin() -> None:
     FigureCanvasAgg(figure).print_png(IMAGES / "langevin.png")
 
 
+def block_of(images: np.ndarray, columns: int) -> np.ndarray:
+    """Return images [N, H, W, 1] as one, in rows of `columns`, with a dark frame each."""
+    framed = np.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    rows = len(framed) // columns
+    block = framed.reshape(rows, columns, *framed.shape[1:]).transpose(0, 2, 1, 3)
+    return block.reshape(rows * framed.shape[1], -1)
+
+
 def blocks(images: dict[str, np.ndarray], columns: int) -> Figure:
     """Return a figure with a titled block for each set of images, of so many columns."""
     rows = len(next(iter(images.values()))) // columns
@@ -132,10 +143,7 @@ def blocks(images: dict[str, np.ndarray], columns: int) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, (title, found) in zip(grid, images.items(), strict=True):
-        framed = np.pad(found[..., 0], ((0, 0), (1, 1), (1, 1)), constant_values=-1)
-        block = framed.reshape(rows, columns, *framed.shape[1:]).transpose(0, 2, 1, 3)
-        block = block.reshape(rows * framed.shape[1], -1)
-        axes.imshow(block, cmap="gray", vmin=-1, vmax=1)
+        axes.imshow(block_of(found, columns), cmap="gray", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[])
         axes.set_title(title, fontsize=9)
     return figure
@@ -153,6 +161,34 @@ def conditional_digits() -> None:
         for scale in (0.0, 1.0, 2.0, 4.0)
     }
     FigureCanvasAgg(blocks(images, columns)).print_png(IMAGES / "conditional_digits.png")
+
+
+def inpainting() -> None:
+    """A row for each of eight real digits: what is known of it, and seven samples."""
+    run, columns = Run("digits_conditional"), 7
+    digits = labelled_digits()[0][-8:]
+    is_known = np.arange(8)[:, None] < np.array([4] * 8)
+    origin = origins.Inpaint("inpaint", "", digits, is_known)
+    sampling = SamplingConfig(steps=100)
+    config = dataclasses.replace(run.config, sampling=sampling)
+    options = build_sampler.chain_options(config)
+    options = options._replace(hook=origin.hook(options.hook))
+    sampler = build_sampler.make_sampler(config, run.model, run.mesh, options)
+    table = origin.table(run.model, sampling)
+    indices = np.arange(len(digits) * columns)
+    samples = Samples(jax.random.key(0), indices, origin.start(table, indices))
+    cond = {**origin.cond(indices), "label": np.full(len(indices), 10, np.int32)}
+    found = np.asarray(sampler(run.params, table, samples, cond)[0])
+    found = found.reshape(columns, len(digits), 8, 8, 1).swapaxes(0, 1)
+    given = np.asarray(PICTURES.to_network(origin.shown(PICTURES, np.arange(8))))
+    images = {"known": given, "samples": found.reshape(-1, 8, 8, 1)}
+    figure = Figure(figsize=(0.3 * (columns + 2), 2.7), layout="constrained")
+    grid = figure.subplots(1, 2, width_ratios=[1, columns])
+    for axes, (title, shown) in zip(grid, images.items(), strict=True):
+        axes.imshow(block_of(shown, len(shown) // 8), cmap="gray", vmin=-1, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(title, fontsize=9)
+    FigureCanvasAgg(figure).print_png(IMAGES / "inpainting.png")
 
 
 def priors() -> None:
@@ -174,7 +210,7 @@ def priors() -> None:
 
 
 if __name__ == "__main__":
-    every = (samplers, langevin, conditional_digits, priors)
+    every = (samplers, langevin, conditional_digits, inpainting, priors)
     for draw in every:
         if draw.__name__ in (sys.argv[1:] or [f.__name__ for f in every]):
             draw()
