@@ -182,12 +182,12 @@ def inpainting() -> None:
     found = found.reshape(columns, len(digits), 8, 8, 1).swapaxes(0, 1)
     given = np.asarray(PICTURES.to_network(origin.shown(PICTURES, np.arange(8))))
     images = {"known": given, "samples": found.reshape(-1, 8, 8, 1)}
-    figure = Figure(figsize=(0.3 * (columns + 2), 2.7), layout="constrained")
+    figure = Figure(figsize=(0.3 * (columns + 2.4), 2.7), layout="constrained")
     grid = figure.subplots(1, 2, width_ratios=[1, columns])
     for axes, (title, shown) in zip(grid, images.items(), strict=True):
         axes.imshow(block_of(shown, len(shown) // 8), cmap="gray", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=7)
     FigureCanvasAgg(figure).print_png(IMAGES / "inpainting.png")
 
 
