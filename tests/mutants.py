@@ -45,6 +45,8 @@ MODULES = {
     "samplers/timesteps": "timesteps",
     "samplers/methods": "methods",
     "samplers/thresholding": "thresholding",
+    "samplers/inpainting": "inpainting",
+    "samplers/interpolation": "inpainting",
     "runs/ema": "ema",
     "evaluation/optimal_timesteps": "optimal_timesteps",
 }

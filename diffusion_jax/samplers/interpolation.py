@@ -17,7 +17,9 @@ def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     """
     x, y = (np.asarray(end, np.float64) for end in (a, b))
     norms = math.sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
+    # Unseen (1.0): the line of a latent of length 0 needs no angle.
     cosine = float(np.sum(x * y)) / norms if norms else 1.0
+    # Unseen (1.0): a guard against rounding.
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     weights = [1.0 - share, share]
     # Unseen (1e-6): a tolerance for rounding.
