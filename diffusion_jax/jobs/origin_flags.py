@@ -37,7 +37,8 @@ HELP = {
     "mask": "Image: what is white is painted by --inpaint, what is black is kept.",
     "resamplings": "How often --inpaint runs each stretch of rows, so that what is painted "
     f"fits what is kept (RePaint); default {RESAMPLINGS}.",
-    "jump_length": f"Rows of each stretch that --inpaint runs again; default {JUMP_LENGTH}.",
+    "jump_length": "Rows of each stretch that --inpaint runs again; default "
+    f"{JUMP_LENGTH}.",
     "encode": "Pictures, as of --from_image, whose latents are written: the deterministic "
     "chain backwards.",
     "decode": "An .npz of --encode: the deterministic chain from its latents to pictures.",
