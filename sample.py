@@ -2,10 +2,11 @@
 
     python sample.py --num 1024
     python sample.py --workdir runs/digits --num 64 --sampler dpmpp_2m --steps 20
+    python sample.py --num 64 --sampler ddim --sweep "steps=10,20,50 eta=0,1"
 
 Unless flags say otherwise, the run is the newest one under runs/, and its config decides
 how to sample. Writes P.npz, P.png and P.json, where P is --out or a name in the run's
-samples/.
+samples/. With --sweep there is a folder of such files, a sheet and a table.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
@@ -14,13 +15,22 @@ import dataclasses
 import pathlib
 import re
 import warnings
+from typing import Any
 
 from absl import flags
 
 from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
-from diffusion_jax.jobs import command_line, guiding, labels, origin_flags, sample, shards
+from diffusion_jax.jobs import (
+    command_line,
+    guiding,
+    labels,
+    origin_flags,
+    sample,
+    shards,
+    sweep,
+)
 from diffusion_jax.jobs.origins import Origin
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
@@ -79,6 +89,7 @@ _ORIGIN = {
     )
     for name in names
 }
+_SWEEP = flags.DEFINE_string("sweep", None, sweep.HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
 _MERGE = flags.DEFINE_bool("merge", False, shards.MERGE_HELP)
@@ -102,7 +113,11 @@ def main() -> None:
     config = run_folder.read_config(workdir)
     warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
     given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
-    samplings.change(config, given)
+    settings = _settings(config, given)
+    if settings:
+        config = settings[0].config
+    else:
+        samplings.change(config, given)
     moved = _DATA_PATH.value or _DATA_HELD_OUT.value or _DATA_LABEL_FILE.value
     if moved and config.sampling.spacing != AUTO:
         raise BadRequest(
@@ -112,6 +127,9 @@ def main() -> None:
     config.data.path = _DATA_PATH.value or config.data.path
     config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
     config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
+    for setting in settings:
+        with setting.named():
+            _guide(setting.config)
     guide = _guide(config)
     prior = _prior()
     names = class_names(workdir) if config.data.labels else []
@@ -137,13 +155,28 @@ def main() -> None:
         prior=prior,
         origin=origin,
     )
+    if settings:
+        out = _prefix(workdir, sweep.folder_name(settings, given), request)
+        sweep.draw(workdir, settings, request, out=out, overwrite=_OVERWRITE.value)
+        return
+    name = f"{samplings.short_name(config.sampling)}{request.origin.name}"
     sample.generate(
         workdir,
         config,
         request,
-        out=_prefix(workdir, config, request),
+        out=_prefix(workdir, name, request),
         overwrite=_OVERWRITE.value,
     )
+
+
+def _settings(config: Config, given: dict[str, Any]) -> list[sweep.Setting]:
+    """Return the settings of --sweep, and none without it."""
+    if _SWEEP.value is None:
+        return []
+    for flag in (_SHOW_CHAIN, _SHARD, _MERGE, *_ORIGIN.values()):
+        if flag.value not in (None, False):
+            raise BadRequest(f"--{flag.name} and --sweep: give one of them")
+    return sweep.parse(_SWEEP.value, config, given)
 
 
 def _guide(config: Config) -> guiding.Guide | None:
@@ -187,10 +220,12 @@ def _check_has_class(config: Config, origin: Origin, label: tuple[int, ...]) -> 
         )
 
 
-def _prefix(workdir: pathlib.Path, config: Config, request: sample.Request) -> pathlib.Path:
-    """Where the files go: into the run unless --out is a folder or a prefix."""
+def _prefix(workdir: pathlib.Path, name: str, request: sample.Request) -> pathlib.Path:
+    """Where the files go: into the run unless --out is a folder or a prefix.
+
+    With --sweep they go into a folder, which --out names.
+    """
     weights, step = request.weights, request.step
-    name = f"{samplings.short_name(config.sampling)}{request.origin.name}"
     name += f"_seed{_SEED.value}"
     if _LABEL.value is not None:
         name += "_label_" + re.sub(r"[^\w,-]", "-", _LABEL.value)[:40]
@@ -201,6 +236,8 @@ def _prefix(workdir: pathlib.Path, config: Config, request: sample.Request) -> p
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:
         return run_folder.samples_path(workdir) / f"{name}_num{request.num}"
+    if _SWEEP.value is not None:
+        return files.expanded("--out", _OUT.value)
     return prefix(_OUT.value, name)
 
 

@@ -13,6 +13,7 @@ _GAP = 2  # Pixels between images.
 _TITLE = 16  # Pixels above a sheet that has a name.
 _APART = 8  # Pixels between sheets.
 _MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
+_ROW = 512  # Pixels of a row of images.
 _LIMIT = 2.5  # Half the side of a scatter plot.
 
 
@@ -54,6 +55,34 @@ def side_by_side(sheets: Mapping[str, Image.Image]) -> Image.Image:
         whole.paste(sheet, (left, _TITLE))
         left += sheet.width + _APART
     return whole
+
+
+def grid(sheets: Mapping[str, Image.Image], columns: int) -> Image.Image:
+    """Return sheets of one size in rows of `columns`, each with its name above it."""
+    first = next(iter(sheets.values()))
+    rows = -(-len(sheets) // columns)
+    width = max(first.width, *map(_width, sheets)) + _APART
+    height = _TITLE + first.height + _APART
+    whole = Image.new(
+        first.mode, (columns * width - _APART, rows * height - _APART), "white"
+    )
+    draw = ImageDraw.Draw(whole)
+    for i, (name, sheet) in enumerate(sheets.items()):
+        left, top = i % columns * width, i // columns * height
+        draw.text((left + 4, top + 2), name, fill="black")
+        whole.paste(sheet, (left, top + _TITLE))
+    return whole
+
+
+def _width(name: str) -> int:
+    return round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name)) + 8
+
+
+def in_a_row(images: np.ndarray) -> Image.Image:
+    """Return the first images in a row of about 512 pixels, of two or more."""
+    side = max(images.shape[1:3])
+    shown = max(2, _ROW // (max(1, round(_MIN_SIDE / side)) * side + _GAP))
+    return tile(images[:shown], min(shown, len(images)))
 
 
 def scatter(frames: Sequence[np.ndarray], titles: Sequence[str]) -> Image.Image:

@@ -22,6 +22,7 @@ from diffusion_jax.runtime.errors import BadRequest
 
 _LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
 _STRIP_ROWS = 8  # Images of a trajectory, a row for each.
+_PLOTS = 4  # Scatter plots in a row.
 _ANIMATED = 25  # Images of an animation: GIF compresses noise badly.
 
 
@@ -111,6 +112,13 @@ class Kind(abc.ABC):
         """Return a picture of several sets of examples, each with its name above it."""
 
     @abc.abstractmethod
+    def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
+        """Return a picture of many sets, `columns` in a row, each with its name above it.
+
+        Of images the first ones of each set are shown.
+        """
+
+    @abc.abstractmethod
     def draw_strip(self, frames: np.ndarray, titles: Sequence[str]) -> Image.Image:
         """Return a picture of a trajectory, time from left to right.
 
@@ -154,6 +162,10 @@ class _Points(Kind):
 
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
         return drawing.scatter(list(sets.values()), list(sets))
+
+    def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
+        columns = min(columns if columns > 1 else _PLOTS, len(sets))
+        return drawing.grid({name: self.draw(x) for name, x in sets.items()}, columns)
 
     def draw_strip(self, frames: np.ndarray, titles: Sequence[str]) -> Image.Image:
         return drawing.scatter(list(frames), titles)
@@ -209,6 +221,10 @@ class _Pictures(Kind):
 
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
         return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})
+
+    def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
+        rows = {name: drawing.in_a_row(x) for name, x in sets.items()}
+        return drawing.grid(rows, columns)
 
     def draw_strip(self, frames: np.ndarray, titles: Sequence[str]) -> Image.Image:
         """Return a row for each of up to 8 images; the titles are not shown."""

@@ -180,9 +180,9 @@ def short_name(sampling: SamplingConfig) -> str:
         value = getattr(sampling, field)
         if value and sampling.sampler in names:
             parts.append(value if isinstance(value, str) else f"{field}{value:g}")
-    if sampling.langevin_steps:
-        size = f"x{sampling.langevin_step_size:g}"
-        usual = sampling.langevin_step_size == SamplingConfig().langevin_step_size
+    size = f"x{sampling.langevin_step_size:g}"
+    usual = sampling.langevin_step_size == SamplingConfig().langevin_step_size
+    if sampling.langevin_steps or sampling.sampler == "langevin" and not usual:
         parts.append(f"langevin{sampling.langevin_steps}{'' if usual else size}")
     if sampling.threshold != "static":
         parts.append(sampling.threshold)

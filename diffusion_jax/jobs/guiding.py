@@ -249,9 +249,10 @@ def cond_of(
     """
     cond: dict[str, Any] = {}
     if labels is not None:
-        alone = guiding.guidance is None and config.sampling.guidance == 0
+        sampling = config.sampling
+        is_without = sampling.guidance == 0 and not build_sampler.needs_base(sampling)
         none = np.full_like(labels, config.data.num_classes)
-        cond[guidance.LABEL] = none if alone else labels
+        cond[guidance.LABEL] = none if is_without else labels
     if guiding.guidance is not None:
         cond[guidance.SCALE] = np.full(num, config.sampling.guidance, np.float32)
     if prior is not None:

@@ -18,6 +18,7 @@ from diffusion_jax.jobs.shards import Shard, collected, found
 from diffusion_jax.runtime import files, first_process, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
 
+_REQUEST = "request.json"
 _FINISHING = "finishing"  # A mark in the folder: results are being written.
 
 
@@ -85,40 +86,58 @@ class Partial:
             if first_process.is_here():
                 self._claim(results, overwrite, others)
 
+    def check(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
+        """Refuse what `claim` would refuse; nothing is written. Arguments as there."""
+        with processes.together():
+            if first_process.is_here() and not self._goes_on(results, overwrite, others):
+                self._holds_files(overwrite)
+
     def _claim(self, results: list[pathlib.Path], overwrite: bool, others: str) -> None:
-        note = self.folder / "request.json"
-        old = self._read(note)
-        finishing = (self.folder / _FINISHING).exists()
-        if old == self.request and not overwrite and finishing:
-            return  # Some results exist: it was stopped while they were written.
+        if self._goes_on(results, overwrite, others):
+            return
+        files.delete_unfinished(self.folder)
+        files.delete_unfinished(self.folder.parent)
+        if self._holds_files(overwrite):
+            with locks.held(self.folder, "writing to"):
+                files.delete([self.folder])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = json.dumps(self.request, indent=2) + "\n"
+        files.write_whole(self.folder / _REQUEST, note)
+
+    def _goes_on(self, results: list[pathlib.Path], overwrite: bool, others: str) -> bool:
+        """Return whether the folder is of the same request; refuse results that exist."""
+        begun = not overwrite and self._read(self.folder / _REQUEST) == self.request
+        if begun and (self.folder / _FINISHING).exists():
+            return True  # Some results exist: it was stopped while they were written.
         existing = [path for path in results if path.exists()]
         if existing and not overwrite:
             raise BadRequest(
                 f"--out {self.out}: {existing[0]} exists already; give another {others}, "
                 "or --overwrite to replace it"
             )
-        if old == self.request and not overwrite:
-            return
-        files.delete_unfinished(self.folder)
-        files.delete_unfinished(self.folder.parent)
+        return begun
+
+    def _holds_files(self, overwrite: bool) -> bool:
+        """Return whether the folder has to be deleted; refuse where it must not be."""
         # A kill can leave the folder without anything in it.
-        if self.folder.is_dir() and set(os.listdir(self.folder)) - {".lock", "request.tmp"}:
-            if old is None or not overwrite:
-                what = "other files" if old is None else "the beginning of another request"
-                hint = "" if old is None else ", or --overwrite to delete it"
-                raise BadRequest(
-                    f"--out {self.out}: {self.folder} holds {what}; "
-                    f"give another --out{hint}"
-                )
-            with locks.held(self.folder, "writing to"):
-                files.delete([self.folder])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_whole(note, json.dumps(self.request, indent=2) + "\n")
+        if not self.folder.is_dir():
+            return False
+        found = set(os.listdir(self.folder)) - {".lock", "request.tmp"}
+        if all(map(files.is_unfinished, found)):
+            return False
+        old = self._read(self.folder / _REQUEST)
+        if old is None or not overwrite:
+            what = "other files" if old is None else "the beginning of another request"
+            hint = "" if old is None else ", or --overwrite to delete it"
+            raise BadRequest(
+                f"--out {self.out}: {self.folder} holds {what}; give another --out{hint}"
+            )
+        return True
 
     def begin(self) -> None:
         """Make the folder; go on if it is of the same request, and else begin again."""
-        note = self.folder / "request.json"
-        is_other = processes.of_first(self._read(note) != self.request)
+        old = self._read(self.folder / _REQUEST)
+        is_other = processes.of_first(old != self.request)
         self.claim([], overwrite=is_other, others="")
 
     def _read(self, note: pathlib.Path) -> Any:

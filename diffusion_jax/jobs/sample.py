@@ -82,7 +82,7 @@ class Request:
     origin: Origin = NOISE
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """A request that was checked, and what it takes to meet it."""
 
     request: Request
@@ -183,7 +183,7 @@ def generate(
     sampling = origin.sampling(config.sampling, model)
     config = dataclasses.replace(config, sampling=sampling)
     table = origin.table(model, build_sampler.before_choice(sampling))
-    results = _results(workdir, out, request)
+    results = results_of(workdir, out, request)
     loaded = load_from_run(
         workdir, config, request.weights, devices.replicated(mesh), step=request.step
     )
@@ -192,12 +192,12 @@ def generate(
     guided = guiding.make(
         config, model, request.guide, request.prior, devices.replicated(mesh)
     )
-    note = _note(workdir, config, request, {**about, **guided.about}, table)
+    note = note_of(workdir, config, request, {**about, **guided.about}, table)
     partial = Partial(out, note, request.shard)
     auto = _chooses_timesteps(config, request)
     counts = class_counts(workdir) if config.data.labels else []
-    job = _Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
-    _check_prior(job)
+    job = Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
+    check_prior(job)
     if job.is_without_class:
         say("without --label, the samples are of no class")
     if request.merge:
@@ -213,16 +213,16 @@ def generate(
             job = job._replace(config=config, table=table)
         try:
             stopping = not request.merge and _draw(_ready(job))
-        except _NotFinite as error:
-            _blame_prior(job, error)
-            more = _another_checkpoint(workdir, loaded.step)
+        except NotFinite as error:
+            blame_prior(job, error)
+            more = another_checkpoint(workdir, loaded.step)
             raise RunFailed(f"{error}; try another sampler{more}") from error
         if request.shard:
             say(partial.said_of_shard())
             return stopping
         with processes.together():
             if first_process.is_here():
-                _finish(job)
+                finish(job)
     say("wrote", *results)
     return stopping
 
@@ -247,7 +247,7 @@ def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
     return True
 
 
-def _results(
+def results_of(
     workdir: pathlib.Path, out: pathlib.Path, request: Request
 ) -> list[pathlib.Path]:
     """The files that will be written, none of which belongs to the run."""
@@ -261,7 +261,7 @@ def _results(
     return results
 
 
-def _note(
+def note_of(
     workdir: pathlib.Path,
     config: Config,
     request: Request,
@@ -278,7 +278,7 @@ def _note(
         **({"label": request.label} if config.data.labels else {}),
         **request.origin.about,
         **dataclasses.asdict(config.sampling),
-        "network_calls": table.num_rows,
+        "network_calls": table.num_calls,
         "show_chain": request.show_chain,
         "devices": devices.describe_devices(),
         "versions": {
@@ -287,7 +287,7 @@ def _note(
     }
 
 
-class _NotFinite(Exception):
+class NotFinite(Exception):
     """Samples that are not finite; str() says which.
 
     Attributes:
@@ -299,14 +299,14 @@ class _NotFinite(Exception):
         self.batch = batch
 
 
-def _check_prior(job: _Job) -> None:
+def check_prior(job: Job) -> None:
     prior, file = job.guiding.prior, job.request.prior
     if prior is not None and file is not None:
         cond = job.cond(np.arange(job.config.sampling.batch_size))
         guiding.check_prior(file.path, prior, job.table, job.config.data.shape, cond)
 
 
-def _blame_prior(job: _Job, error: _NotFinite) -> None:
+def blame_prior(job: Job, error: NotFinite) -> None:
     """Raise BadRequest, with the step, for a function whose gradient was not finite."""
     file, size = job.request.prior, job.config.sampling.batch_size
     if file is None:
@@ -329,7 +329,7 @@ def _blame_prior(job: _Job, error: _NotFinite) -> None:
     ) from error
 
 
-def _ready(job: _Job) -> _Job:
+def _ready(job: Job) -> Job:
     """Return the job with an origin whose chains can start, if batches are missing."""
 
     def encode(pictures: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -352,15 +352,15 @@ def _ready(job: _Job) -> _Job:
     return job._replace(request=dataclasses.replace(request, origin=origin))
 
 
-def _put(job: _Job, samples: chain.Samples, cond: dict[str, Any]) -> tuple[Any, Any]:
+def _put(job: Job, samples: chain.Samples, cond: dict[str, Any]) -> tuple[Any, Any]:
     """Return samples, and what they are conditioned on, with their rows on the devices."""
     rows = devices.put_rows(job.mesh, (samples.indices, samples.start, cond))
     return chain.Samples(samples.key, rows[0], rows[1]), rows[2]
 
 
-def _draw(job: _Job) -> bool:
+def _draw(job: Job) -> bool:
     """Compute the batches that are not there yet, each into a part; see `generate`."""
-    batch, calls, partial = job.config.sampling.batch_size, job.table.num_rows, job.partial
+    calls, partial = job.table.num_calls, job.partial
     left = partial.missing(job.num_batches)
     done = [left.start * calls]
     with stop_on_interrupt(say, sigterm=False) as stop:
@@ -375,12 +375,7 @@ def _draw(job: _Job) -> bool:
         _say_what_it_takes(job, bar)
         try:
             for i in left:
-                # A last batch that is not full is computed in full, so that the shape,
-                # and with it the program and every bit of the samples, stay the same.
-                indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
-                samples, cond = _put(job, job.samples(indices), job.cond(indices))
-                drawn = sampler(job.params_of_chain, job.table, samples, cond)
-                _save_batch(job, i, *drawn)
+                save_batch(job, i, *draw_batch(job, sampler, i))
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
                 bar.report(done[0])
@@ -396,7 +391,19 @@ def _draw(job: _Job) -> bool:
     return bool(stop.wanted)
 
 
-def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
+def draw_batch(
+    job: Job, sampler: build_sampler.Sampler, i: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the samples of batch i, and the frames of their chains."""
+    batch = job.config.sampling.batch_size
+    # A last batch that is not full is computed in full, so that the shape, and with it
+    # the program and every bit of the samples, stay the same.
+    indices = np.arange(i * batch, (i + 1) * batch, dtype=np.int32)
+    samples, cond = _put(job, job.samples(indices), job.cond(indices))
+    return sampler(job.params_of_chain, job.table, samples, cond)
+
+
+def _say_what_it_takes(job: Job, bar: ProgressBar) -> None:
     sampling, num_rows = job.config.sampling, job.table.num_rows
     num_steps = len(build_sampler.make_timesteps(job.model.process, sampling))
     calls = f"{num_rows:,} network call{'s' if num_rows > 1 else ''}"
@@ -413,25 +420,25 @@ def _say_what_it_takes(job: _Job, bar: ProgressBar) -> None:
         )
 
 
-def _save_batch(job: _Job, i: int, samples: jax.Array, frames: jax.Array) -> None:
+def save_batch(job: Job, i: int, samples: jax.Array, frames: jax.Array) -> None:
     """Save the samples of batch i that are wanted, and the frames of the first batch.
 
     Raises:
-      _NotFinite: for samples that are not finite.
+      NotFinite: for samples that are not finite.
     """
     batch, kind = job.config.sampling.batch_size, kind_of(job.config.data)
     kept = min(batch, job.request.num - i * batch)
     own = devices.to_host(samples)
     if not np.isfinite(own).all():
         said = f"samples {i * batch} to {i * batch + kept - 1} are not finite"
-        raise _NotFinite(said, i)
+        raise NotFinite(said, i)
     if job.request.show_chain and i == 0:
         own_frames = devices.to_host(frames)
         job.partial.save("chain", kind.from_network(own_frames[:, :kept]))
     job.partial.save(f"{i:06d}", job.request.origin.stored(kind, own[:kept]))
 
 
-def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
+def another_checkpoint(workdir: pathlib.Path, step: int) -> str:
     """Return what to try, if the run has a checkpoint from before this step."""
     earlier = [s for s in run_folder.saved_steps(workdir) if s < step]
     if not earlier:
@@ -440,8 +447,13 @@ def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
     return f", or an earlier checkpoint: {command('sample')} {arguments}"
 
 
-def _finish(job: _Job) -> None:
-    """Make the result files out of the parts; the .npz, which counts, is last."""
+def finish(job: Job, **more: Any) -> None:
+    """Make the result files out of the parts; the .npz, which counts, is last.
+
+    Args:
+      job: all batches of which are there.
+      more: what P.json holds beside the request.
+    """
     partial, num = job.partial, job.request.num
     names = [f"{i:06d}" for i in range(job.num_batches)]
     first = partial.load(names[0])
@@ -476,13 +488,13 @@ def _finish(job: _Job) -> None:
         pictures.save_png(result_path(partial.out, ".png"), picture)
         if job.frames:
             _save_chain(partial, kind, job.frames)
-        note = {**partial.request, "timesteps": job.config.sampling.timesteps}
+        note = {**partial.request, "timesteps": job.config.sampling.timesteps, **more}
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
 
 
-def _by_class(job: _Job, num: int) -> tuple[np.ndarray, int]:
+def _by_class(job: Job, num: int) -> tuple[np.ndarray, int]:
     """Return an order of samples that has a row for each class, and the length of a row."""
     classes = len(job.request.label)
     columns = num // classes if classes > 1 else 0

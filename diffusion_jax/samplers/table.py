@@ -18,6 +18,7 @@ gain = guided x0 - base.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,11 @@ class SamplerTable:
         """S, the number of rows, each of which calls the network once if it is live."""
         return len(self.t)
 
+    @property
+    def num_calls(self) -> int:
+        """The number of rows that are live."""
+        return int(np.sum(self.is_live))
+
     def take(self, rows: Any) -> "SamplerTable":
         """These rows, a slice or an array of indices, as a table."""
         return jax.tree.map(lambda column: column[rows], self)
@@ -96,7 +102,32 @@ class SamplerTable:
             return self
         row = np.arange(num_rows)
         table = self.take(np.minimum(row, self.num_rows - 1))
-        return dataclasses.replace(table, is_live=row < self.num_rows, is_padded=True)
+        is_live = table.is_live & (row < self.num_rows)
+        return dataclasses.replace(table, is_live=is_live, is_padded=True)
+
+    def unguided(self) -> "SamplerTable":
+        """The table with guidance in no row."""
+        return dataclasses.replace(self, is_guided=np.zeros_like(self.is_guided))
+
+    def idle(self) -> "SamplerTable":
+        """The table with no live row, which calls no network."""
+        none = np.zeros_like(self.is_live)
+        return dataclasses.replace(self, is_live=none, is_padded=True)
+
+
+def aligned(tables: Sequence[SamplerTable]) -> list[SamplerTable]:
+    """Return tables of any methods so that one compiled program runs all of them.
+
+    All get the number of rows and the static fields of the largest.
+    """
+    num_rows = max(table.num_rows for table in tables)
+    static: dict[str, Any] = {
+        "num_previous": max(table.num_previous for table in tables),
+        "has_anchor": any(table.has_anchor for table in tables),
+        "is_learned": any(table.is_learned for table in tables),
+        "is_padded": True,
+    }
+    return [dataclasses.replace(table.padded(num_rows), **static) for table in tables]
 
 
 def assemble(
