@@ -3,6 +3,7 @@
 Ratios of neighbours in time, because the machine's drift is larger than what is measured.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +20,9 @@ import numpy as np
 from record import ROOT, Figure, record
 
 from diffusion_jax.config import Config
+from diffusion_jax.diffusion import guidance
 from diffusion_jax.experiment import build, build_sampler
+from diffusion_jax.jobs import sweep as sweeps
 from diffusion_jax.jobs.command_line import load_config
 from diffusion_jax.runtime import cpu, devices
 from diffusion_jax.samplers import methods
@@ -82,6 +85,71 @@ def overhead() -> Iterator[Figure]:
         over_forwards("cifar10", 8, 10, 9),
         "<= 1.01",
     )
+
+
+def sweep() -> Iterator[Figure]:
+    """Five settings by one program, as sample.py --sweep runs them, digits, batch 64."""
+    for text, what in (
+        ("steps=5,10,20,30,50", "numbers of steps"),
+        ("steps=20 guidance=0,1,2,4,8", "scales of guidance"),
+    ):
+        over, traces = over_live_calls(text, 11)
+        yield f"sweep of five {what} over its live network calls", over, "<= 1.1"
+        yield f"traces of the network after the first of five {what}", traces, "== 0"
+
+
+def over_live_calls(text: str, rounds: int) -> tuple[float, int]:
+    """The settings of a sweep over as many calls of the compiled network; more traces."""
+    config, model, params, _ = prepared("digits_conditional")
+    traces: list[int] = []
+
+    def apply_fn(params, x_t, *arguments, **options):
+        traces.append(len(x_t))
+        return model.apply_fn(params, x_t, *arguments, **options)
+
+    traced = dataclasses.replace(model, apply_fn=apply_fn)
+    settings = sweeps.parse(text, config, {"sampler": "ddim"})
+    samplings = [setting.config.sampling for setting in settings]
+    guided = [build_sampler.needs_base(sampling) for sampling in samplings]
+    options = build_sampler.chain_options(config)
+    if any(guided):
+        limited = guidance.by_label(traced, config.data.num_classes, is_limited=True)
+        options = options._replace(guidance=limited)
+    tables = sweeps.tables_of(settings, traced)
+    sampler = build_sampler.make_sampler(
+        config, traced, devices.make_mesh(), options, on_progress=lambda _: None
+    )
+    batch = config.sampling.batch_size
+    samples, label = Samples(KEY, np.arange(batch)), np.arange(batch) % 10
+    conds = [
+        {"label": label, "guidance": np.full(batch, sampling.guidance, np.float32)}
+        for sampling in samplings
+    ]
+
+    def draw() -> list:
+        return [
+            sampler(params, table, samples, cond)[0]
+            for table, cond in zip(tables, conds, strict=True)
+        ]
+
+    forward = jax.jit(model.apply_fn, compiler_options=cpu.compiler_options())
+    inputs = {
+        twice: (
+            jnp.zeros((batch * (1 + twice), *config.data.shape)),
+            jnp.zeros(batch * (1 + twice)),
+            {"label": np.resize(label, batch * (1 + twice))},
+        )
+        for twice in (False, True)
+    }
+    calls = [
+        inputs[twice]
+        for table, twice in zip(tables, guided, strict=True)
+        for _ in range(table.num_calls)
+    ]
+    jax.block_until_ready(sampler(params, tables[0].idle(), samples, conds[0]))
+    first = len(traces)
+    over = ratio(draw, lambda: [forward(params, *given) for given in calls], rounds)
+    return over, len(traces) - first
 
 
 def progress() -> Iterator[Figure]:
@@ -208,4 +276,4 @@ def many() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    record(overhead, progress, memory, cache, many)
+    record(overhead, sweep, progress, memory, cache, many)

@@ -183,7 +183,8 @@ def short_name(sampling: SamplingConfig) -> str:
     size = f"x{sampling.langevin_step_size:g}"
     usual = sampling.langevin_step_size == SamplingConfig().langevin_step_size
     if sampling.langevin_steps or sampling.sampler == "langevin" and not usual:
-        parts.append(f"langevin{sampling.langevin_steps}{'' if usual else size}")
+        steps = sampling.langevin_steps or ""
+        parts.append(f"langevin{steps}{'' if usual else size}")
     if sampling.threshold != "static":
         parts.append(sampling.threshold)
     return "_".join(parts + _guidance_name(sampling))

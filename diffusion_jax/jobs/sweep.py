@@ -106,7 +106,9 @@ def _title(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 @contextlib.contextmanager
@@ -202,9 +204,11 @@ def _check_different(settings: Sequence[Setting]) -> None:
     for setting in settings:
         other = names.setdefault(setting.name, setting)
         if other is not setting:
+            if other.values == setting.values:
+                raise BadRequest(f"--sweep: setting {setting.title} is given twice")
             raise BadRequest(
-                f"--sweep: settings {other.title} and {setting.title} are the same, or "
-                "too near for different names of files"
+                f"--sweep: settings {other.title} and {setting.title} would have files of "
+                f"the same name, {setting.name}"
             )
 
 
@@ -321,7 +325,7 @@ def _prepared(
     config, mesh = configs[0], devices.make_mesh()
     whole = devices.replicated(mesh)
     model = build.make_model(config)
-    tables = _tables(settings, model)
+    tables = tables_of(settings, model)
     loaded = load_from_run(workdir, config, request.weights, whole, step=request.step)
     say(f"weights: {loaded.kind} of step {loaded.step:,}")
     are_guided = [build_sampler.needs_base(c.sampling) for c in configs]
@@ -353,7 +357,7 @@ def _prepared(
     return _Sweep(workdir, settings, jobs, loaded.step)
 
 
-def _tables(settings: Sequence[Setting], model: Model) -> list[SamplerTable]:
+def tables_of(settings: Sequence[Setting], model: Model) -> list[SamplerTable]:
     """Return the tables of all settings, with the same rows and static fields."""
     tables = []
     for setting in settings:

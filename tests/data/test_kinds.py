@@ -233,6 +233,31 @@ def test_two_sets_are_drawn_side_by_side(row):
 
 
 @of_every_kind
+def test_many_sets_are_drawn_in_a_grid(row):
+    """Three sets, two in a row; the name of the third, a long one, is whole."""
+    sets = {"a": row.examples, "b": row.examples[::-1], "c" * 80: row.examples}
+    pixels = np.asarray(row.kind.draw_grid(sets, 2))
+    height = row.size[1] if row.kind is POINTS else 48 + 2 * GAP
+    assert pixels.shape[0] == 2 * (TITLE + height) + 8
+    dark = (pixels < 200).reshape(*pixels.shape[:2], -1).any(-1)
+    title = np.flatnonzero(dark[TITLE + height + 8 :][:TITLE].any(0))
+    assert 400 < title.max() < (pixels.shape[1] - 8) // 2
+    if row.kind is PICTURES:
+        for x, top, left in (
+            (row.examples, 0, 0),
+            (row.examples[::-1], 0, (pixels.shape[1] - 8) // 2 + 8),
+            (row.examples, TITLE + height + 8, 0),
+        ):
+            for i in range(len(x)):
+                cell = pixels[top + TITLE + GAP :, left + GAP + 50 * i :]
+                np.testing.assert_array_equal(cell[:48:12, :48:12], x[i, ..., 0])
+    else:
+        left = (pixels.shape[1] - 8) // 2 + 8
+        cell = pixels[TITLE:][: row.size[1], left:][:, : row.size[0]]
+        assert dots_show(cell, row.examples[::-1])
+
+
+@of_every_kind
 def test_a_trajectory_is_a_strip_and_an_animation(row):
     frames = np.stack([row.examples, row.examples[::-1], row.examples])
     strip = row.kind.draw_strip(frames, ["t = 0", "t = 1", "t = 2"])

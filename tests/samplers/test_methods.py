@@ -26,6 +26,7 @@ from diffusion_jax.diffusion.schedules import (
     times_at_log_snr,
 )
 from diffusion_jax.samplers import methods, timesteps
+from diffusion_jax.samplers.table import aligned
 from helpers import gaussian_moments, run_table
 
 T = 1000
@@ -843,6 +844,32 @@ def test_a_padded_table_ends_with_rows_that_are_not_live():
     padded = table.padded(20)
     assert padded.is_padded and padded.is_live.tolist() == [True] * 13 + [False] * 7
     assert_same(padded.take(slice(13)), table)
+
+
+def test_a_table_that_is_padded_again_has_the_same_live_rows():
+    table = methods.heun_table(MODEL, UNEVEN)
+    twice = table.padded(20).padded(30)
+    assert_same(twice, table.padded(30))
+    assert twice.num_calls == table.num_calls == 13
+    assert not twice.idle().num_calls and not table.idle().is_live.any()
+    assert not table.unguided().is_guided.any()
+
+
+def test_aligned_tables_have_one_form():
+    """Tables of any methods become the same tree of the same shapes, with their rows."""
+    tables = [
+        methods.heun_table(MODEL, UNEVEN),
+        methods.dpmpp_3m_table(MODEL, UNEVEN),
+        methods.ddim_table(MODEL, [9, 5]),
+    ]
+    found = aligned(tables)
+    assert len({(jax.tree.structure(t), t.num_rows) for t in found}) == 1
+    assert [t.num_calls for t in found] == [t.num_rows for t in tables]
+    for long, table in zip(found, tables, strict=True):
+        rows = jax.tree.leaves(long.take(slice(table.num_rows)))
+        for a, b in zip(rows, jax.tree.leaves(table), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert found[0].num_previous == 2 and found[2].has_anchor
 
 
 # Intervals, CFG++, resampling
