@@ -212,6 +212,14 @@ def _check_different(settings: Sequence[Setting]) -> None:
             )
 
 
+def _texts(settings: Sequence[Setting]) -> dict[str, dict[str, None]]:
+    """Return the different values of each field that is swept, in order."""
+    return {
+        field: dict.fromkeys(_text(setting.values[field]) for setting in settings)
+        for field in settings[0].values
+    }
+
+
 def folder_name(settings: Sequence[Setting], given: Mapping[str, Any]) -> str:
     """Return a name for the folder of a sweep: other flags, and what is swept.
 
@@ -219,16 +227,12 @@ def folder_name(settings: Sequence[Setting], given: Mapping[str, Any]) -> str:
       settings: of `parse`.
       given: as there.
     """
-    swept = {
-        field: dict.fromkeys(_text(setting.values[field]) for setting in settings)
-        for field in settings[0].values
-    }
     parts = [
         _text(value) if isinstance(value, str) else f"{field}{_text(value)}"
         for field, value in given.items()
         if field != "batch_size"
     ]
-    parts += [field + "-".join(texts) for field, texts in swept.items()]
+    parts += [field + "-".join(texts) for field, texts in _texts(settings).items()]
     name = re.sub(r"[^\w.,-]", "", "_".join(parts))
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}_{hashing.sha256([name.encode()])[:8]}"
@@ -494,7 +498,7 @@ def _compare(sweep: _Sweep, out: pathlib.Path) -> None:
         row["calls_per_sample"] = str(calls_per_sample(job))
         row["seconds"] = f"{note.get('seconds', math.nan):.3g}"
         rows.append({**row, "name": setting.name})
-    pictures.save_png(out / _SHEET, kind.draw_grid(shown, _columns(sweep.settings)))
+    pictures.save_png(out / _SHEET, kind.draw_grid(shown, columns_of(sweep.settings)))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -505,9 +509,13 @@ def _compare(sweep: _Sweep, out: pathlib.Path) -> None:
     say("wrote", out / _SHEET, out / _TABLE)
 
 
-def _columns(settings: Sequence[Setting]) -> int:
-    """Return how many settings are in a row of the sheet: the values of the last field."""
-    fastest = len({list(setting.values.values())[-1] for setting in settings})
+def columns_of(settings: Sequence[Setting]) -> int:
+    """Return how many settings are in a row of the sheet.
+
+    That is the number of values of the last field that has several.
+    """
+    numbers = [len(texts) for texts in _texts(settings).values()]
+    fastest = next((number for number in reversed(numbers) if number > 1), 1)
     if fastest == len(settings) and fastest <= _MOST_ROWS:
         return 1
     return min(fastest, _MOST_COLUMNS)

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import types
 
@@ -28,7 +29,7 @@ REQUEST = sample.Request(num=NUM, label=(0, 2))
 def run(tmp_path_factory):
     """A short run on pictures of three classes."""
     folder = tmp_path_factory.mktemp("sweep")
-    training = {"num_steps": 40, "checkpoint_every": 40, "eval_every": 40}
+    training = {"num_steps": 300, "checkpoint_every": 300, "eval_every": 300}
     config = pictures_config(folder, 1, 4, 0.1, **training)
     classes = np.arange(40, dtype=np.int32) % 3
     images = (20 + 100 * classes[:, None, None, None] + np.zeros((40, 4, 4, 1))).astype(
@@ -102,6 +103,8 @@ def test_one_program_draws_what_plain_calls_draw(run, network, tmp_path, monkeyp
         plain = samples_of(tmp_path / "plain" / name)
         assert np.abs(samples_of(tmp_path / name) - plain).max() <= 1
         assert len({x.tobytes() for x in plain}) == NUM
+    of_scales = [samples_of(tmp_path / setting.name) for setting in settings[:3]]
+    assert min(np.abs(a - b).max() for a, b in itertools.pairwise(of_scales)) > 20
 
 
 def test_the_sheet_and_the_table_compare_the_settings(run, tmp_path, capfd):
@@ -198,6 +201,8 @@ def test_a_sweep_is_the_product_in_the_order_written():
         "sweep_dpmpp_2m_guidance1-2.5_steps10-15"
     )
     assert config.sampling.steps == 20
+    found = sweep.parse("steps=5,6 guidance=0,1,2 eta=1", config, {})
+    assert sweep.columns_of(found) == 3
     # Where the run alone says ddpm, eta is that of ddim.
     found = sweep.parse("eta=0,1", config, {})
     assert [s.name for s in found] == ["ddim_20", "ddim_20_eta1"]
