@@ -261,6 +261,8 @@ def _denoised(
     if options.prior is None:
         return ask(state.x)[1]
     said, gradient = _with_gradient(options.prior, ask, state.x, row.level, cond)
+    # A threshold would hide one that is infinite.
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, jnp.nan)
     shift = shift_of_x0(gradient, cond[PRIOR_SCALE], row.level)
     return said._replace(x0=said.x0 + shift, base=said.base + shift)
 

@@ -414,3 +414,14 @@ def test_a_function_of_x0_leads_to_the_exact_posterior_of_a_gaussian(name):
         errors.append(np.abs(end - mean).max() + off)
     assert errors[1] < (0.01 if name == "ddim" else 1e-3), errors
     assert errors[1] < 0.7 * errors[0], errors
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_is_not_hidden_by_a_threshold(value):
+    def log_p(x, level, cond):
+        return jnp.where(level.sigma_squared < 0.5, value, 1.0) * x.sum(axis=1)
+
+    prior = guidance.Prior(log_p, is_of_x0=False)
+    cond = {"label": LABELS, "prior_scale": np.ones(6)}
+    found = run(table_of("ddim"), cond, prior=prior, hook=static_threshold)
+    assert np.isnan(found).all()
