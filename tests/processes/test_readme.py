@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ PAGES = (
     "README.md",
     "docs/commands.md",
     "docs/losses.md",
+    "docs/guidance.md",
+    "docs/priors.md",
+    "docs/pictures.md",
     "docs/samplers.md",
     "docs/likelihood.md",
     "docs/training.md",
@@ -48,6 +52,10 @@ LONG = {
         f"{FEWER_STEPS} {NARROW} --config.data.path=tfds --config.training.num_held_out=64"
     ),
     "python train.py --config configs/digits.py": FEWER_STEPS,
+    "python train.py --config digits": FEWER_STEPS,
+    "python train.py --config configs/digits_conditional.py": FEWER_STEPS,
+    "python train.py --config digits --config.training.num_steps=500 "
+    "--workdir runs/short": FEWER_STEPS,
     "python train.py --config configs/swiss_roll.py": FEWER_STEPS,
     "python train.py --config configs/digits.py --config.optimizer.learning_rate=5e-4 "
     "--workdir runs/slower": FEWER_STEPS,
@@ -115,6 +123,7 @@ def folder(tmp_path_factory):
         "sample.py",
         "export.py",
         "evaluate.py",
+        "examples",
         "configs",
         "diffusion_jax",
     ):
@@ -127,7 +136,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_commands_run_in_their_order(folder, tfds_sets, command):
+def test_the_commands_run_in_their_order(folder, tfds_sets, command, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(python_of("docs/pictures.md"), {})
+    shutil.copy("own/0.png", "digit.png")
     (folder / "tfds").symlink_to(tfds_sets)
     for line in (x for c in COMMANDS for x in (DEMO if c == "make demo" else [c])):
         if line.startswith("python "):
