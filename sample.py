@@ -211,7 +211,13 @@ def _prior() -> guiding.PriorFile | None:
 
 
 def _check_has_class(config: Config, origin: Origin, label: tuple[int, ...]) -> None:
-    """Refuse guidance by class where an origin is given, and no class."""
+    """Refuse a class without guidance by it, and guidance where there is no class."""
+    is_alone = not (_SWEEP.value or samplings.needs_base(config.sampling))
+    if label and config.sampling.guidance == 0 and is_alone:
+        raise BadRequest(
+            f"--label {_LABEL.value}: --guidance 0 draws without the label; leave out one "
+            "of them"
+        )
     guided = samplings.needs_base(config.sampling) and _GUIDE.value is None
     if guided and not (label or origin.is_noise):
         raise BadRequest(
@@ -232,6 +238,10 @@ def _prefix(workdir: pathlib.Path, name: str, request: sample.Request) -> pathli
     for flag in (_GUIDE, _PRIOR):
         if flag.value is not None:
             name += f"_{flag.name}_{pathlib.Path(flag.value).stem}"
+    if request.prior is not None and request.prior.scale != 1:
+        name += f"_scale{request.prior.scale:g}"
+    if request.guide is not None and request.guide.step is not None:
+        name += f"_of_step{request.guide.step}"
     name += "" if weights == "ema" else f"_{weights.replace(':', '')}"
     name += "" if step is None else f"_step{step}"
     if _OUT.value is None:

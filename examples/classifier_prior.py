@@ -4,13 +4,11 @@ import os
 import pathlib
 import sys
 
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import digit_classifier
 
 DIGIT = int(os.environ.get("DIGIT", "7"))
-PARAMS = dict(np.load(digit_classifier.FILE))
+PARAMS = digit_classifier.load()
 
 
 def log_p_of_x_t(x_t, level, cond):

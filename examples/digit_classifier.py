@@ -53,6 +53,13 @@ def log_probabilities(params: dict, x_t: jax.Array, level: NoiseLevel) -> jax.Ar
     return jax.nn.log_softmax(jax.nn.silu(h) @ params["out"])
 
 
+def load() -> dict:
+    """Return the params that were trained."""
+    if not FILE.is_file():
+        raise FileNotFoundError(f"no {FILE}; run python examples/digit_classifier.py")
+    return dict(np.load(FILE))
+
+
 def initial(key: jax.Array) -> dict:
     """Return params to begin with."""
     shapes = {"in": (64, WIDTH), "out": (WIDTH, 10)}

@@ -17,15 +17,18 @@ _ROW = 512  # Pixels of a row of images.
 _LIMIT = 2.5  # Half the side of a scatter plot.
 
 
-def tile(images: np.ndarray, columns: int = 0) -> Image.Image:
+def tile(images: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
     """Return images in rows, from left to right and then down.
 
     Args:
       images: uint8 [N, H, W, C]; if C is neither 1 nor 3, the first channel is shown.
       columns: images in a row; 0 is about as many across as down.
+      turns: number of rows that take images in turn, image i in row i mod turns; 0 is
+        row after row.
     """
     n, h, w, c = images.shape
-    columns = columns or int(np.ceil(np.sqrt(n)))
+    turns = min(turns, n)
+    columns = -(-n // turns) if turns else columns or int(np.ceil(np.sqrt(n)))
     if c not in (1, 3):
         images, c = images[..., :1], 1
     factor = max(1, round(_MIN_SIDE / max(h, w)))
@@ -36,8 +39,8 @@ def tile(images: np.ndarray, columns: int = 0) -> Image.Image:
         (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, c), 64, np.uint8
     )
     for i, image in enumerate(images):
-        top = _GAP + i // columns * (h + _GAP)
-        left = _GAP + i % columns * (w + _GAP)
+        row, column = (i % turns, i // turns) if turns else divmod(i, columns)
+        top, left = _GAP + row * (h + _GAP), _GAP + column * (w + _GAP)
         sheet[top : top + h, left : left + w] = image
     return Image.fromarray(sheet[..., 0] if c == 1 else sheet)
 

@@ -104,8 +104,15 @@ class Kind(abc.ABC):
         return batch._replace(x=self.flipped(key, batch.x)) if flip else batch
 
     @abc.abstractmethod
-    def draw(self, x: np.ndarray, columns: int = 0) -> Image.Image:
-        """Return a picture of examples as files have them; `columns` 0 is as fits."""
+    def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
+        """Return a picture of examples as files have them.
+
+        Args:
+          x: [N, ...].
+          columns: of images, in a row; 0 is as fits.
+          turns: number of rows of images that take the examples in turn; 0 is row after
+            row.
+        """
 
     @abc.abstractmethod
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
@@ -157,7 +164,7 @@ class _Points(Kind):
     def from_network(self, x: np.ndarray) -> np.ndarray:
         return np.asarray(x, np.float32)
 
-    def draw(self, x: np.ndarray, columns: int = 0) -> Image.Image:
+    def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
         return drawing.scatter([x], [""])
 
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
@@ -216,8 +223,8 @@ class _Pictures(Kind):
         mirrored = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
         return jnp.where(mirrored, x[:, :, ::-1, :], x)
 
-    def draw(self, x: np.ndarray, columns: int = 0) -> Image.Image:
-        return drawing.tile(x, columns)
+    def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
+        return drawing.tile(x, columns, turns)
 
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
         return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})

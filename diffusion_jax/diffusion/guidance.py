@@ -138,9 +138,11 @@ def projected(
       scale: s, [B].
       options: eta and the largest norm.
     """
-    norm = jnp.sqrt(_sum(jnp.square(difference)))
-    shrink = jnp.minimum(1.0, options.max_norm / jnp.where(norm > 0, norm, 1.0))
-    difference = jnp.where(norm > options.max_norm, shrink, 1.0) * difference
+    if options.max_norm < float("inf"):
+        square = _sum(jnp.square(difference))
+        is_long = square > options.max_norm**2
+        norm = jnp.sqrt(jnp.where(is_long, square, 1.0))  # Gradients of it are finite.
+        difference = jnp.where(is_long, options.max_norm / norm, 1.0) * difference
     length = _sum(jnp.square(x0))
     along = _sum(difference * x0) / jnp.where(length > 0, length, 1.0) * x0
     kept = (difference - along) + options.parallel * along

@@ -245,8 +245,17 @@ def make_table(
             )
         if sampling.guidance_interval:
             table = methods.with_interval(table, *sampling.guidance_interval)
+            if not table.is_guided.any():
+                warnings.warn(
+                    "no step lies in guidance_interval "
+                    f"{sampling.guidance_interval}: none is guided",
+                    stacklevel=2,
+                )
         if sampling.cfg_plus_plus:
-            table = methods.with_base_noise(table)
+            try:
+                table = methods.with_base_noise(table)
+            except ValueError as error:
+                raise BadRequest(f"--cfg_plus_plus with sampler {name}: {error}") from error
     return table
 
 
@@ -263,6 +272,12 @@ def make_encoding_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
         table = methods.encoding_table(model, sampling.sampler, timesteps)
         if sampling.guidance_interval:
             table = methods.with_interval(table, *sampling.guidance_interval)
+            if not table.is_guided.any():
+                warnings.warn(
+                    "no step lies in guidance_interval "
+                    f"{sampling.guidance_interval}: none is guided",
+                    stacklevel=2,
+                )
     return table
 
 

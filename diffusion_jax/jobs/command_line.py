@@ -88,7 +88,7 @@ def run(
         main(*arguments)
 
     try:
-        if any(arg.lstrip("-") in _HELP for arg in sys.argv):
+        if any(map(_asks_for_help, sys.argv)):
             _show_help(takes_config)
         app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)
     except BadRequest as error:
@@ -110,6 +110,10 @@ def run(
     except Exception as error:
         _fail_if_lost(error)
         raise
+
+
+def _asks_for_help(arg: str) -> bool:
+    return arg.startswith("-") and arg.lstrip("-") in _HELP
 
 
 def _fail_if_lost(error: Exception) -> None:
@@ -155,7 +159,7 @@ def _show_help(takes_config: bool) -> None:
     said = [str(sys.modules["__main__"].__doc__), flags.FLAGS.main_module_help()]
     if takes_config:
         fields = "  --config FILE --help lists every field of the config in that file."
-        rest = [arg for arg in _underscored(sys.argv[1:]) if arg.lstrip("-") not in _HELP]
+        rest = [arg for arg in _underscored(sys.argv[1:]) if not _asks_for_help(arg)]
         if any(arg.startswith(("--config=", "-config=")) for arg in rest) or (
             {"--config", "-config"} & set(rest)
         ):

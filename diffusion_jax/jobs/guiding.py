@@ -28,7 +28,7 @@ GUIDE_HELP = (
 GUIDE_STEP_HELP = "Checkpoint of --guide: its step, newest, or best."
 PRIOR_HELP = (
     "Python file with a function log_p_of_x0(x0, level, cond) or log_p_of_x_t(x_t, level, "
-    "cond) that returns [B]: its gradient joins the score (docs/guidance.md)."
+    "cond) that returns [B]: its gradient joins the score (docs/priors.md)."
 )
 PRIOR_SCALE_HELP = "Factor of the gradient of --prior."
 OF_X0, OF_X_T = "log_p_of_x0", "log_p_of_x_t"

@@ -51,7 +51,8 @@ def _class_of(text: str, total: int, names: Sequence[str]) -> int:
         return list(names).index(text)
     if text.isdecimal() and int(text) < total:
         return int(text)
-    near = difflib.get_close_matches(text[:99], names, n=1)
+    is_number = text.lstrip("-").isdecimal()
+    near = [] if is_number else difflib.get_close_matches(text[:99], names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     known = f", or a name: {', '.join(names[:20])}" if names else ""
     raise BadRequest(f"--label {text}: must be in 0 .. {total - 1}{known}{hint}")

@@ -1,11 +1,13 @@
 """The origin of a request, of `origins.py`, from the flags of a command line."""
 
+import pathlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data.kinds import PICTURES, kind_of
 from diffusion_jax.data.npz import read_arrays
 from diffusion_jax.data.own_pictures import read_mask, read_pictures
@@ -23,6 +25,7 @@ from diffusion_jax.jobs.origins import (
     Interpolate,
     Origin,
 )
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
 
 NUM = 64  # Samples, where neither --num nor the origin says how many.
@@ -78,22 +81,22 @@ def choose(given: Mapping[str, Any], config: Config, num: int | None) -> tuple[O
         raise BadRequest(
             f"--{chosen[0]} is for {PICTURES.name}, and the run's examples are {kind.name}"
         )
-    return _CHOICES[chosen[0]](given, config.data, num)
+    return _CHOICES[chosen[0]](given, config, num)
 
 
 def _from_image(
-    given: Mapping[str, Any], data: DataConfig, num: int | None
+    given: Mapping[str, Any], config: Config, num: int | None
 ) -> tuple[Origin, int]:
     strength = given.get("strength", STRENGTH)
     if not 0 <= strength <= 1:
         raise BadRequest(f"--strength {strength:g} must be in 0 .. 1")
     num, path = NUM if num is None else num, given["from_image"]
-    found = read_pictures(path, "--from_image", data, num)
+    found = read_pictures(path, "--from_image", config.data, num)
     return FromImage("from_image", path, found.pixels, strength), num
 
 
 def _inpaint(
-    given: Mapping[str, Any], data: DataConfig, num: int | None
+    given: Mapping[str, Any], config: Config, num: int | None
 ) -> tuple[Origin, int]:
     path = given["inpaint"]
     if "mask" not in given:
@@ -106,27 +109,30 @@ def _inpaint(
         if not 1 <= number <= _MOST_RESAMPLINGS:
             raise BadRequest(f"--{flag} {number} must be in 1 .. {_MOST_RESAMPLINGS:,}")
     num = NUM if num is None else num
-    found = read_pictures(path, "--inpaint", data, num)
-    is_known = read_mask(given["mask"], "--mask", data, found.sizes)
+    found = read_pictures(path, "--inpaint", config.data, num)
+    is_known = read_mask(given["mask"], "--mask", config.data, found.sizes)
     origin = Inpaint("inpaint", path, found.pixels, is_known, given["mask"], *numbers)
     return origin, num
 
 
 def _encode(
-    given: Mapping[str, Any], data: DataConfig, num: int | None
+    given: Mapping[str, Any], config: Config, num: int | None
 ) -> tuple[Origin, int]:
     path = given["encode"]
-    found = read_pictures(path, "--encode", data, num or 2**31)
+    found = read_pictures(path, "--encode", config.data, num or 2**31)
     origin = Encode("encode", path, found.pixels)
     return origin, _checked_num(num, origin, "pictures")
 
 
 def _decode(
-    given: Mapping[str, Any], data: DataConfig, num: int | None
+    given: Mapping[str, Any], config: Config, num: int | None
 ) -> tuple[Origin, int]:
     path = given["decode"]
-    where, shape = f"--decode ({path!r})", list(data.shape)
-    latents = read_arrays(path, "--decode", data)[0] if path else np.zeros(0)
+    where, shape = f"--decode ({path!r})", list(config.data.shape)
+    file = pathlib.Path(path).expanduser()
+    if file.is_dir() or file.suffix != ".npz":
+        raise BadRequest(f"{where} must be an .npz that --encode has written")
+    latents = read_arrays(path, "--decode", config.data)[0]
     if latents.dtype != np.float32 or list(latents.shape[1:]) != shape or not len(latents):
         form = ", ".join(map(str, shape))
         raise BadRequest(
@@ -135,8 +141,26 @@ def _decode(
         )
     if not np.isfinite(latents).all():
         raise BadRequest(f"{where}: arr_0 has values that are not finite")
+    _warn_of_other_chain(file, config.sampling)
     origin = Decode("decode", path, latents[:num])
     return origin, _checked_num(num, origin, "latents")
+
+
+def _warn_of_other_chain(file: pathlib.Path, sampling: SamplingConfig) -> None:
+    """Warn where the note beside latents says that another chain has led to them."""
+    try:
+        note = files.parse_json(files.read_note(file.with_suffix(".json")))
+    except (OSError, ValueError):
+        return
+    note = note if isinstance(note, dict) else {}
+    for name in ("sampler", "steps", "spacing", "threshold"):
+        here = getattr(sampling, name)
+        if note.get(name, here) != here:
+            warnings.warn(
+                f"--decode {file}: its latents were encoded with {name} {note[name]!r}, and "
+                f"are decoded with {here!r}",
+                stacklevel=2,
+            )
 
 
 def _checked_num(num: int | None, origin: Given, what: str) -> int:
@@ -150,7 +174,7 @@ def _checked_num(num: int | None, origin: Given, what: str) -> int:
 
 
 def _interpolate(
-    given: Mapping[str, Any], data: DataConfig, num: int | None
+    given: Mapping[str, Any], config: Config, num: int | None
 ) -> tuple[Origin, int]:
     text = given["interpolate"]
     num = NUM_BETWEEN if num is None else num
@@ -167,14 +191,14 @@ def _interpolate(
         if max(seeds) >= 2**31:
             raise BadRequest(f"--interpolate {text}: seeds must be in 0 .. 2,147,483,647")
         return Interpolate("interpolate", text, seeds=seeds, num=num), num
-    found = [read_pictures(end, "--interpolate", data, 2).pixels for end in ends]
+    found = [read_pictures(end, "--interpolate", config.data, 2).pixels for end in ends]
     for end, pixels in zip(ends, found, strict=True):
         if len(pixels) > 1:
             raise BadRequest(f"--interpolate {end} must be one image, and has more")
     return Interpolate("interpolate", text, np.concatenate(found), num=num), num
 
 
-_Choice = Callable[[Mapping[str, Any], DataConfig, int | None], tuple[Origin, int]]
+_Choice = Callable[[Mapping[str, Any], Config, int | None], tuple[Origin, int]]
 _CHOICES: dict[str, _Choice] = {
     "from_image": _from_image,
     "inpaint": _inpaint,

@@ -55,6 +55,11 @@ class Origin:
         return ""
 
     @property
+    def inputs(self) -> list[pathlib.Path]:
+        """Return the files and folders that were given, which no result may replace."""
+        return []
+
+    @property
     def about(self) -> dict[str, Any]:
         """Return what decides the samples, for their note."""
         return {}
@@ -96,18 +101,9 @@ class Origin:
         """Return the ends of chains as a file has them."""
         return kind.from_network(x)
 
-    def draw(
-        self, kind: Kind, stored: np.ndarray, indices: np.ndarray, columns: int
-    ) -> Image.Image:
-        """Return the picture of samples with these indices, in their order.
-
-        Args:
-          kind: of the examples.
-          stored: of `stored`.
-          indices: of the samples.
-          columns: in a row; 0 is as fits.
-        """
-        return kind.draw(stored, columns)
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
+        """Return the picture of samples, of `stored`; `turns` as of `Kind.draw`."""
+        return kind.draw(stored, turns=turns)
 
 
 NOISE = Origin()
@@ -128,6 +124,10 @@ class Given(Origin):
     @property
     def name(self) -> str:
         return f"_{self.flag}_{_stem(self.path)}"
+
+    @property
+    def inputs(self) -> list[pathlib.Path]:
+        return [pathlib.Path(self.path).expanduser()]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -155,19 +155,13 @@ class Given(Origin):
         """Return the picture of each sample as the network sees it."""
         return np.asarray(PICTURES.to_network(jnp.asarray(self.of(indices))))
 
-    def draw(
-        self, kind: Kind, stored: np.ndarray, indices: np.ndarray, columns: int
-    ) -> Image.Image:
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
         num = len(self.pictures)
-        if num == 1:
-            given = kind.draw(self.shown(kind, np.zeros(1, int)))
-        elif columns or len(stored) < 2 * num:
-            given = kind.draw(self.shown(kind, indices), columns)
-        else:  # A row for each picture.
-            columns = min(len(stored) // num, _MOST_COLUMNS)
-            given = kind.draw(self.shown(kind, np.arange(num)), 1)
-            stored = stored[np.arange(columns * num).reshape(columns, num).T.ravel()]
-        return drawing.side_by_side({"given": given, self.made: kind.draw(stored, columns)})
+        if num > 1:  # A row for each picture.
+            turns, stored = num, stored[: num * _MOST_COLUMNS]
+        given = kind.draw(self.shown(kind, np.arange(min(num, len(stored)))), 1)
+        made = kind.draw(stored, turns=turns)
+        return drawing.side_by_side({"given": given, self.made: made})
 
     @property
     def made(self) -> str:
@@ -244,6 +238,10 @@ class Inpaint(Given):
         return "_".join(parts)
 
     @property
+    def inputs(self) -> list[pathlib.Path]:
+        return [*super().inputs, pathlib.Path(self.mask).expanduser()]
+
+    @property
     def options(self) -> dict[str, Any]:
         return {
             "mask": {"file": self.mask, "sha256": sha256([self.is_known])},
@@ -312,10 +310,8 @@ class Encode(Given):
     def stored(self, kind: Kind, x: np.ndarray) -> np.ndarray:
         return np.asarray(x, np.float32)
 
-    def draw(
-        self, kind: Kind, stored: np.ndarray, indices: np.ndarray, columns: int
-    ) -> Image.Image:
-        return super().draw(kind, kind.from_network(stored / _SHOWN_STD), indices, columns)
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
+        return super().draw(kind, kind.from_network(stored / _SHOWN_STD), turns)
 
 
 def encoding_of(pictures: np.ndarray) -> Origin:
@@ -335,10 +331,8 @@ class Decode(Given):
     def start(self, table: SamplerTable, indices: np.ndarray) -> Start:
         return _known_start(self.of(indices))
 
-    def draw(
-        self, kind: Kind, stored: np.ndarray, indices: np.ndarray, columns: int
-    ) -> Image.Image:
-        return kind.draw(stored, columns)
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
+        return kind.draw(stored, turns=turns)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -355,7 +349,13 @@ class Interpolate(Decode):
 
     @property
     def name(self) -> str:
-        return "_".join(["_interpolate", *map(_stem, self.path.split(","))])
+        ends = map(_stem, self.path.split(","))
+        return "_".join(["_interpolate", *(["seeds"] if self.seeds else []), *ends])
+
+    @property
+    def inputs(self) -> list[pathlib.Path]:
+        ends = () if self.seeds else self.path.split(",")
+        return [pathlib.Path(end).expanduser() for end in ends]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -370,9 +370,7 @@ class Interpolate(Decode):
         row = np.stack([slerp(ends[0], ends[1], share) for share in shares])
         return dataclasses.replace(self, pictures=row)
 
-    def draw(
-        self, kind: Kind, stored: np.ndarray, indices: np.ndarray, columns: int
-    ) -> Image.Image:
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
         return kind.draw(stored, min(self.num, _MOST_COLUMNS))
 
 

@@ -258,6 +258,12 @@ def results_of(
             raise BadRequest(f"--out {out}: {path} belongs to the run; give another --out")
         if path.is_dir():
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
+        for given in request.origin.inputs:
+            if given.resolve() in (path.resolve(), *path.resolve().parents):
+                raise BadRequest(
+                    f"--out {out}: {path} would be among what was given, {given}; give "
+                    "another --out"
+                )
     return results
 
 
@@ -483,8 +489,8 @@ def finish(job: Job, **more: Any) -> None:
         partial.mark_finishing()
         kind = kind_of(job.config.data)
         shown = np.concatenate(pictured)[:_MAX_PICTURED]
-        order, columns = _by_class(job, len(shown))
-        picture = job.request.origin.draw(kind, shown[order], order, columns)
+        classes = len(job.request.label)  # In turn, a row each.
+        picture = job.request.origin.draw(kind, shown, classes if classes > 1 else 0)
         pictures.save_png(result_path(partial.out, ".png"), picture)
         if job.frames:
             _save_chain(partial, kind, job.frames)
@@ -492,15 +498,6 @@ def finish(job: Job, **more: Any) -> None:
         text = json.dumps(note, indent=2) + "\n"
         files.write_whole(result_path(partial.out, ".json"), text)
     partial.remove()
-
-
-def _by_class(job: Job, num: int) -> tuple[np.ndarray, int]:
-    """Return an order of samples that has a row for each class, and the length of a row."""
-    classes = len(job.request.label)
-    columns = num // classes if classes > 1 else 0
-    if not columns:
-        return np.arange(num), 0
-    return np.arange(columns * classes).reshape(columns, classes).T.ravel(), columns
 
 
 def _save_chain(partial: Partial, kind: Kind, frames: tuple[int, ...]) -> None:

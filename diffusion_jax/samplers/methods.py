@@ -495,7 +495,10 @@ def with_base_noise(table: SamplerTable) -> SamplerTable:
       ValueError: for a method that keeps an anchor: its rows do not lead to a state each.
     """
     if table.has_anchor:
-        raise ValueError("CFG++ is for methods with one call of the network per step")
+        raise ValueError(
+            "CFG++ is for methods whose state is x alone: ddpm, ddim, euler, dpmpp_2m, "
+            "dpmpp_3m"
+        )
     gain = np.append(table.level.alpha[1:], 1.0)
     return dataclasses.replace(table, to_x=table.to_x._replace(gain=gain))
 
@@ -522,7 +525,7 @@ def with_resampling(table: SamplerTable, times: int, jump_length: int = 1) -> Sa
     if times > 1 and (table.has_anchor or table.num_previous or table.is_learned):
         raise ValueError(
             "resampling is for methods that remember no earlier row, without learned "
-            "variances: ddpm, ddim, euler"
+            "variances: ddpm, ddim, euler, langevin"
         )
     num_rows = table.num_rows
     firsts = range(0, num_rows, jump_length)

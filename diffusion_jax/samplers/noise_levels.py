@@ -73,7 +73,6 @@ def make_steps(
         )
     level = variance_preserving(alphas_cumprod)
     after = variance_preserving(np.append(alphas_cumprod[1:], 1.0))
-    # Unseen (np.nan): no row is at x_0.
     return Steps(t, level, after, np.append(t[1:], np.nan))
 
 

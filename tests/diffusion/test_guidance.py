@@ -221,3 +221,21 @@ def test_a_measurement_without_a_spread_is_that_of_video_diffusion():
     towards = jax.grad(lambda x: prior.log_p(x, level, None).sum())(jnp.asarray(x0))
     found = guidance.shift_of_x0(towards, jnp.ones(1), level)
     np.testing.assert_allclose(found, level.alpha / 2 * 2 * (y - x0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [float("inf"), 1e6, 0.5])
+def test_a_function_of_x0_can_be_differentiated_through_projected_guidance(max_norm):
+    """Also where both predictions are the same, and where D_c is zero."""
+    x0, base, scale = pair()
+    x0 = x0.at[0].set(base[0]).at[1].set(0.0)
+    options = guidance.Projection(0.2, max_norm=max_norm)
+
+    def total(x0):
+        return guidance.projected(x0, x0 - base, scale, options).sum()
+
+    found, step = jax.grad(total)(x0), 1e-2
+    assert np.isfinite(found).all()
+    for i in (2, 3, 4):  # By central differences.
+        moved = jnp.zeros_like(x0).at[i, 1, 1].set(step)
+        slope = (total(x0 + moved) - total(x0 - moved)) / (2 * step)
+        np.testing.assert_allclose(found[i, 1, 1], slope, rtol=0.02, atol=0.02)

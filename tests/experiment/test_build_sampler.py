@@ -132,7 +132,7 @@ def test_the_fields_of_guidance_decide_columns_of_the_table():
     config = SamplingConfig(**usual, cfg_plus_plus=True)
     same(build_sampler.make_table(MODEL, config), methods.with_base_noise(plain))
     config = SamplingConfig(sampler="heun", steps=7, guidance=0.5, cfg_plus_plus=True)
-    with pytest.raises(BadRequest, match="one call of the network per step"):
+    with pytest.raises(BadRequest, match="--cfg_plus_plus with sampler heun: CFG"):
         build_sampler.make_table(MODEL, config)
 
 

@@ -191,19 +191,19 @@ def test_a_row_that_was_stopped_goes_on(run, own, tmp_path, monkeypatch):
     ends = [str(tmp_path / f"own/{i}.png") for i in (0, 1)]
     given = {"interpolate": ",".join(ends)}
     wanted = drawn(run, tmp_path / "whole", 9, given, DDIM)["arr_0"]
-    save = sample._save_batch
+    save = sample.save_batch
 
     def stopped(job, i, *drawn):
         if i == 1:
             raise KeyboardInterrupt
         save(job, i, *drawn)
 
-    monkeypatch.setattr(sample, "_save_batch", stopped)
+    monkeypatch.setattr(sample, "save_batch", stopped)
     with pytest.raises(KeyboardInterrupt):
         drawn(run, tmp_path / "row", 9, given, DDIM)
     first = (tmp_path / "row.partial/000000.npy").stat().st_mtime_ns
     saved = []
-    monkeypatch.setattr(sample, "_save_batch", lambda *a: (saved.append(a[1]), save(*a)))
+    monkeypatch.setattr(sample, "save_batch", lambda *a: (saved.append(a[1]), save(*a)))
     assert first and (drawn(run, tmp_path / "row", 9, given, DDIM)["arr_0"] == wanted).all()
     assert saved == [1, 2]
 

@@ -65,7 +65,7 @@ def run(table, cond, guided=None, model=MODEL, params=None, **options):
     return np.asarray(SAMPLE(model, params, table, samples(), (2,), cond, options)[0])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield

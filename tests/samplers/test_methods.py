@@ -914,7 +914,7 @@ def test_the_gain_of_cfg_plus_plus_is_the_signal_where_the_row_leads(churn):
 
 @pytest.mark.parametrize("name", ["heun", "unipc"])
 def test_cfg_plus_plus_is_refused_for_methods_with_an_anchor(name):
-    with pytest.raises(ValueError, match="one call of the network per step"):
+    with pytest.raises(ValueError, match="whose state is x alone"):
         methods.with_base_noise(METHODS[name](MODEL, UNEVEN))
 
 

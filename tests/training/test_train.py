@@ -622,7 +622,7 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
         )
     monkeypatch.setattr(previews.pictures, "save_png", lambda path, picture: None)
 
-    def sampler(params, table, key, indices, cond):
+    def sampler(params, table, samples, cond):
         assert cond == {}  # A run without labels.
         ones = np.ones((len(it._frames) + 1, 4, 2), np.float32)
         return params * ones[0], params * ones[1:]
