@@ -157,8 +157,8 @@ def _warn_of_other_chain(file: pathlib.Path, sampling: SamplingConfig) -> None:
         here = getattr(sampling, name)
         if note.get(name, here) != here:
             warnings.warn(
-                f"--decode {file}: its latents were encoded with {name} {note[name]!r}, and "
-                f"are decoded with {here!r}",
+                f"--decode {file}: its latents were encoded with {name} {note[name]!r}, "
+                f"and are decoded with {here!r}",
                 stacklevel=2,
             )
 

@@ -22,7 +22,6 @@ def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
     # Unseen (1.0): a guard against rounding.
     angle = math.acos(min(1.0, max(-1.0, cosine)))
     weights = [1.0 - share, share]
-    # Unseen (1e-6): a tolerance for rounding.
     if math.sin(angle) > 1e-6:
         weights = [math.sin(w * angle) / math.sin(angle) for w in weights]
     return (weights[0] * x + weights[1] * y).astype(np.float32)

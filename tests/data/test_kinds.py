@@ -276,6 +276,19 @@ def test_a_trajectory_is_a_strip_and_an_animation(row):
         assert dots_show(pixels[:, first : 2 * first], frames[1])
 
 
+@pytest.mark.parametrize("turns", [2, 3, 20])
+def test_rows_take_images_in_turn_and_none_is_left_out(turns):
+    """Image i is in row i mod turns, also where the last column is not full."""
+    shown = images(8, 4, 4, 1)
+    sheet = np.asarray(PICTURES.draw(shown, turns=turns))
+    rows, columns = min(turns, 8), -(-8 // min(turns, 8))
+    assert sheet.shape == (rows * 50 + 2, columns * 50 + 2)
+    for i, image in enumerate(shown):
+        top, left = 2 + i % rows * 50, 2 + i // rows * 50
+        tile = sheet[top : top + 48, left : left + 48]
+        np.testing.assert_array_equal(tile, image[..., 0].repeat(12, 0).repeat(12, 1))
+
+
 def test_a_strip_has_eight_images_and_an_animation_25_of_many():
     frames = images(2, 100, 48, 48, 1)
     strip = PICTURES.draw_strip(frames, ["", ""])

@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.config import Config, DataConfig, to_json
+from diffusion_jax.config import (
+    Config,
+    DataConfig,
+    ProcessConfig,
+    SamplingConfig,
+    to_json,
+)
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.experiment import build, build_sampler
 from diffusion_jax.jobs import guiding, labels, sample
@@ -179,6 +185,7 @@ def test_a_guide_that_does_not_fit_is_refused(run, tmp_path, section, fields, sa
         (["--guide=runs/none", "--guidance=2"], "there is no run in runs/none"),
         (["--guide_step=5"], "--guide_step 5 needs --guide"),
         (["--label=3"], "--label 3: must be in 0 .. 2"),
+        (["--label=1", "--guidance=0"], "--label 1: --guidance 0 draws without the label"),
         (["--guidance=2", "--guidance_interval=5,1"], "two numbers that rise"),
         (["--prior_scale=2"], "--prior_scale 2 needs --prior"),
         (["--prior=x.py", "--prior_scale=nan"], "--prior_scale nan must be a number"),
@@ -188,6 +195,18 @@ def test_flags_of_guidance_that_cannot_be_are_refused(run, command, tmp_path, fl
     out = tmp_path / "p"
     result = command("sample.py", f"--workdir={run}", f"--out={out}", *flags, check=2)
     assert said in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_value_that_is_called_help_asks_for_none(run, command, tmp_path):
+    args = ("sample.py", f"--workdir={run}", "--num=1", "--batch_size=4")
+    command(*args, "--out", "h", cwd=tmp_path, check=0)
+    assert (tmp_path / "h.npz").is_file()
+
+
+def test_an_interval_without_a_step_is_warned_of():
+    sampling = SamplingConfig(guidance=2.0, guidance_interval=(1e5, 2e5))
+    with pytest.warns(UserWarning, match="none is guided"):
+        build_sampler.make_table(build.without_network(ProcessConfig()), sampling)
 
 
 def test_the_flags_of_guidance_reach_the_chain(run, command, tmp_path):

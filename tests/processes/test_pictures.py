@@ -1,6 +1,7 @@
 """Pictures from pictures: SDEdit, inpainting, latents and what lies between them."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -272,6 +273,27 @@ def test_a_bad_request_is_refused_with_one_line(flags, said, run, own, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_results_replace_nothing_that_was_given(run, own, tmp_path):
+    for out in (tmp_path / "own" / "0", tmp_path / "own" / "new"):
+        with pytest.raises(BadRequest, match="would be among what was given"):
+            drawn(run, out, 4, {"from_image": str(tmp_path / "own")})
+    given = {"inpaint": str(tmp_path / "own"), "mask": str(tmp_path / "mask.png")}
+    with pytest.raises(BadRequest, match="mask.png would be among"):
+        drawn(run, tmp_path / "mask", 4, given)
+    assert len(list((tmp_path / "own").iterdir())) == 3
+
+
+def test_latents_of_another_chain_are_warned_of(run, own, tmp_path):
+    out = tmp_path / "latents"
+    drawn(run, out, None, {"encode": str(tmp_path / "own")}, {"sampler": "ddim"})
+    given, same = {"decode": f"{out}.npz"}, {"sampler": "ddim"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(run, tmp_path / "same", None, given, same)
+    with pytest.warns(UserWarning, match="encoded with steps 10, and are decoded with 5"):
+        drawn(run, tmp_path / "other", None, given, {**same, "steps": 5})
+
+
 def test_points_have_no_pictures():
     config = points_config()
     for given in ({"from_image": "x.png"}, {"interpolate": "1,2"}, {"decode": "z.npz"}):
@@ -298,8 +320,9 @@ def test_default_names_of_files_do_not_collide(own, run, tmp_path):
         )
     ]
     assert names[:2] == ["", "_from_image_own_strength0.6"]
-    assert "_inpaint_own_mask_resamplings2" in names and "_interpolate_1_2" in names
-    assert len(names) - len(set(names)) == 1  # Files called 1 and 2, as the seeds are.
+    assert "_inpaint_own_mask_resamplings2" in names
+    assert "_interpolate_seeds_1_2" in names and "_interpolate_1_2" in names
+    assert len(names) == len(set(names))
 
 
 def test_only_a_chain_from_noise_is_warned_of_an_early_start(run, own, tmp_path, recwarn):
