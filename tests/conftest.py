@@ -1,6 +1,7 @@
 """Settings before JAX starts: four CPU devices, no silent rank promotion, a cache."""
 
 import atexit
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -87,17 +88,26 @@ def fork(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tfds_sets(tmp_path_factory):
-    """A data_dir with the real CIFAR-10 and MNIST, from the files that TFDS downloads."""
+def tfds_sets(tmp_path_factory, worker_id):
+    """A data_dir with the real CIFAR-10 and MNIST, from the files that TFDS downloads.
+
+    One for all workers: the first that needs it prepares it.
+    """
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the real data in ../shared/data")
-    folder = tmp_path_factory.mktemp("tfds")
-    for name in ("cifar10", "mnist"):
-        for command in (
-            [SHARED / "tools/prepare_tfds.py", folder, name],
-            ["-m", "diffusion_jax.data.prepare", name, folder],
-        ):
-            subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    folder, done = root / "tfds", root / "tfds.done"
+    folder.mkdir(exist_ok=True)
+    with (root / "tfds.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in () if done.exists() else ("cifar10", "mnist"):
+            for command in (
+                [SHARED / "tools/prepare_tfds.py", folder, name],
+                ["-m", "diffusion_jax.data.prepare", name, folder],
+            ):
+                subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+        done.touch()
     return folder
 
 

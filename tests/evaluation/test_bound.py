@@ -93,7 +93,14 @@ def test_the_gaps_of_the_bound_that_were_computed_elsewhere():
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
+@pytest.mark.parametrize(
+    "variance",
+    [
+        pytest.param("fixed_small", marks=pytest.mark.slow),
+        pytest.param("fixed_large", marks=pytest.mark.slow),
+        "learned",
+    ],
+)
 def test_the_bound_is_that_of_quadrature(variance):
     expected = by_quadrature(variance)
     assert expected > ENTROPY

@@ -33,7 +33,8 @@ COUNTS = [20, 12, 8]
 def run(tmp_path_factory):
     """A short run on pictures of three classes: dark, grey and bright ones."""
     folder = tmp_path_factory.mktemp("labels")
-    training = {"num_steps": 300, "checkpoint_every": 150, "eval_every": 300}
+    training = {"num_steps": 300, "checkpoint_every": 150, "eval_every": 0}
+    training |= {"steps_per_dispatch": 50, "log_every": 100}
     config = pictures_config(folder, 1, 4, 0.1, **training)
     classes = np.repeat(np.arange(3), COUNTS).astype(np.int32)
     noise = np.random.default_rng(0).integers(0, 20, (40, 4, 4, 1))

@@ -107,6 +107,7 @@ def batch_job(place, *more):
     )
 
 
+@pytest.mark.slow
 def test_slurm_trains_with_a_process_for_each_task(place):
     (said,) = outputs([batch_job(place)])
     assert "devices: 2 x cpu, of 2 processes, 1 of them here" in said

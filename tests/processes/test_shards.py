@@ -61,7 +61,7 @@ def files_of(folder, out):
     return {p.name.removeprefix(out): p.read_bytes() for p in files}
 
 
-@pytest.mark.parametrize("job", [draw, bound, flow])
+@pytest.mark.parametrize("job", [draw, bound, pytest.param(flow, marks=pytest.mark.slow)])
 def test_shards_put_together_are_the_same_bytes(job, run, tmp_path):
     """Shards in any order, one done twice; their folders are deleted by the merge."""
     job(run, tmp_path / "whole")

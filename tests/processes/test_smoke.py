@@ -77,6 +77,7 @@ def test_no_other_run_goes_on_with_a_smoke_run(tmp_path):
     assert run_folder.saved_steps(runs / "smoke_run")[-1] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_it_samples_ends_a_smoke_run(tmp_path, monkeypatch):
     """Ctrl-C while the only batch is drawn, which `sample.py` finishes."""
     config, done = picture_config(tmp_path), []

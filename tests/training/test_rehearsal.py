@@ -68,7 +68,7 @@ def test_gradients_are_reduced_once_a_step():
     assert sum(found.kernels.values()) > 10
 
 
-@pytest.mark.parametrize("fsdp", [2, 4])
+@pytest.mark.parametrize("fsdp", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_split_state_is_gathered_once_a_step(fsdp, tmp_path):
     """Bytes: the params gathered, the gradients reduced, and a number of each array."""
     config = pictures_config(tmp_path, 3, 8, 0.1)
