@@ -243,19 +243,24 @@ def make_table(
             table = methods.with_langevin(
                 table, step_size=sampling.langevin_step_size, num_steps=langevin_steps
             )
-        if sampling.guidance_interval:
-            table = methods.with_interval(table, *sampling.guidance_interval)
-            if not table.is_guided.any():
-                warnings.warn(
-                    "no step lies in guidance_interval "
-                    f"{sampling.guidance_interval}: none is guided",
-                    stacklevel=2,
-                )
+        table = _with_interval(table, sampling)
         if sampling.cfg_plus_plus:
             try:
                 table = methods.with_base_noise(table)
             except ValueError as error:
                 raise BadRequest(f"--cfg_plus_plus with sampler {name}: {error}") from error
+    return table
+
+
+def _with_interval(table: SamplerTable, sampling: SamplingConfig) -> SamplerTable:
+    if not sampling.guidance_interval:
+        return table
+    table = methods.with_interval(table, *sampling.guidance_interval)
+    if not table.is_guided.any():
+        warnings.warn(
+            f"no step lies in guidance_interval {sampling.guidance_interval}: none is guided",
+            stacklevel=3,
+        )
     return table
 
 
@@ -270,14 +275,7 @@ def make_encoding_table(model: Model, sampling: SamplingConfig) -> SamplerTable:
     timesteps = make_timesteps(model.process, sampling)
     with values_refused():
         table = methods.encoding_table(model, sampling.sampler, timesteps)
-        if sampling.guidance_interval:
-            table = methods.with_interval(table, *sampling.guidance_interval)
-            if not table.is_guided.any():
-                warnings.warn(
-                    "no step lies in guidance_interval "
-                    f"{sampling.guidance_interval}: none is guided",
-                    stacklevel=2,
-                )
+        table = _with_interval(table, sampling)
     return table
 
 
