@@ -258,7 +258,8 @@ def _with_interval(table: SamplerTable, sampling: SamplingConfig) -> SamplerTabl
     table = methods.with_interval(table, *sampling.guidance_interval)
     if not table.is_guided.any():
         warnings.warn(
-            f"no step lies in guidance_interval {sampling.guidance_interval}: none is guided",
+            f"no step lies in guidance_interval {sampling.guidance_interval}, so that none "
+            "is guided",
             stacklevel=3,
         )
     return table
