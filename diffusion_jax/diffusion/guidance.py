@@ -92,6 +92,7 @@ class Guidance:
     @property
     def has_momentum(self) -> bool:
         """Return whether something is carried from row to row."""
+        # Unseen: true or false.
         return self.projection is not None and self.projection.momentum != 0
 
     def combine(
@@ -141,9 +142,11 @@ def projected(
     if options.max_norm < float("inf"):
         square = _sum(jnp.square(difference))
         is_long = square > options.max_norm**2
-        norm = jnp.sqrt(jnp.where(is_long, square, 1.0))  # Gradients of it are finite.
+        # Unseen (1.0): it stands where nothing is read, with a gradient that is finite.
+        norm = jnp.sqrt(jnp.where(is_long, square, 1.0))
         difference = jnp.where(is_long, options.max_norm / norm, 1.0) * difference
     length = _sum(jnp.square(x0))
+    # Unseen (1.0): what it divides is 0.
     along = _sum(difference * x0) / jnp.where(length > 0, length, 1.0) * x0
     kept = (difference - along) + options.parallel * along
     return x0 + (_wide(scale, x0) - 1.0) * kept
@@ -165,6 +168,7 @@ def rescaled(guided: jax.Array, x0: jax.Array, share: float) -> jax.Array:
     axes = tuple(range(1, x0.ndim))
     std = jnp.std(guided, axis=axes, keepdims=True)
     wanted = jnp.std(x0, axis=axes, keepdims=True)
+    # Unseen (1.0): of the first one; it stands where nothing is read.
     factor = jnp.where(std > 0, wanted / jnp.where(std > 0, std, 1.0), 1.0)
     return share * factor * guided + (1.0 - share) * guided
 

@@ -503,7 +503,12 @@ def with_base_noise(table: SamplerTable) -> SamplerTable:
     return dataclasses.replace(table, to_x=table.to_x._replace(gain=gain))
 
 
-def with_resampling(table: SamplerTable, times: int, jump_length: int = 1) -> SamplerTable:
+def with_resampling(
+    table: SamplerTable,
+    times: int,
+    # Unseen (1): a number of rows, an integer.
+    jump_length: int = 1,
+) -> SamplerTable:
     """Return the table with every stretch of rows run several times (RePaint).
 
     After `jump_length` rows x is noised again to the level where they began, and they are
@@ -576,12 +581,17 @@ def encoding_table(model: Model, name: str, timesteps: Timesteps) -> SamplerTabl
     level = NoiseLevel(*(square[first] for square in s.level))
     begins = np.eye(1, _INVERTING)[0]
     to_x = {
+        # Unseen (begins * level.alpha): the rows after the first one correct it.
         "x": 1 + begins * level.alpha,
+        # Unseen (begins): in the first row the anchor is 0.
         "anchor": (1 - begins) * level.alpha,
         "x0": -level.alpha,
     }
-    inverse = assemble(model, s.t[first], level, to_x, {"x": begins, "anchor": 1 - begins})
+    # Unseen (begins): in the first row the anchor is 0.
+    to_anchor = {"x": begins, "anchor": 1 - begins}
+    inverse = assemble(model, s.t[first], level, to_x, to_anchor)
     parts = (
+        # Unseen (table.num_previous): a number of arrays.
         dataclasses.replace(part, num_previous=table.num_previous, has_anchor=True)
         for part in (inverse, table)
     )

@@ -239,3 +239,59 @@ def test_a_function_of_x0_can_be_differentiated_through_projected_guidance(max_n
         moved = jnp.zeros_like(x0).at[i, 1, 1].set(step)
         slope = (total(x0 + moved) - total(x0 - moved)) / (2 * step)
         np.testing.assert_allclose(found[i, 1, 1], slope, rtol=0.02, atol=0.02)
+
+
+def test_the_momentum_is_added_and_kept():
+    """r = D_c - D_u + beta (r before), which the next row takes."""
+    x0, base, scale = pair()
+    before = jax.random.normal(jax.random.key(7), x0.shape)
+    by_label = guidance.Guidance(None, None, projection=guidance.Projection(momentum=-0.5))
+    found, kept = by_label.combine(x0, base, scale, before)
+    wanted = np.asarray(x0 - base) - 0.5 * np.asarray(before)
+    np.testing.assert_allclose(kept, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found, x0 + (scale - 1)[:, None, None] * wanted, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_norm_is_limited_from_the_limit_on():
+    """0.4 % above it is made as long as the limit, and 0.4 % below is left."""
+    direction = jnp.array([[0.6, 0.0, 0.8]])
+    for limit in (3.0, 0.5):
+        options = guidance.Projection(max_norm=limit)
+        for length in (0.996, 1.004):
+            difference = limit * length * direction
+            x0, two = jnp.ones((1, 3)), jnp.full(1, 2.0)
+            moved = guidance.projected(x0, difference, two, options) - x0
+            wanted = min(length, 1.0) * limit
+            np.testing.assert_allclose(np.linalg.norm(moved), wanted, rtol=1e-3)
+
+
+def test_small_predictions_are_projected_and_rescaled_as_others():
+    """All is linear in both predictions: a thousandth of them gives a thousandth."""
+    x0, base, scale = pair()
+    both = guidance.Guidance(
+        None, None, rescale=0.5, projection=guidance.Projection(parallel=0.3)
+    )
+    large = both.combine(x0, base, scale, None)[0]
+    small = both.combine(x0 * 1e-3, base * 1e-3, scale, None)[0]
+    np.testing.assert_allclose(small * 1e3, large, rtol=1e-3, atol=1e-4)
+
+
+def test_the_base_of_another_model_is_its_own_prediction():
+    x, t, cond = inputs(0.0)
+    model, guide = labelled("eps"), oracle.optimal_model(WHOLE, SCHEDULE, "eps")
+
+    def scaled(model):
+        def apply_fn(params, x_t, t, cond, **options):
+            return params * model.apply_fn(None, x_t, t, cond)
+
+        return dataclasses.replace(model, apply_fn=apply_fn)
+
+    params = jnp.float32(0.9), jnp.float32(1.2)
+    guided_by = guidance.by_model(scaled(model), scaled(guide))
+    given, base = guided_by.both(params, x, t, cond)
+    wanted = 0.9 * model.apply_fn(None, x, t, cond)
+    for found in (given, guided_by.predict(params, x, t, cond)):
+        np.testing.assert_allclose(found.output, wanted, rtol=1e-6)
+    np.testing.assert_allclose(base.output, 1.2 * guide.apply_fn(None, x, t), rtol=1e-6)
