@@ -308,6 +308,7 @@ def test_mlp_blocks_add_to_their_input():
     assert float(jnp.abs(out[0] - out[1]).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_blocks_computed_again_have_the_same_gradient_and_keep_less(capsys):
     """The gradient with dropout, whose masks are drawn twice; and what is kept for it."""
     options = {**TINY, "dropout": 0.5, "out_channels": 1}

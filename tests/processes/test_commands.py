@@ -92,6 +92,7 @@ def test_sampling_writes_images_that_can_be_looked_at_and_trained_on(
     assert content == (tmp_path / "out.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_any_path_works_and_none_is_executed_by_the_terminal(tmp_path, command):
     """A run, its samples and the cache, below every odd name at once; an ASCII terminal."""
     odd = "é [v2]*? %20 \x1b[31m\nerror: forged \udcff"

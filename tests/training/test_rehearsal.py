@@ -36,7 +36,9 @@ def rehearsed(config):
     return rehearsal.train_step(plan, mesh, abstract_state(plan)), plan
 
 
-@pytest.mark.parametrize("kind", ["points", "pictures"])
+@pytest.mark.parametrize(
+    "kind", ["points", pytest.param("pictures", marks=pytest.mark.slow)]
+)
 def test_the_rehearsed_program_is_the_one_that_runs(kind, tmp_path):
     """Compiled from shapes alone, and as the trainer does from its arrays: the same HLO."""
     config = points_config()

@@ -265,6 +265,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(points, num_devices):
     assert int(found[2][2].counts.sum()) == 20 * 32
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_save_memory():
     """Temporary memory of the compiled gradient in 8 parts, beside that of the whole."""
     x = jax.random.normal(jax.random.key(0), (32, 16, 16, 1))
