@@ -227,7 +227,7 @@ def _check_has_class(config: Config, origin: Origin, label: tuple[int, ...]) -> 
 
 
 def _prefix(workdir: pathlib.Path, name: str, request: sample.Request) -> pathlib.Path:
-    """Where the files go: into the run unless --out is a folder or a prefix.
+    """Return the prefix of the files: in the run unless --out is a folder or a prefix.
 
     With --sweep they go into a folder, which --out names.
     """

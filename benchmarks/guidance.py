@@ -1,4 +1,4 @@
-"""What guidance does to the digits, told by a support vector machine, and what it costs.
+"""Figures of guidance on the digits, read by a support vector machine, and of its cost.
 
 Needs the runs digits_conditional and digits, and the classifier of the examples:
 

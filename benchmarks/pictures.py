@@ -3,7 +3,7 @@
 docs/images/samplers.png: the same eight seeds by each method in 10, 20 and 50 timesteps.
 docs/images/langevin.png: the swiss roll by annealed Langevin, DDPM and DDIM.
 docs/images/conditional_digits.png: each class at four scales of guidance, the same seeds.
-docs/images/inpainting.png: digits whose lower half is painted anew, a row for each.
+docs/images/inpainting.png: digits whose lower half is painted again, a row for each.
 docs/images/priors.png: the same seeds with each prior of examples/.
 
 `python benchmarks/pictures.py conditional_digits priors` draws these two alone.
@@ -137,7 +137,7 @@ def block_of(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def blocks(images: dict[str, np.ndarray], columns: int) -> Figure:
-    """Return a figure with a titled block for each set of images, of so many columns."""
+    """Return a figure with a titled block of `columns` columns for each set of images."""
     rows = len(next(iter(images.values()))) // columns
     size = (0.3 * (columns + 0.4) * len(images), 0.3 * rows + 0.3)
     figure = Figure(figsize=size, layout="constrained")

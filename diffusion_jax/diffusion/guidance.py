@@ -67,7 +67,7 @@ class Projection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guidance:
-    """Where the base comes from, and how it is put together with the prediction.
+    """The source of the base, and how it is combined with the prediction.
 
     The scale s of each example is in what the chain is conditioned on, as "guidance" [B].
 

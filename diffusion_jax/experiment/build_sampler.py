@@ -219,7 +219,8 @@ def make_table(
     Args:
       model: of the run.
       sampling: the config.
-      from_noise: whether the chain starts from pure noise, and is warned of an early start.
+      from_noise: whether the chain starts from pure noise; if so, an early start is
+        warned of.
 
     Raises:
       BadRequest: for timesteps, eta, churn or a Langevin step out of range, a method that

@@ -1,4 +1,4 @@
-"""How the samples of a request are guided: by labels, by another run, by a function."""
+"""Guidance of the samples of a request: by labels, by another run, by a function."""
 
 import pathlib
 from typing import Any, NamedTuple

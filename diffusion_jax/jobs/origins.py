@@ -1,4 +1,4 @@
-"""What the chains of a request start from: noise, pictures, or latents.
+"""Origins of the chains of a request: noise, pictures, or latents.
 
 One `Origin` is chosen from the flags and says all that differs: the timesteps and rows of
 the chain, its start, its hook, what a result is, and what decides it.
@@ -215,7 +215,7 @@ class FromImage(Given):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inpaint(Given):
-    """Pictures of which a part is painted anew, with RePaint's resampling.
+    """Pictures whose unknown part is painted again, with RePaint's resampling.
 
     Attributes:
       is_known: bool [H, W], the part that is kept.
@@ -272,11 +272,6 @@ class Inpaint(Given):
         return inpainting.noised_start(
             cond[inpainting.KNOWN], _first_level(table), cond[inpainting.IS_KNOWN]
         )
-
-    @property
-    def made(self) -> str:
-        """Return the name of the results in a picture."""
-        return "samples"
 
     def shown(self, kind: Kind, indices: np.ndarray) -> np.ndarray:
         hole = np.full_like(self.of(indices), _HOLE)

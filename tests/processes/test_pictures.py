@@ -111,7 +111,7 @@ def test_a_chain_from_a_picture_starts_with_the_noise_of_the_sample(run, own, tm
 
 @pytest.mark.parametrize("sampler", ["ddpm", "unipc"])
 def test_what_a_mask_keeps_is_kept_to_the_last_bit(sampler, run, own, tmp_path):
-    """Of pictures and a mask that are resized, whatever the rest becomes."""
+    """Resized pictures are kept where the mask is black, whatever the rest becomes."""
     big = np.kron(own[..., 0], np.ones((3, 5), np.uint8))
     noisy = big + np.random.default_rng(0).integers(0, 3, big.shape).astype(np.uint8)
     np.savez(tmp_path / "big.npz", arr_0=noisy[..., None])

@@ -14,7 +14,7 @@ COMMAND = ["--config=configs/digits.py", "--seed=1"]
 
 
 def met(*who, seconds=20):
-    """What each of these (id, total, command) is told: None, or why it is refused."""
+    """Answers to each of these (id, total, command): None, or why it is refused."""
     address = f"127.0.0.1:{free_port()}"
 
     def come(process_id, total=2, command=COMMAND):

@@ -1,6 +1,7 @@
 """Inpainting and starts from a known x_0: exact where it is known, and closed forms."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from diffusion_jax.samplers.inpainting import IS_KNOWN, KNOWN
 from diffusion_jax.samplers.interpolation import slerp
 from diffusion_jax.samplers.thresholding import static_threshold
 from diffusion_jax.samplers.timesteps import trailing_timesteps
-from helpers import SCHEDULE
+from helpers import ROOT, SCHEDULE
 
 TIMES = np.array([999.0, 600.0, 300.0, 120.0, 20.0])
 
@@ -161,6 +162,15 @@ def test_resampling_leads_to_the_exact_posterior():
     assert error(640, 1) > 0.2 and error(160, 1) > 0.2  # More steps alone do not help.
     assert error(640, 16, 10) < 0.025
     assert error(640, 16, method=methods.ddim_table) < 0.043
+
+
+def test_the_errors_that_the_page_states_are_those_of_the_rows():
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    assert len(rows) == 4
+    for steps, *stated in rows:
+        found = [error(int(steps), times) for times in (1, 4, 16)]
+        np.testing.assert_allclose(found, np.float64(stated), atol=6e-4)
 
 
 def test_a_chain_has_the_moments_of_its_rows():
