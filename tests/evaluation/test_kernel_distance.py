@@ -1,0 +1,123 @@
+"""KID against its definition, kernels by hand, and its spread over repeats."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from diffusion_jax.evaluation import feature_blocks
+from diffusion_jax.evaluation import kernel_distance as kid
+from diffusion_jax.evaluation.kernel_distance import kernel_distance
+
+
+def sets(m, n, d, shift=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((m, d)), rng.standard_normal((n, d)) + shift
+
+
+def by_pairs(x, y):
+    """The definition, one pair at a time."""
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    within = [
+        np.mean([kernel(a, b) for a, b in itertools.permutations(of, 2)]) for of in (x, y)
+    ]
+    return sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
+
+
+@pytest.mark.parametrize("block", [3, 4, 100])
+def test_it_is_the_mean_over_all_pairs_whatever_the_blocks(block, monkeypatch):
+    monkeypatch.setattr(feature_blocks, "BLOCK", block)
+    x, y = sets(9, 13, 5, shift=0.3)
+    found = kernel_distance(x, y)
+    assert found.value == pytest.approx(by_pairs(x, y), rel=1e-11)
+    error = kernel_distance(y, x).standard_error
+    assert found.standard_error == pytest.approx(error, rel=1e-11)
+
+
+def test_a_set_and_itself_are_two_sets():
+    """Their pairs across include those of an example with itself."""
+    x, _ = sets(9, 1, 5)
+    assert kernel_distance(x, x).value == pytest.approx(by_pairs(x, x), rel=1e-10)
+    assert kernel_distance(x, x).value < 0
+
+
+def test_constant_sets_by_hand():
+    """x = (2, 0), y = (0, 4): kernels (4 / 2 + 1)^3 and (16 / 2 + 1)^3, and 1 across."""
+    x, y = np.tile([2.0, 0.0], (5, 1)), np.tile([0.0, 4.0], (7, 1))
+    found = kernel_distance(x, y)
+    assert found.value == pytest.approx(27 + 729 - 2, rel=1e-14)
+    assert found.standard_error == pytest.approx(0, abs=1e-9)
+
+
+def test_the_expectation_is_that_of_the_moments():
+    """For D = 1, MMD^2 = sum over p of C(3, p) (E x^p - E y^p)^2.
+
+    Standard normals against N(1/2, 1), whose moments to the third are 1/2, 5/4, 13/8.
+    """
+    exact = 3 * 0.5**2 + 3 * 0.25**2 + 1.625**2
+    found = [kernel_distance(*sets(60, 40, 1, 0.5, seed)).value for seed in range(2000)]
+    error = np.std(found) / np.sqrt(len(found))
+    assert np.mean(found) == pytest.approx(exact, abs=4 * error)
+    assert error < 0.03 * exact
+
+
+@pytest.mark.parametrize("m, n, d, shift", [(100, 120, 16, 0), (100, 160, 16, 0.3)])
+def test_the_standard_error_is_the_spread_over_200_repeats(m, n, d, shift):
+    """Two sets of one distribution, where the mean is 0 too, and of two distributions.
+
+    The spread over 200 repeats is itself known to 5 %.
+    """
+    found = [kernel_distance(*sets(m, n, d, shift, seed)) for seed in range(200)]
+    values, errors = np.array(found).T
+    spread = values.std(ddof=1)
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(spread, rel=0.2)
+    if not shift:
+        assert np.mean(values) == pytest.approx(0, abs=3 * spread / np.sqrt(200))
+
+
+def test_the_jackknife_is_that_of_the_figures_with_one_example_left_out():
+    """The shortcut by sums of each example against leaving them out one by one."""
+    x, y = sets(8, 6, 3, shift=0.5)
+    xx, xy = kid._pairs(x, x, same=True), kid._pairs(x, y, same=False)
+    without = [by_pairs(np.delete(x, i, axis=0), y) for i in range(8)]
+    exact = 7 / 8 * np.sum((without - np.mean(without)) ** 2)
+    assert kid._jackknife(xx.rows, xy.rows, 6) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_part_of_pairs_is_the_variance_of_a_product_of_its_variables():
+    """Of k = (x y + 1)^3 for x, y = +-1 the part of pairs is 4 x y: its square is 16."""
+    signs = np.repeat([[1.0], [-1.0]], 2000, axis=0)
+    for same in (True, False):
+        pairs = kid._pairs(signs, signs, same=same)
+        assert kid._centred_square(pairs) == pytest.approx(16, rel=2e-3)
+
+
+def test_larger_sets_are_cut_to_examples_taken_at_random():
+    x, y = sets(40, 30, 4)
+    some = [kernel_distance(x, y, most=20, seed=seed) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert kernel_distance(x, y, most=40) == kernel_distance(x, y)
+    every = [kernel_distance(x, y, most=20, seed=seed).value for seed in range(300)]
+    error = np.std(every) / np.sqrt(300)
+    assert np.mean(every) == pytest.approx(kernel_distance(x, y).value, abs=4 * error)
+
+
+def test_a_file_mapped_into_memory_is_read_as_it_is(tmp_path):
+    x, y = (of.astype(np.float32) for of in sets(40, 30, 4))
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert kernel_distance(mapped, y, most=20) == kernel_distance(x, y, most=20)
+
+
+def test_what_has_no_kernel_distance_is_refused():
+    x, y = sets(5, 5, 2)
+    with pytest.raises(ValueError, match="needs 4 examples of each set, not 3 and 5"):
+        kernel_distance(x[:3], y)
+    with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 1\) have no kernel distance"):
+        kernel_distance(x, y[:, :1])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            kernel_distance(x, np.where(y > 0, bad, y))
