@@ -88,12 +88,16 @@ def _figures(
     members, members_reference = _members(len(samples)), _members(len(reference))
     precise, recalled = np.zeros_like(members), np.zeros_like(members_reference)
     covered, inside = np.zeros_like(members_reference), np.zeros(len(members))
+    reach = of_samples.max(axis=0), np.maximum(of_reference, of_density).max(axis=0)
     for i, j, squares in squared_distances(samples, reference):
+        # Few pairs are in any ball.
+        a, b = np.nonzero(squares <= np.maximum(reach[0][i, None], reach[1][j]))
+        squares, a, b = squares[a, b], a + i.start, b + j.start
         for half in range(len(members)):
-            precise[half, i] |= (squares <= of_reference[half, j]).any(axis=1)
-            recalled[half, j] |= (squares <= of_samples[half, i, None]).any(axis=0)
-            within = (squares <= of_density[half, j]) & members[half, i, None]
-            covered[half, j] |= within.any(axis=0)
+            precise[half, a[squares <= of_reference[half, b]]] = True
+            recalled[half, b[squares <= of_samples[half, a]]] = True
+            within = (squares <= of_density[half, b]) & members[half, a]
+            covered[half, b[within]] = True
             inside[half] += within.sum()
     # A half of very few examples may be empty.
     num, num_reference = (
