@@ -49,6 +49,12 @@ MODULES = {
     "samplers/interpolation": "inpainting",
     "runs/ema": "ema",
     "evaluation/optimal_timesteps": "optimal_timesteps",
+    "evaluation/moments": "moments",
+    "evaluation/frechet_distance": "frechet_distance",
+    "evaluation/kernel_distance": "kernel_distance",
+    "evaluation/inception_score": "inception_score",
+    "evaluation/precision_recall": "precision_recall",
+    "evaluation/nearest": "nearest",
 }
 
 

@@ -48,7 +48,7 @@ def moments_of(x: np.ndarray) -> Moments:
     x = np.asarray(x, np.float64)
     mean = x.mean(axis=0)
     deviations = x - mean
-    return Moments(len(x), mean, deviations.T @ deviations)
+    return Moments(len(x), mean, _scatter(deviations))
 
 
 def merged(*parts: Moments) -> Moments:
@@ -71,7 +71,13 @@ def merged(*parts: Moments) -> Moments:
     # The mean of offsets from one of the means keeps the digits of a mean far from 0.
     mean = means[0] + nums @ (means - means[0]) / nums.sum()
     offsets = np.sqrt(nums)[:, None] * (means - mean)
-    scatter = offsets.T @ offsets
+    scatter = _scatter(offsets)
     for part in parts:
         scatter += part.scatter
     return Moments(int(nums.sum()), mean, scatter)
+
+
+def _scatter(x: np.ndarray) -> np.ndarray:
+    """Return x^T x; float64 [D, D]."""
+    # Of one array NumPy computes a triangle and mirrors it, which takes longer.
+    return x.T @ x.copy()

@@ -138,6 +138,7 @@ def test_the_standard_error_of_a_mean_by_halves_is_the_closed_form():
     assert found == pytest.approx(np.std(means, ddof=1) / 2, rel=0.03)
 
 
+@pytest.mark.statistical
 def test_the_standard_error_does_not_mind_a_bias_of_n_or_blocks_of_two_sizes():
     """Expectation of SE^2 for a mean of unit variance: 1 / n, here n = 90."""
     rng, squares = np.random.default_rng(0), []
@@ -168,12 +169,14 @@ def repeats(shift, num=2000, d=4, count=200):
     return np.array(found), np.array(squares)
 
 
+@pytest.mark.statistical
 def test_the_standard_error_is_the_spread_over_repeats():
     """200 sets of 2,000 examples: the spread itself is known to 5 %, SE to 4 %."""
     found, squares = repeats(shift=0.5)
     assert np.sqrt(squares.mean()) == pytest.approx(found.std(ddof=1), rel=0.15)
 
 
+@pytest.mark.statistical
 def test_the_distance_is_too_large_by_a_part_that_falls_as_1_over_n():
     """A perfect model with unit variances: E FD = d / n + d (d + 1) / (4 n).
 

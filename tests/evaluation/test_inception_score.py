@@ -50,6 +50,7 @@ def test_it_is_the_mean_of_the_divergences_of_the_splits():
         assert found.standard_error == pytest.approx(error, rel=1e-10)
 
 
+@pytest.mark.statistical
 def test_the_standard_error_is_the_spread_over_repeats():
     rng = np.random.default_rng(0)
     draws = 2 * rng.standard_normal((300, 400, 3))

@@ -52,6 +52,7 @@ def test_constant_sets_by_hand():
     assert found.standard_error == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.statistical
 def test_the_expectation_is_that_of_the_moments():
     """For D = 1, MMD^2 = sum over p of C(3, p) (E x^p - E y^p)^2.
 
@@ -64,6 +65,7 @@ def test_the_expectation_is_that_of_the_moments():
     assert error < 0.03 * exact
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("m, n, d, shift", [(100, 120, 16, 0), (100, 160, 16, 0.3)])
 def test_the_standard_error_is_the_spread_over_200_repeats(m, n, d, shift):
     """Two sets of one distribution, where the mean is 0 too, and of two distributions.
@@ -95,6 +97,7 @@ def test_the_part_of_pairs_is_the_variance_of_a_product_of_its_variables():
         assert kid._centred_square(pairs) == pytest.approx(16, rel=2e-3)
 
 
+@pytest.mark.statistical
 def test_larger_sets_are_cut_to_examples_taken_at_random():
     x, y = sets(40, 30, 4)
     some = [kernel_distance(x, y, most=20, seed=seed) for seed in (0, 0, 1)]

@@ -68,6 +68,7 @@ def test_the_figures_by_hand():
     assert values == pytest.approx([0.5, 0.5, 26.25 / 51], rel=1e-14)
 
 
+@pytest.mark.statistical
 def test_the_standard_errors_are_the_spread_over_repeats():
     """Uniform distances, of which half are copies with noise: 200 repeats of 300 each."""
     rng = np.random.default_rng(0)

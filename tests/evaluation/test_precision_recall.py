@@ -96,6 +96,7 @@ def test_samples_that_are_all_one_are_inside_or_outside():
     assert values(reference[[7] * 20], reference)[:2] == [1, 1 / 50]
 
 
+@pytest.mark.statistical
 def test_density_and_coverage_of_a_perfect_model():
     """Density 1, and Naeem et al., lemma 2:
 
@@ -113,6 +114,7 @@ def test_density_and_coverage_of_a_perfect_model():
     assert errors[2] < 0.02 and errors[3] < 0.01
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("scale", [1, 0.7])
 def test_the_standard_errors_are_the_spread_over_repeats(scale):
     """120 repeats, whose spread is known to 7 %."""
