@@ -80,6 +80,26 @@ def test_the_standard_error_is_the_spread_over_200_repeats(m, n, d, shift):
         assert np.mean(values) == pytest.approx(0, abs=3 * spread / np.sqrt(200))
 
 
+@pytest.mark.statistical
+def test_overlapping_subsets_do_not_tell_the_spread_over_repeats():
+    """The usual recipe in small, 20 subsets of 25 of 100 examples, for 60 repeats.
+
+    The standard deviation over subsets is too large by far, and divided by sqrt(20) it is
+    too small; the whole sets vary less than the mean of the subsets.
+    """
+    means, deviations, whole = [], [], []
+    for repeat in range(60):
+        x, y = sets(100, 100, 8, 0.1, repeat)
+        subsets = [kernel_distance(x, y, most=25, seed=seed).value for seed in range(20)]
+        means.append(np.mean(subsets))
+        deviations.append(np.std(subsets, ddof=1))
+        whole.append(kernel_distance(x, y).value)
+    spread, deviation = np.std(means, ddof=1), np.sqrt(np.mean(np.square(deviations)))
+    assert deviation > 1.5 * spread
+    assert deviation / np.sqrt(20) < spread / 1.5
+    assert np.std(whole, ddof=1) < spread
+
+
 def test_the_jackknife_is_that_of_the_figures_with_one_example_left_out():
     """The shortcut by sums of each example against leaving them out one by one."""
     x, y = sets(8, 6, 3, shift=0.5)
