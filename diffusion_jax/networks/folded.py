@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _IDLE = "num_batches_tracked"  # A count of train steps, which every batch norm keeps.
@@ -62,15 +63,19 @@ class Tensors:
 
 
 class Affine(nn.Module):
-    """A kernel of a given shape, and a bias for each of its outputs."""
+    """A kernel of a given shape, and a bias for each of its outputs, the last axis."""
 
     shape: tuple[int, ...]
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """Return kernel and bias; `init` makes zeros of them, as they are not trained."""
+        """Return the kernel, and the bias with as many axes.
+
+        `init` makes zeros of them, as they are not trained.
+        """
         kernel = self.param("kernel", nn.initializers.zeros, self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, self.shape[-1:])
+        return kernel, jnp.expand_dims(bias, range(len(self.shape) - 1))
 
 
 def fold(

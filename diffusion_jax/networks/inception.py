@@ -1,11 +1,10 @@
 """The Inception-v3 of the Fréchet inception distance (Heusel et al. 2017).
 
-It is the network of TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016), which differs from
+It is the network of TensorFlow's graph of 2015-12-05 (Szegedy et al. 2016). It differs from
 that of torchvision: average pools leave the padding out, the last block has a max pool in
-place of an average pool, and it tells 1,008 classes. Names and shapes are those of the files
-for torch, by which its weights are distributed:
-pt_inception-2015-12-05-6726825d.pth (pytorch-fid), and
-weights-inception-2015-12-05-6726825d.pth (torch-fidelity).
+place of an average pool, and there are 1,008 classes. Names are those of the files for
+torch by which its weights are distributed, pt_inception-2015-12-05-6726825d.pth of
+pytorch-fid and weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
 """
 
 from collections.abc import Mapping
@@ -33,8 +32,13 @@ class _Block(nn.Module):
     platform: str
 
     def conv(
-        self, x: jax.Array, name: str, features: int, taps: tuple[int, int] = (1, 1),
-        stride: int = 1, padded: bool = True,
+        self,
+        x: jax.Array,
+        name: str,
+        features: int,
+        taps: tuple[int, int] = (1, 1),
+        stride: int = 1,
+        padded: bool = True,
     ) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]; padded so that stride 1 keeps the size."""
         kernel, bias = folded.Affine((*taps, x.shape[-1], features), name=name)()
@@ -117,13 +121,13 @@ class _E(_Block):
     def __call__(self, x: jax.Array) -> jax.Array:
         b1 = self.conv(x, "branch1x1", 320)
         b3 = self.conv(x, "branch3x3_1", 384)
-        b3 = [self.conv(b3, f"branch3x3_2{n}", 384, t) for n, t in _ROW_AND_COLUMN]
+        both = [self.conv(b3, f"branch3x3_2{n}", 384, t) for n, t in _ROW_AND_COLUMN]
         dbl = self.conv(x, "branch3x3dbl_1", 448)
         dbl = self.conv(dbl, "branch3x3dbl_2", 384, (3, 3))
-        dbl = [self.conv(dbl, f"branch3x3dbl_3{n}", 384, t) for n, t in _ROW_AND_COLUMN]
+        both += [self.conv(dbl, f"branch3x3dbl_3{n}", 384, t) for n, t in _ROW_AND_COLUMN]
         pool = pooling.largest(x, 1) if self.max_pool else pooling.average(x)
         pool = self.conv(pool, "branch_pool", 192)
-        return jnp.concatenate([b1, *b3, *dbl, pool], axis=-1)
+        return jnp.concatenate([b1, *both, pool], axis=-1)
 
 
 _ROW_AND_COLUMN = (("a", (1, 3)), ("b", (3, 1)))
@@ -163,9 +167,9 @@ class Inception(_Block):
         x = _D(self.platform, name="Mixed_7a")(x)
         x = _E(self.platform, False, name="Mixed_7b")(x)
         x = _E(self.platform, True, name="Mixed_7c")(x)
-        features = x.mean((1, 2))
+        x = x.mean((1, 2))
         shape = (NUM_FEATURES, NUM_CLASSES)
-        return features, features @ self.param("fc", nn.initializers.zeros, shape)
+        return x, x @ self.param("fc", nn.initializers.zeros, shape)
 
 
 def params_of(tensors: Mapping[str, np.ndarray]) -> Any:

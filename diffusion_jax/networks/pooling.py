@@ -16,14 +16,18 @@ def average(x: jax.Array) -> jax.Array:
         pads = [(int(i == axis),) * 2 for i in range(4)]
         size = x.shape[axis]
         padded = jnp.pad(x, pads)
-        x = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        first, second, third = (
+            lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)
+        )
+        x = first + second + third
     counts = np.outer(_count(height), _count(width)).astype(np.float32)
-    return x * (1 / counts)[None, :, :, None]
+    return x / counts[None, :, :, None]
 
 
 def _count(size: int) -> np.ndarray:
     """Neighbours of each place that are there, itself included."""
-    return np.convolve(np.ones(size), np.ones(3), mode="same")
+    place = np.arange(size)
+    return 3.0 - (place == 0) - (place == size - 1)
 
 
 def largest(x: jax.Array, stride: int) -> jax.Array:

@@ -11,9 +11,10 @@ def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     Output row i reads between the rows around i * H / height, without the offset of half
     a pixel that newer functions have, and without smoothing before images get smaller:
 
-        y_i = x_l + (x_r - x_l) (s - l),   s = i H / height, l = floor(s), r = min(l + 1, H - 1),
+        y_i = x_l + (x_r - x_l) (s - l),
+        s = i H / height,  l = floor(s),  r = min(l + 1, H - 1),
 
-    the same for columns, which come first. s is float32, as there.
+    and the same for columns, which come first. s is float32, as there.
 
     Args:
       x: [B, H, W, C], of any numbers.

@@ -134,7 +134,11 @@ class _Unpickler(pickle.Unpickler):
                 "has storages that are views of others, which torch has not written since "
                 "0.4; load it there and save it again"
             )
-        if dtype not in _STORAGES.values() or not isinstance(key, str) or not _is_count(count):
+        if (
+            dtype not in _STORAGES.values()
+            or not isinstance(key, str)
+            or not _is_count(count)
+        ):
             raise _Refused("is damaged: a storage has no dtype, name or size")
         return self._find_storage(key, dtype, count)
 
@@ -215,8 +219,8 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
                 num_bytes = count * _width(dtype)
                 if info is None or info.file_size != num_bytes or num_bytes > left:
                     raise _Refused(
-                        f"is damaged: storage {key} should have {num_bytes:,} bytes and has "
-                        f"{info.file_size if info else 0:,}"
+                        f"is damaged: storage {key} has {info.file_size if info else 0:,} "
+                        f"bytes and not {num_bytes:,}"
                     )
                 left -= num_bytes
                 storages[key] = _elements(archive.read(info), dtype)
@@ -251,8 +255,12 @@ def _read_in_a_row(file: IO[bytes], size: int) -> Any:
         head = file.read(8)
         num_bytes = count * _width(dtype)
         if int.from_bytes(head, "little") != count or num_bytes > size - file.tell():
-            raise _Refused(f"is damaged: it ends within storage {key}, or has another length")
+            raise _Refused(
+                f"is damaged: it ends within storage {key}, or has another length"
+            )
         storages[key] = _elements(file.read(num_bytes), dtype)
+    if file.read(1):
+        raise _Refused("is damaged: it goes on behind its last storage")
     file.seek(start)
     return _Unpickler(file, lambda key, *_: storages[key]).load()
 
