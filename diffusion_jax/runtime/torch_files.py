@@ -7,10 +7,12 @@ members of a zip (torch 1.6 and later), or one after the other behind it (before
 """
 
 import collections
+import io
 import math
 import os
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any
@@ -66,7 +68,7 @@ def read(path: pathlib.Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             is_zip = file.read(4) == b"PK\x03\x04"
             file.seek(0)
-            return _read_zip(file, size) if is_zip else _read_in_a_row(file, size)
+            return _read_zip(file, size) if is_zip else _read_in_a_row(file.read())
     except _Refused as error:
         raise BadRequest(f"{shown(path)} {shown(error)}") from error
     except OSError as error:
@@ -98,6 +100,21 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"{type(value).__name__}; save a network's state_dict()"
             )
     return dict(found)
+
+
+def _load(file: io.BytesIO, find_storage: FindStorage) -> Any:
+    """Return the object of the next pickle, after a look at its opcodes.
+
+    The unpickler allocates what a few bytes claim: a bytearray of some length, or a memo with
+    a place of some number. `genops` refuses lengths beyond the end, and this function places
+    that are not numbered in their order.
+    """
+    start = file.tell()
+    for opcode, place, position in pickletools.genops(file):
+        if opcode.name.endswith("PUT") and int(place or 0) > (position or 0):
+            raise _Refused(f"is damaged: its pickle numbers an object {place}")
+    file.seek(start)
+    return _Unpickler(file, find_storage).load()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -226,27 +243,26 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
                 storages[key] = _elements(archive.read(info), dtype)
             return storages[key]
 
-        with archive.open(pickles[0]) as member:
-            return _Unpickler(member, find).load()
+        return _load(io.BytesIO(archive.read(pickles[0])), find)
 
 
-def _read_in_a_row(file: IO[bytes], size: int) -> Any:
+def _read_in_a_row(content: bytes) -> Any:
     """Read the form before 1.6: five pickles, then each storage behind its length.
 
     The pickle of the object comes before the storages, so it is read twice.
     """
-    if file.read(1) != b"\x80" or not size:
+    if not content.startswith(b"\x80"):
         raise _Refused("is not a file of torch.save")
-    file.seek(0)
-    if _Unpickler(file, _no_storage).load() != _MAGIC:
+    file = io.BytesIO(content)
+    if _load(file, _no_storage) != _MAGIC:
         raise _Refused("is a pickle, but not one of torch.save")
-    if _Unpickler(file, _no_storage).load() != _PROTOCOL:
+    if _load(file, _no_storage) != _PROTOCOL:
         raise _Refused("is of a form of torch.save that is not known")
-    _check_order(_Unpickler(file, _no_storage).load()["little_endian"])
+    _check_order(_load(file, _no_storage)["little_endian"])
     kinds: dict[str, tuple[str, int]] = {}
     start = file.tell()
-    _Unpickler(file, lambda key, *kind: kinds.__setitem__(key, kind)).load()
-    keys = _Unpickler(file, _no_storage).load()
+    _load(file, lambda key, *kind: kinds.__setitem__(key, kind))
+    keys = _load(file, _no_storage)
     if not isinstance(keys, list) or len(keys) != len(kinds) or {*keys} != {*kinds}:
         raise _Refused("is damaged: its tensors and its storages are not the same")
     storages = {}
@@ -254,7 +270,10 @@ def _read_in_a_row(file: IO[bytes], size: int) -> Any:
         dtype, count = kinds[key]
         head = file.read(8)
         num_bytes = count * _width(dtype)
-        if int.from_bytes(head, "little") != count or num_bytes > size - file.tell():
+        if (
+            int.from_bytes(head, "little") != count
+            or num_bytes > len(content) - file.tell()
+        ):
             raise _Refused(
                 f"is damaged: it ends within storage {key}, or has another length"
             )
@@ -262,7 +281,7 @@ def _read_in_a_row(file: IO[bytes], size: int) -> Any:
     if file.read(1):
         raise _Refused("is damaged: it goes on behind its last storage")
     file.seek(start)
-    return _Unpickler(file, lambda key, *_: storages[key]).load()
+    return _load(file, lambda key, *_: storages[key])
 
 
 def _check_order(is_little: bool) -> None:

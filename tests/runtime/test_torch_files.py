@@ -239,6 +239,22 @@ def test_zips_that_expand_are_refused(torch, read):
     assert len(content) < 10**5 and "compressed" in refusal(read, content)
 
 
+@pytest.mark.parametrize(
+    ("bomb", "said"),
+    [
+        (b"\x96" + struct.pack("<Q", 2**40) + b"0", "1099511627776 bytes"),
+        (b"r" + struct.pack("<I", 2**31), "numbers an object 2147483648"),
+    ],
+)
+def test_a_few_bytes_that_make_python_allocate_gigabytes(read, bomb, said):
+    """A bytearray of 2^40 bytes, and a memo of 2^31 objects, in place of a dict."""
+    content = in_a_row({}, [])
+    empty = pickled({})
+    assert content.count(empty) == 1
+    hostile = content.replace(empty, b"\x80\x05}" + bomb + b".")
+    assert said in refusal(read, hostile)
+
+
 def test_files_of_others(read):
     assert "data.pkl" in refusal(read, zipped({}, []).replace(b"data.pkl", b"data.txt"))
     assert "not one of torch.save" in refusal(read, pickled(3))
