@@ -1,25 +1,41 @@
-"""Evaluate a trained run: its likelihood, in bits per dimension.
+"""Evaluate a trained run: its likelihood in bits per dimension, or its samples' quality.
 
+    python evaluate.py --quality
+    python evaluate.py --quality --num 5000 --sampler ddim --steps 50 --seeds 3
+    python evaluate.py --quality --samples a.npz --reference b.npz
     python evaluate.py --likelihood
     python evaluate.py --workdir runs/digits --likelihood --num_timesteps_sampled 50
     python evaluate.py --likelihood --steps 20 --spacing auto
     python evaluate.py --likelihood --ode
 
-Unless flags say otherwise, the run is the newest one under runs/, and the examples are
-those that were held out of its training. Writes P.json, and for the bound also P.csv and
+Unless flags say otherwise, the run is the newest one under runs/. The likelihood is that of
+examples that were held out of its training; samples are compared with those that it was
+trained on. Writes P.json, for the bound also P.csv and P.png, and for the quality also
 P.png, where P is --out or a name in the run's evaluations/.
 """
 
 import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 
+import dataclasses
 import pathlib
 import warnings
 
 from absl import flags
 
+from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.parameterization import VARIANCES
 from diffusion_jax.diffusion.schedules import OddBetas
-from diffusion_jax.jobs import command_line, likelihood, shards
+from diffusion_jax.jobs import (
+    command_line,
+    feature_choice,
+    labels,
+    likelihood,
+    quality,
+    quality_flags,
+    sample,
+    shards,
+    sweep,
+)
 from diffusion_jax.jobs.resumable import prefix
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
@@ -51,9 +67,38 @@ _DATA_HELD_OUT = flags.DEFINE_string(
 _DATA_LABEL_FILE = flags.DEFINE_string(
     "data_label_file", None, "New place of the run's data.label_file, if it was moved."
 )
-_SPLIT = flags.DEFINE_string("split", "held_out", "Split to evaluate: held_out or train.")
+_QUALITY = flags.DEFINE_bool(
+    "quality",
+    False,
+    "Compare samples with the data: FD, KID, precision, recall and others.",
+)
+_OF_QUALITY = {
+    name: define(name, None, helps[name])
+    for define, helps in (
+        (
+            flags.DEFINE_string,
+            {
+                "features": feature_choice.HELP,
+                "inception": feature_choice.INCEPTION_HELP,
+                "samples": quality_flags.HELP["samples"],
+                "reference": quality_flags.HELP["reference"],
+                "sweep": sweep.HELP,
+                "label": labels.HELP,
+            },
+        ),
+        (flags.DEFINE_integer, {n: quality_flags.HELP[n] for n in ("num", "seeds")}),
+    )
+    for name in helps
+}
+_SPLIT = flags.DEFINE_string(
+    "split",
+    None,
+    "Split to evaluate, held_out or train; default train for --quality, else held_out.",
+)
 _MAX_EXAMPLES = flags.DEFINE_integer(
-    "max_examples", None, "Evaluate at most this many examples."
+    "max_examples",
+    None,
+    "Evaluate at most this many examples; with --quality, of the reference.",
 )
 _SAMPLED = flags.DEFINE_integer(
     "num_timesteps_sampled",
@@ -61,7 +106,10 @@ _SAMPLED = flags.DEFINE_integer(
     "Timesteps per image, for an estimate of the bound, 1 .. T; default all.",
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Evaluate the bound over this many timesteps, 2 .. T; default all."
+    "steps",
+    None,
+    "Evaluate the bound over this many timesteps, 2 .. T, default all; with --quality, "
+    "timesteps of the samples.",
 )
 _SPACING = flags.DEFINE_string(
     "spacing",
@@ -80,6 +128,20 @@ _VARIANCE = flags.DEFINE_string(
     None,
     f"Variance of the reverse steps, if not the run's: {', '.join(VARIANCES)}.",
 )
+# Each stands for the field of this name in config.sampling; three are of the bound, too.
+_SAMPLING = {
+    "steps": _STEPS,
+    "spacing": _SPACING,
+    "variance": _VARIANCE,
+    **command_line.define_field_flags(
+        SamplingConfig(),
+        [
+            field.name
+            for field in dataclasses.fields(SamplingConfig)
+            if field.name not in ("steps", "spacing", "variance")
+        ],
+    ),
+}
 _OF_THE_BOUND = (_STEPS, _SPACING, _SAMPLED, _VARIANCE)
 # On the digits, beside 50 steps: 20 are 0.1 % off, 10 1.6 %, 3 36 % too low, 1 900,000 %.
 _FEW_ODE_STEPS = 20
@@ -94,8 +156,63 @@ _CACHE = flags.DEFINE_string("compilation_cache", None, compilation_cache.HELP)
 
 
 def main() -> None:
+    if not _QUALITY.value:
+        of_the_bound = {flag.name for flag in _OF_THE_BOUND}
+        for flag in (*_OF_QUALITY.values(), *_SAMPLING.values()):
+            if flag.name not in of_the_bound and flag.value is not None:
+                raise BadRequest(f"--{flag.name} {flag.value} needs --quality")
+        _evaluate_likelihood()
+        return
+    for flag in (_LIKELIHOOD, _ODE, _SAMPLED, _ODE_STEPS):
+        if flag.value:
+            raise BadRequest(f"--quality and --{flag.name}: give one of them")
+    _evaluate_quality()
+
+
+def _evaluate_quality() -> None:
+    own = {name: flag.value for name, flag in _OF_QUALITY.items()}
+    given = quality_flags.Given(
+        own,
+        {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None},
+        sample.Request(
+            num=own["num"] or quality_flags.NUM,
+            seed=_SEED.value,
+            weights=check_kind("--weights", _WEIGHTS.value),
+            shard=shards.parse(_SHARD.value, merge=_MERGE.value),
+            merge=_MERGE.value,
+        ),
+        checkpoint_choice.check_step("--step", _STEP.value),
+        _SPLIT.value,
+        _at_least_one("max_examples", _MAX_EXAMPLES.value),
+        _OUT.value,
+    )
+    if _SPLIT.value is not None:
+        check_choice("--split", _SPLIT.value, quality.SPLITS)
+    workdir, config = None, None
+    if _WORKDIR.value is not None or not (own["samples"] and own["reference"]):
+        workdir = run_folder.named_or_newest(_WORKDIR.value)
+        config = _moved(run_folder.read_config(workdir))
+        warnings.simplefilter("ignore", OddBetas)
+    devices.say_devices()
+    compilation_cache.use(_CACHE.value)
+    if workdir is not None:
+        say(f"run: {workdir}")
+    quality_flags.evaluate(given, workdir, config, _OVERWRITE.value)
+
+
+def _moved(config: Config) -> Config:
+    """Return the config with the new places of data that were moved."""
+    config.data.path = _DATA_PATH.value or config.data.path
+    config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
+    config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
+    return config
+
+
+def _evaluate_likelihood() -> None:
     if not (_LIKELIHOOD.value or _ODE.value):
-        raise BadRequest("nothing to evaluate; give --likelihood, or --ode, or both")
+        raise BadRequest(
+            "nothing to evaluate; give --likelihood, --ode or both, or --quality"
+        )
     if _LIKELIHOOD.value and _ODE.value and _OUT.value is not None:
         raise BadRequest(
             f"--out {_OUT.value} is for one evaluation: give --likelihood or --ode alone"
@@ -112,7 +229,7 @@ def main() -> None:
             stacklevel=2,
         )
     request = likelihood.Request(
-        split=_SPLIT.value,
+        split=_SPLIT.value or "held_out",
         max_examples=_at_least_one("max_examples", _MAX_EXAMPLES.value),
         num_timesteps_sampled=_at_least_one("num_timesteps_sampled", _SAMPLED.value),
         steps=_at_least_one("steps", _STEPS.value),
@@ -127,12 +244,9 @@ def main() -> None:
     check_choice("--split", request.split, likelihood.SPLITS)
     check_choice("--spacing", request.spacing, (*SPACINGS, AUTO))
     workdir = run_folder.named_or_newest(_WORKDIR.value)
-    config = run_folder.read_config(workdir)
+    config = _moved(run_folder.read_config(workdir))
     warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
     request.step = checkpoint_choice.chosen_step(workdir, config, wanted)
-    config.data.path = _DATA_PATH.value or config.data.path
-    config.data.held_out = _DATA_HELD_OUT.value or config.data.held_out
-    config.data.label_file = _DATA_LABEL_FILE.value or config.data.label_file
     learned = config.process.variance == "learned"
     if _VARIANCE.value is not None:
         check_choice("--variance", _VARIANCE.value, VARIANCES)

@@ -352,6 +352,7 @@ class EMAConfig:
 
 
 _OF_GRIDS = {"training.sample_every": SET}
+_OF_QUALITY = {"training.quality_every": SET}
 
 
 @dataclasses.dataclass(slots=True)
@@ -394,17 +395,32 @@ class TrainingConfig:
     )
     sample_steps: int = described(
         50,
-        "DDIM steps of each sample grid.",
+        "DDIM steps of each sample grid, and of the samples of quality_every.",
         range=(1, 2**31 - 1),
-        only_with=_OF_GRIDS,
+        only_with=_OF_GRIDS | _OF_QUALITY,
+    )
+    quality_every: int = described(
+        0, "Interval of the quality of samples: FD and KID.", range=_STEPS
+    )
+    quality_samples: int = described(
+        1000,
+        "Samples of quality_every: more than its network has features.",
+        range=(4, 10**6),
+        only_with=_OF_QUALITY,
+    )
+    quality_features: str = described(
+        "",
+        "Network of quality_every: pcaN for N principal components, efficientnet-lite0, or "
+        "'' for one that suits the images.",
+        only_with=_OF_QUALITY,
     )
     keep_checkpoints: int = described(
         2, "Number of newest checkpoints to keep, besides the best one.", range=(1, 10**6)
     )
     best_by: str = described(
         "held_out_loss",
-        "Figure that is lowest for the best checkpoint.",
-        choices=("held_out_loss", "bits_per_dim"),
+        "Figure that is lowest for the best checkpoint: held_out_loss, bits_per_dim, or "
+        "one of quality_every, such as fd_pca20_n1000.",
     )
     max_skipped_in_a_row: int = described(
         10,

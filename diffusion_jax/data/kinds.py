@@ -65,12 +65,16 @@ class Kind(abc.ABC):
         Raises:
           BadRequest: if the array holds something else; with a remedy, if one is known.
         """
+        self.check_form(array, where)
+        return array
+
+    def check_form(self, array: np.ndarray, where: str) -> None:
+        """Raise BadRequest, with a remedy if one is known, unless `fits`."""
         if not self.fits(array):
             raise BadRequest(
                 f"{where}: arr_0 is {array.dtype} {list(array.shape)}, but must be "
                 f"{self.form}, and not empty{self._remedy(array)}"
             )
-        return array
 
     @abc.abstractmethod
     def _remedy(self, array: np.ndarray) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.timestep_sampling import MAX_STRATA
+from diffusion_jax.experiment.feature_names import metric_names
+from diffusion_jax.runtime.checks import check_choice
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import check_types, check_values, text
 from diffusion_jax.samplers.methods import REPEATING
@@ -82,6 +84,13 @@ def _check_training(config: Any) -> None:
         raise BadRequest(
             "training.best_by ('bits_per_dim') needs training.likelihood_every above 0"
         )
+    names = tuple(metric_names(config).values()) if training.quality_every else ()
+    if training.best_by.startswith(("fd_", "kid_")) and not names:
+        raise BadRequest(
+            f"training.best_by ({training.best_by!r}) needs training.quality_every above 0"
+        )
+    known = ("held_out_loss", "bits_per_dim", *names)
+    check_choice("training.best_by", training.best_by, known)
 
 
 def _check_sampling(config: Any) -> None:

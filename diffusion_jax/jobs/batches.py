@@ -75,14 +75,60 @@ def over_examples(
       KeyboardInterrupt: after Ctrl-C, at the next step.
     """
     chosen, size = examples.chosen, examples.size
+
+    def of_batch(i: int, on_progress: Callable[[int], None]) -> np.ndarray:
+        here = chosen[i * size : (i + 1) * size]
+        batch = jax.tree.map(jnp.asarray, examples.split[here])
+        batch = jax.tree.map(np.asarray, examples.kind.network_batch(batch))
+        return measure(batch, here, on_progress)
+
+    said = (
+        f"{what}: {len(chosen):,} {examples.kind.name}, {calls:,} network calls each, "
+        f"{size} at a time; compiling"
+    )
     num_batches = examples.num_batches
-    left = partial.missing(num_batches)
+    over_batches(partial, Work(what, said, num_batches, calls), of_batch)
+    if partial.shard:
+        say(partial.said_of_shard())
+        return []
+    if not first_process.is_here():
+        return []
+    return [partial.load(f"{i:06d}") for i in range(num_batches)]
+
+
+class Work(NamedTuple):
+    """Batches that are measured one after the other.
+
+    Attributes:
+      what: the name of the measurement.
+      said: about it, before the first batch.
+      num_batches: how many.
+      calls: steps that are reported for each.
+      unit: the name of a step, in the plural.
+    """
+
+    what: str
+    said: str
+    num_batches: int
+    calls: int = 1
+    unit: str = "calls"
+
+
+def over_batches(
+    partial: Partial,
+    work: Work,
+    measure: Callable[[int, Callable[[int], None]], np.ndarray],
+) -> None:
+    """Save `measure(i, on_progress)` for each batch i that is not there yet.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C, at the next step.
+    """
+    calls, left = work.calls, partial.missing(work.num_batches)
     with stop_on_interrupt(say, sigterm=False) as stop:
-        bar = ProgressBar(what, left.stop * calls, "calls", left.start * calls)
-        bar.say(
-            f"{what}: {len(chosen):,} {examples.kind.name}, {calls:,} network calls each, "
-            f"{size} at a time; compiling"
-        )
+        bar = ProgressBar(work.what, left.stop * calls, work.unit, left.start * calls)
+        if len(left):
+            bar.say(work.said)
 
         def progress(i: int) -> Callable[[int], None]:
             def report(done: int) -> None:
@@ -93,24 +139,15 @@ def over_examples(
 
         try:
             for i in left:
-                here = chosen[i * size : (i + 1) * size]
-                batch = jax.tree.map(jnp.asarray, examples.split[here])
-                batch = jax.tree.map(np.asarray, examples.kind.network_batch(batch))
-                partial.save(f"{i:06d}", measure(batch, here, progress(i)))
+                partial.save(f"{i:06d}", measure(i, progress(i)))
         except Stopped:
             bar.say(
-                f"{i} of {num_batches} batches are in {partial.folder}; the same command, "
-                "without --overwrite, goes on from there"
+                f"{i} of {work.num_batches} batches are in {partial.folder}; the same "
+                "command, without --overwrite, goes on from there"
             )
             raise KeyboardInterrupt from None
         finally:
             bar.close()
-    if partial.shard:
-        say(partial.said_of_shard())
-        return []
-    if not first_process.is_here():
-        return []
-    return [partial.load(f"{i:06d}") for i in range(num_batches)]
 
 
 def means(rows: list[np.ndarray], num: int, size: int) -> np.ndarray:

@@ -47,7 +47,11 @@ class Partial:
     """The folder P.partial of a request that is being worked on, or that of a shard."""
 
     def __init__(
-        self, out: pathlib.Path, request: dict[str, Any], shard: Shard | None = None
+        self,
+        out: pathlib.Path,
+        request: dict[str, Any],
+        shard: Shard | None = None,
+        suffix: str = ".partial",
     ):
         """Begin; nothing is written yet.
 
@@ -55,10 +59,11 @@ class Partial:
           out: P.
           request: all that decides the results, as JSON can hold it.
           shard: the part of the job that is done here, alone; None is all of it.
+          suffix: of the folder's name.
         """
         self.out, self.shard = out, shard
         self.request = json.loads(json.dumps(request))  # As it is read back.
-        self.folder = shard.folder(out) if shard else result_path(out, ".partial")
+        self.folder = shard.folder(out) if shard else result_path(out, suffix)
         self._of_shards: dict[str, pathlib.Path] = {}
 
     def merge(self, num: int, with_first: Collection[str] = ()) -> None:

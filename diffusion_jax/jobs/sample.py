@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
 from diffusion_jax.runs.record import class_counts
+from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of, load_from_run
 from diffusion_jax.runtime import (
     devices,
@@ -149,6 +150,10 @@ class Job(NamedTuple):
         return even_frames(self.table.num_rows, _FRAMES)
 
 
+# save(job, i, samples of batch i, frames of their chains)
+SaveBatch = Callable[[Job, int, jax.Array, jax.Array], None]
+
+
 def generate(
     workdir: pathlib.Path,
     config: Config,
@@ -176,28 +181,10 @@ def generate(
       KeyboardInterrupt: after Ctrl-C, at the end of a batch, which is kept.
     """
     environment.check()
-    validation.check(config)
-    with values_refused():
-        devices.check_batch_size("batch_size", config.sampling.batch_size)
-    model, mesh, origin = build.make_model(config), devices.make_mesh(), request.origin
-    sampling = origin.sampling(config.sampling, model)
-    config = dataclasses.replace(config, sampling=sampling)
-    table = origin.table(model, build_sampler.before_choice(sampling))
     results = results_of(workdir, out, request)
-    loaded = load_from_run(
-        workdir, config, request.weights, devices.replicated(mesh), step=request.step
-    )
-    say(f"weights: {loaded.kind} of step {loaded.step:,}")
-    about = identity_of(loaded)
-    guided = guiding.make(
-        config, model, request.guide, request.prior, devices.replicated(mesh)
-    )
-    note = note_of(workdir, config, request, {**about, **guided.about}, table)
-    partial = Partial(out, note, request.shard)
     auto = _chooses_timesteps(config, request)
-    counts = class_counts(workdir) if config.data.labels else []
-    job = Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
-    check_prior(job)
+    job, loaded = prepare(workdir, config, request, out)
+    partial = job.partial
     if job.is_without_class:
         say("without --label, the samples are of no class")
     if request.merge:
@@ -208,15 +195,14 @@ def generate(
     with locks.locked(partial.folder, "writing to"):
         if auto:
             beside = out.parent / run_folder.auto_timesteps_path(workdir).name
-            config = auto_timesteps.with_timesteps(workdir, config, loaded, beside)
-            table = build_sampler.make_table(model, config.sampling)
+            config = auto_timesteps.with_timesteps(workdir, job.config, loaded, beside)
+            table = build_sampler.make_table(job.model, config.sampling)
             job = job._replace(config=config, table=table)
         try:
-            stopping = not request.merge and _draw(_ready(job))
+            stopping = not request.merge and draw(_ready(job))
         except NotFinite as error:
             blame_prior(job, error)
-            more = another_checkpoint(workdir, loaded.step)
-            raise RunFailed(f"{error}; try another sampler{more}") from error
+            raise failed(error, workdir, loaded.step) from error
         if request.shard:
             say(partial.said_of_shard())
             return stopping
@@ -225,6 +211,36 @@ def generate(
                 finish(job)
     say("wrote", *results)
     return stopping
+
+
+def prepare(
+    workdir: pathlib.Path, config: Config, request: Request, out: pathlib.Path
+) -> tuple[Job, Weights]:
+    """Return a request that was checked, and its weights. Arguments as of `generate`.
+
+    Timesteps that are chosen automatically are not chosen yet; nothing is written.
+
+    Raises:
+      BadRequest: before anything is compiled.
+    """
+    validation.check(config)
+    with values_refused():
+        devices.check_batch_size("batch_size", config.sampling.batch_size)
+    model, mesh, origin = build.make_model(config), devices.make_mesh(), request.origin
+    sampling = origin.sampling(config.sampling, model)
+    config = dataclasses.replace(config, sampling=sampling)
+    table = origin.table(model, build_sampler.before_choice(sampling))
+    whole = devices.replicated(mesh)
+    loaded = load_from_run(workdir, config, request.weights, whole, step=request.step)
+    say(f"weights: {loaded.kind} of step {loaded.step:,}")
+    guided = guiding.make(config, model, request.guide, request.prior, whole)
+    about = {**identity_of(loaded), **guided.about}
+    note = note_of(workdir, config, request, about, table)
+    partial = Partial(out, note, request.shard)
+    counts = class_counts(workdir) if config.data.labels else []
+    job = Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
+    check_prior(job)
+    return job, loaded
 
 
 def _chooses_timesteps(config: Config, request: Request) -> bool:
@@ -364,8 +380,20 @@ def _put(job: Job, samples: chain.Samples, cond: dict[str, Any]) -> tuple[Any, A
     return chain.Samples(samples.key, rows[0], rows[1]), rows[2]
 
 
-def _draw(job: Job) -> bool:
-    """Compute the batches that are not there yet, each into a part; see `generate`."""
+def draw(job: Job, save: SaveBatch | None = None) -> bool:
+    """Draw the batches that are not there yet, and save each as a part.
+
+    Args:
+      job: whose folder is claimed and locked.
+      save: saves a batch; by default `save_batch`.
+
+    Returns:
+      As `generate`.
+
+    Raises:
+      NotFinite, KeyboardInterrupt: as `generate`.
+    """
+    save = save or save_batch
     calls, partial = job.table.num_calls, job.partial
     left = partial.missing(job.num_batches)
     done = [left.start * calls]
@@ -381,7 +409,7 @@ def _draw(job: Job) -> bool:
         _say_what_it_takes(job, bar)
         try:
             for i in left:
-                save_batch(job, i, *draw_batch(job, sampler, i))
+                save(job, i, *draw_batch(job, sampler, i))
                 jax.effects_barrier()  # No report of this batch may come after this.
                 done[0] += calls
                 bar.report(done[0])
@@ -432,16 +460,31 @@ def save_batch(job: Job, i: int, samples: jax.Array, frames: jax.Array) -> None:
     Raises:
       NotFinite: for samples that are not finite.
     """
-    batch, kind = job.config.sampling.batch_size, kind_of(job.config.data)
+    kind, own = kind_of(job.config.data), wanted_samples(job, i, samples)
+    if job.request.show_chain and i == 0:
+        own_frames = devices.to_host(frames)
+        job.partial.save("chain", kind.from_network(own_frames[:, : len(own)]))
+    job.partial.save(f"{i:06d}", job.request.origin.stored(kind, own))
+
+
+def wanted_samples(job: Job, i: int, samples: jax.Array) -> np.ndarray:
+    """Return those samples of batch i that are wanted, as the network gives them.
+
+    Raises:
+      NotFinite: for samples that are not finite.
+    """
+    batch = job.config.sampling.batch_size
     kept = min(batch, job.request.num - i * batch)
     own = devices.to_host(samples)
     if not np.isfinite(own).all():
         said = f"samples {i * batch} to {i * batch + kept - 1} are not finite"
         raise NotFinite(said, i)
-    if job.request.show_chain and i == 0:
-        own_frames = devices.to_host(frames)
-        job.partial.save("chain", kind.from_network(own_frames[:, :kept]))
-    job.partial.save(f"{i:06d}", job.request.origin.stored(kind, own[:kept]))
+    return own[:kept]
+
+
+def failed(error: NotFinite, workdir: pathlib.Path, step: int) -> RunFailed:
+    """Return what is said of samples that are not finite, of a checkpoint."""
+    return RunFailed(f"{error}; try another sampler{another_checkpoint(workdir, step)}")
 
 
 def another_checkpoint(workdir: pathlib.Path, step: int) -> str:

@@ -9,6 +9,7 @@ import jax
 from diffusion_jax.config import Config, TrainingConfig
 from diffusion_jax.evaluation.bound import BatchTerms, rate_distortion, standard_error
 from diffusion_jax.evaluation.timestep_scan import strata
+from diffusion_jax.experiment import feature_names
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
@@ -20,11 +21,12 @@ from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.training.held_out import HeldOut
 from diffusion_jax.training.previews import Previews, preview_path
+from diffusion_jax.training.sample_quality import SampleQuality
 from diffusion_jax.training.train_state import TrainState
 
 LOSS, BITS = "held_out_loss", "bits_per_dim"
 # The names of the work on a stopwatch.
-HELD_OUT_LOSS, BITS_PER_DIM = "held-out loss", "bits/dim"
+HELD_OUT_LOSS, BITS_PER_DIM, QUALITY = "held-out loss", "bits/dim", "quality"
 
 
 class Due(NamedTuple):
@@ -33,6 +35,7 @@ class Due(NamedTuple):
     evaluate: bool = False
     bound: bool = False
     draw: bool = False
+    quality: bool = False
 
 
 def is_due(every: int, step: int, num_steps: int) -> bool:
@@ -42,8 +45,17 @@ def is_due(every: int, step: int, num_steps: int) -> bool:
 
 def due_at(training: TrainingConfig, step: int) -> Due:
     """Return what is to be done after this step."""
-    every = training.eval_every, training.likelihood_every, training.sample_every
-    return Due(*(is_due(n, step, training.num_steps) for n in every))
+    return Due(*(is_due(n, step, training.num_steps) for n in intervals(training)))
+
+
+def intervals(training: TrainingConfig) -> tuple[int, int, int, int]:
+    """Return the intervals of the work, in the order of `Due`."""
+    return (
+        training.eval_every,
+        training.likelihood_every,
+        training.sample_every,
+        training.quality_every,
+    )
 
 
 def still_due(config: Config, workdir: pathlib.Path, step: int) -> Due:
@@ -58,6 +70,7 @@ def still_due(config: Config, workdir: pathlib.Path, step: int) -> Due:
         due.evaluate and LOSS not in done,
         due.bound and BITS not in done,
         due.draw and not preview_path(workdir, step).exists(),
+        due.quality and feature_names.metric_names(config)["FD"] not in done,
     )
     return Due(*processes.of_first(left))  # It is the one that writes.
 
@@ -78,6 +91,8 @@ class Periodic:
         """Prepare; each kind of work compiles when it is first due."""
         self.held_out = HeldOut(plan, mesh, stop, bar)
         self.previews = Previews(plan, workdir, mesh, stop, bar, stopwatch)
+        if plan.config.training.quality_every:
+            self.quality = SampleQuality(plan, mesh, stop, bar)
         self._config, self._workdir, self._stop = plan.config, workdir, stop
         self._mesh = mesh
         self._preview, self._stopwatch = plan.preview, stopwatch
@@ -88,15 +103,18 @@ class Periodic:
         """Do what is due, unless somebody waits for the run to stop.
 
         Returns:
-          The figures that were found, by name: "held_out_loss", "bits_per_dim".
+          The figures that were found, by name: "held_out_loss", "bits_per_dim", and those
+          of `metric_names`.
         """
         found = dict[str, float]()
-        if due.evaluate or due.bound:
+        if due.evaluate or due.bound or due.quality:
             params = devices.whole_everywhere(self._mesh, state.emas[self._main])
         if due.evaluate and not self._stop.wanted:
             found |= self._evaluate(params, step)
         if due.bound and not self._stop.wanted:
             found |= self._bound(params, step)
+        if due.quality and not self._stop.wanted:
+            found |= self._quality(params, step)
         if due.draw and not self._stop.wanted:
             training = self._config.training
             if step in (training.sample_every, training.num_steps):  # It may take long.
@@ -141,6 +159,19 @@ class Periodic:
         said[f"{BITS}_by_t"] = _by_stratum(terms, total)
         self._log.write(step, said)
         return {BITS: bits}
+
+    def _quality(self, params: Any, step: int) -> dict[str, float]:
+        with self._stopwatch.timed(QUALITY):
+            found = self.quality.figures(params)
+        if found is None:
+            return {}
+        if not all(map(math.isfinite, found.values())):
+            self._bar.say(f"warning: the samples at step {step:,} are not finite")
+            return {}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        self._bar.say(f"step {step:,}: {said}")
+        self._log.write(step, found)
+        return found
 
 
 def _by_stratum(terms: BatchTerms, num_timesteps: int) -> dict[str, float]:

@@ -29,13 +29,14 @@ from diffusion_jax.runtime.progress import duration
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import command, say
 from diffusion_jax.samplers.timesteps import AUTO
-from diffusion_jax.training import periodic, train
+from diffusion_jax.training import periodic, sample_quality, train
 from diffusion_jax.training.previews import SAMPLE_GRID
 from diffusion_jax.training.train_state import TrainState
 from diffusion_jax.training.trainer import CHECKPOINT, TRAIN_STEP
 
 _FLOP = 5e10  # FLOP of the forward passes in a train step on a CPU: a few seconds.
 _FEW_STEPS, _FEW_TIMESTEPS = 4, 2
+_FEW_SAMPLES, _FEW_FEATURES = 4, "pca2"  # Of the quality of samples.
 _FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
 _MORE_SECONDS = 2.0  # Seconds of train steps of the second start.
 _DATA = "data"
@@ -157,6 +158,8 @@ def _small(plan: Plan) -> Config:
             likelihood_timesteps=min(training.likelihood_timesteps, _FEW_TIMESTEPS),
             num_samples=min(training.num_samples, size),
             sample_steps=min(training.sample_steps, _FEW_STEPS),
+            quality_samples=_FEW_SAMPLES,
+            quality_features=_FEW_FEATURES,
             checkpoint_every=0,  # At the end of a start there is one anyway.
             best_by="held_out_loss",
             **_intervals(config, 0),
@@ -193,7 +196,7 @@ def _intervals(config: Config, every: int) -> dict[str, Any]:
 
     That of log lines stays, as it is part of the compiled program, which both starts use.
     """
-    names = ("eval_every", "likelihood_every", "sample_every")
+    names = ("eval_every", "likelihood_every", "sample_every", "quality_every")
     return {name: every if getattr(config.training, name) else 0 for name in names}
 
 
@@ -212,10 +215,16 @@ def _longer(small: Config, whole: Config, seconds_per_step: float) -> Config:
     training = dataclasses.replace(
         small.training,
         num_steps=num_steps,
-        best_by=whole.training.best_by,
+        best_by=_best_by(whole),
         **_intervals(whole, num_steps - 1),
     )
     return dataclasses.replace(small, training=training)
+
+
+def _best_by(whole: Config) -> str:
+    """Return the figure of the whole run, or another one if it is of more samples."""
+    best_by = whole.training.best_by
+    return best_by if best_by in (periodic.LOSS, periodic.BITS) else periodic.LOSS
 
 
 def _first_times(took: _Took) -> dict[str, list[float]]:
@@ -250,6 +259,8 @@ def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
         periodic.HELD_OUT_LOSS: batches,
         periodic.BITS_PER_DIM: batches * strata / small.training.likelihood_timesteps,
         SAMPLE_GRID: grid.batch_size * grid.steps / of_grid,
+        periodic.QUALITY: sample_quality.num_calls(config)
+        / sample_quality.num_calls(small),
         CHECKPOINT: 1.0,
     }
     times = {
@@ -257,6 +268,7 @@ def _say_whole_run(plan: Plan, small: Config, took: _Took) -> None:
         periodic.HELD_OUT_LOSS: times_due(training.eval_every, training.num_steps),
         periodic.BITS_PER_DIM: times_due(training.likelihood_every, training.num_steps),
         SAMPLE_GRID: times_due(training.sample_every, training.num_steps),
+        periodic.QUALITY: times_due(training.quality_every, training.num_steps),
         CHECKPOINT: max(1, times_due(training.checkpoint_every, training.num_steps)),
     }
     seconds = {

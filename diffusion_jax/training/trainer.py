@@ -38,6 +38,7 @@ from diffusion_jax.training.periodic import (
     Due,
     Periodic,
     due_at,
+    intervals,
     is_due,
     still_due,
 )
@@ -192,10 +193,8 @@ class Trainer:
         ends += [end for end in self._profiler.ends if end > step]
         for every in (
             training.log_every,
-            training.eval_every,
-            training.likelihood_every,
+            *intervals(training),
             training.checkpoint_every,
-            training.sample_every,
             self.saver.record.snapshot_every,
         ):
             if every:

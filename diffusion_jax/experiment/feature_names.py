@@ -1,0 +1,74 @@
+"""Names of feature networks, and of the figures that are made with them."""
+
+import re
+
+import numpy as np
+
+from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import PICTURES, Kind, kind_of
+from diffusion_jax.runtime.checks import nearest
+from diffusion_jax.runtime.errors import BadRequest
+
+EFFICIENTNET = "efficientnet-lite0"
+USUAL = "pca20"
+_PCA = re.compile("pca([1-9][0-9]{0,3})")
+_TINY = 32  # Pixels from which on images in colour are taken for natural ones.
+_FIELD = "training.quality_features"
+
+
+def network_name(name: str, kind: Kind, shape: tuple[int, ...], flag: str) -> str:
+    """Return the name of a network, as it stands in the names of its metrics.
+
+    Args:
+      name: "pcaN", "efficientnet-lite0", or "" for the one that suits the examples.
+      kind, shape: of the examples.
+      flag: that gave the name, for messages.
+
+    Raises:
+      BadRequest: for another name, or a network that does not take such examples.
+    """
+    is_natural = kind is PICTURES and shape[-1] == 3 and min(shape[:2]) >= _TINY
+    name = name or (EFFICIENTNET if is_natural else USUAL)
+    if match := _PCA.fullmatch(name):
+        return f"pca{min(int(match[1]), int(np.prod(shape)))}"
+    if name != EFFICIENTNET:
+        raise BadRequest(
+            f"{flag} {name!r} is unknown; {nearest(name, (EFFICIENTNET, USUAL))}"
+        )
+    check_takes(name, kind, shape, flag)
+    return name
+
+
+def check_takes(name: str, kind: Kind, shape: tuple[int, ...], flag: str) -> None:
+    """Raise BadRequest for examples that a network of natural images does not take."""
+    if kind is not PICTURES or shape[-1] not in (1, 3):
+        raise BadRequest(
+            f"{flag} {name} is for images, grey or in colour, and these are {kind.name} of "
+            f"{list(shape)}; take {USUAL}"
+        )
+
+
+def metric_names(config: Config) -> dict[str, str]:
+    """Return the names that FD and KID have in metrics.jsonl, of `training.quality_every`.
+
+    They have the network and the number of samples: "fd_pca20_n1000".
+
+    Raises:
+      BadRequest: if the network cannot be told, or does not take the examples, or has more
+        features than there are samples.
+    """
+    training, data = config.training, config.data
+    if data.image_size and not data.channels and not training.quality_features:
+        raise BadRequest(
+            f"{_FIELD} must be given where data.channels is 0: {USUAL} or {EFFICIENTNET}"
+        )
+    shape = (*data.shape[:-1], data.shape[-1] or 3)
+    name = network_name(training.quality_features, kind_of(data), shape, _FIELD)
+    size = 1280 if name == EFFICIENTNET else int(name.removeprefix("pca"))
+    if training.quality_samples <= size:
+        raise BadRequest(
+            f"training.quality_samples ({training.quality_samples}) must be more than the "
+            f"{size:,} features of {name}"
+        )
+    end = f"{name}_n{training.quality_samples}"
+    return {"FD": f"fd_{end}", "KID": f"kid_{end}"}
