@@ -1,1 +1,1 @@
-"""Evaluation of a network: its likelihood over a data set."""
+"""Evaluation of a network: its likelihood over a data set, and the quality of samples."""

@@ -110,7 +110,7 @@ def standard_error_by_halves(
     rng, squares = np.random.default_rng(seed), []
     for _ in range(num_splits):
         order = rng.permutation(len(blocks))
-        halves = np.array_split(order, 2)
+        halves = order[::2], order[1::2]
         a, b = (merged(*(blocks[i] for i in half)) for half in halves)
         share = a.num * b.num / (a.num + b.num) ** 2
         squares.append(share * (distance(a) - distance(b)) ** 2)

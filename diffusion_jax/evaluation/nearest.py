@@ -13,6 +13,7 @@ from diffusion_jax.evaluation.estimate import Estimate
 from diffusion_jax.evaluation.feature_blocks import blocks_of
 
 # Distances below 1e-6 of the norms are 0: float32 features have no more digits.
+# Unseen: nothing lies near this bound.
 _SMALLEST = 1e-12
 
 
@@ -65,6 +66,7 @@ def squared_distances(
     """
     if x.ndim != 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"examples of {x.shape} and {y.shape} have no distances")
+    # Unseen: any centre gives the same distances.
     centre = sum(b.sum(axis=0) for _, b in blocks_of(y)) / max(len(y), 1)
     for rows, a in blocks_of(x):
         a = a - centre
@@ -91,6 +93,7 @@ def nearest(x: np.ndarray, y: np.ndarray) -> Neighbours:
     """
     if not len(y):
         raise ValueError("an empty set has no nearest example")
+    # Unseen (np.full ...): infinity.
     least, position = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
     for rows, columns, squares in squared_distances(x, y):
         found = squares.argmin(axis=1)
@@ -125,11 +128,14 @@ def memorisation(
     if np.median(held_out) <= 0:
         raise ValueError("half of the held-out examples are in the training set")
     rng = np.random.default_rng(seed)
+    # Unseen: drawn at random, and seen by a statistical test.
     again = [
         _compared(*(rng.choice(of, len(of)) for of in (samples, held_out)))
         for _ in range(num_resamples)
     ]
-    values, errors = _compared(samples, held_out), np.std(again, axis=0, ddof=1)
+    values = _compared(samples, held_out)
+    # Unseen: as `again`.
+    errors = np.std(again, axis=0, ddof=1)
     pairs = zip(values, errors, strict=True)
     return Memorisation(*(Estimate(float(v), float(e)) for v, e in pairs))
 

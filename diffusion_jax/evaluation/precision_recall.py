@@ -21,6 +21,7 @@ from diffusion_jax.evaluation.nearest import squared_distances
 
 # Halves of 8 groups of examples: all, and the two halves of 7 splits, which are orthogonal.
 _NUM_GROUPS = 8
+# Unseen (0): an entry of a Hadamard matrix is 1 or -1.
 _HALVES = np.concatenate([hadamard(_NUM_GROUPS) > 0, hadamard(_NUM_GROUPS)[1:] < 0])
 
 
@@ -88,6 +89,7 @@ def _figures(
     members, members_reference = _members(len(samples)), _members(len(reference))
     precise, recalled = np.zeros_like(members), np.zeros_like(members_reference)
     covered, inside = np.zeros_like(members_reference), np.zeros(len(members))
+    # Unseen: a longer reach finds more pairs that are in no ball.
     reach = of_samples.max(axis=0), np.maximum(of_reference, of_density).max(axis=0)
     for i, j, squares in squared_distances(samples, reference):
         # Few pairs are in any ball.
@@ -100,6 +102,7 @@ def _figures(
             covered[half, b[within]] = True
             inside[half] += within.sum()
     # A half of very few examples may be empty.
+    # Unseen (1): its figures are not used.
     num, num_reference = (
         np.maximum(1, of.sum(axis=1)) for of in (members, members_reference)
     )
@@ -136,4 +139,5 @@ def _squared_radii(x: np.ndarray, neighbours: list[int]) -> np.ndarray:
             least[i, group] = np.partition(both, most - 1, axis=1)[:, :most]
     ranks = [k - 1 for k in neighbours]
     radii = [np.sort(least[:, half].reshape(len(x), -1))[:, ranks].T for half in _HALVES]
+    # Unseen (1): any number below 0 will do.
     return np.where(_members(len(x)), np.stack(radii, axis=1), -1)

@@ -130,12 +130,34 @@ def test_moments_that_do_not_fit_are_refused():
 
 
 def test_the_standard_error_of_a_mean_by_halves_is_the_closed_form():
-    """All 6 splits of 4 blocks: s^2 / 4 of the blocks' means, for blocks of one size."""
+    """Means that have one standard error whatever the split.
+
+    Blocks of 10 with the means 0, 0, 0, 4, whose variance is 4: SE = sqrt(4 / 4). Blocks of
+    1, 1, 1, 3 with 4 in the last: halves of 2 and 4 with the means 0 and 3.
+    """
+    calls = []
+
+    def mean(moments):
+        calls.append(moments.num)
+        return moments.mean[0]
+
+    blocks = [moments_of(np.full((10, 1), value)) for value in (0, 0, 0, 4)]
+    assert fd.standard_error_by_halves(blocks, mean) == pytest.approx(1, rel=1e-14)
+    assert calls == [20] * 20
+    sizes = ((1, 0), (1, 0), (1, 0), (3, 4))
+    blocks = [moments_of(np.full((num, 1), value)) for num, value in sizes]
+    exact = np.sqrt(2 * 4 / 6**2 * 3**2)
+    assert fd.standard_error_by_halves(blocks, mean) == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.statistical
+def test_the_standard_error_of_a_mean_is_that_of_the_means_of_blocks():
+    """Over all splits of 10 blocks: the deviation of their means over sqrt(10)."""
     rng = np.random.default_rng(0)
-    blocks = [moments_of(x) for x in rng.standard_normal((4, 10, 1))]
+    blocks = [moments_of(x) for x in rng.standard_normal((10, 10, 1))]
     found = fd.standard_error_by_halves(blocks, lambda m: m.mean[0], num_splits=5_000)
     means = [block.mean[0] for block in blocks]
-    assert found == pytest.approx(np.std(means, ddof=1) / 2, rel=0.03)
+    assert found == pytest.approx(np.std(means, ddof=1) / np.sqrt(10), rel=0.05)
 
 
 @pytest.mark.statistical

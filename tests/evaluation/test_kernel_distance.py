@@ -49,6 +49,7 @@ def test_constant_sets_by_hand():
     x, y = np.tile([2.0, 0.0], (5, 1)), np.tile([0.0, 4.0], (7, 1))
     found = kernel_distance(x, y)
     assert found.value == pytest.approx(27 + 729 - 2, rel=1e-14)
+    assert kernel_distance(x, y, most=4).value == pytest.approx(27 + 729 - 2, rel=1e-14)
     assert found.standard_error == pytest.approx(0, abs=1e-9)
 
 
@@ -100,13 +101,35 @@ def test_overlapping_subsets_do_not_tell_the_spread_over_repeats():
     assert np.std(whole, ddof=1) < spread
 
 
-def test_the_jackknife_is_that_of_the_figures_with_one_example_left_out():
-    """The shortcut by sums of each example against leaving them out one by one."""
-    x, y = sets(8, 6, 3, shift=0.5)
-    xx, xy = kid._pairs(x, x, same=True), kid._pairs(x, y, same=False)
-    without = [by_pairs(np.delete(x, i, axis=0), y) for i in range(8)]
-    exact = 7 / 8 * np.sum((without - np.mean(without)) ** 2)
-    assert kid._jackknife(xx.rows, xy.rows, 6) == pytest.approx(exact, rel=1e-9)
+def pairs_part(x, y=None):
+    """The mean square of what in k(x_i, y_j) is due neither to x_i nor to y_j."""
+    kernel = (x @ (x if y is None else y).T / x.shape[1] + 1) ** 3
+    if y is None:
+        kernel = np.ma.array(kernel, mask=np.eye(len(x)))
+    parts = kernel.mean(), *(kernel.mean(axis=axis) - kernel.mean() for axis in (0, 1))
+    return np.mean(kernel**2) - sum(np.mean(np.square(part)) for part in parts)
+
+
+@pytest.mark.parametrize("shift, seed", [(0.5, 0), (0, 8)])
+def test_the_variance_is_the_jackknife_less_what_it_counts_twice(shift, seed):
+    """The jackknife by leaving the examples out one by one.
+
+    What it counts twice is the variance that the kernels' parts of pairs would have alone,
+    and the variance is at least that. Two sets of one distribution may have no more.
+    """
+    x, y = sets(9, 7, 3, shift, seed)
+    jackknife = 0
+    for of, without in (
+        (9, [by_pairs(np.delete(x, i, axis=0), y) for i in range(9)]),
+        (7, [by_pairs(x, np.delete(y, j, axis=0)) for j in range(7)]),
+    ):
+        jackknife += (of - 1) * np.var(without)
+    pairs = 2 * pairs_part(x) / (9 * 8) + 2 * pairs_part(y) / (7 * 6)
+    pairs += 4 * pairs_part(x, y) / (9 * 7)
+    assert (jackknife > 2 * pairs) == (shift > 0)
+    exact = jackknife - pairs if shift else pairs
+    found = kernel_distance(x, y)
+    assert found.standard_error == pytest.approx(np.sqrt(exact), rel=1e-9)
 
 
 def test_the_part_of_pairs_is_the_variance_of_a_product_of_its_variables():
