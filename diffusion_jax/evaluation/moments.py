@@ -68,8 +68,7 @@ def merged(*parts: Moments) -> Moments:
         raise ValueError(f"sets of the dimensions {sizes} have no common moments")
     nums = np.array([part.num for part in parts])
     means = np.stack([part.mean for part in parts])
-    # The mean of offsets from one of the means keeps the digits of a mean far from 0.
-    mean = means[0] + nums @ (means - means[0]) / nums.sum()
+    mean = nums @ means / nums.sum()
     offsets = np.sqrt(nums)[:, None] * (means - mean)
     scatter = _scatter(offsets)
     for part in parts:

@@ -32,7 +32,9 @@ def test_the_blocks_are_the_squared_distances(monkeypatch):
     np.testing.assert_allclose(found, cdist(x, y, "sqeuclidean"), rtol=1e-9)
 
 
-def test_copies_are_at_0_also_far_from_the_origin_and_the_first_of_several_is_named():
+@pytest.mark.parametrize("block", [20, 1000])
+def test_copies_are_at_0_far_from_the_origin_too_and_the_first_is_named(block, monkeypatch):
+    monkeypatch.setattr(feature_blocks, "BLOCK", block)
     train = np.float32(normal(50, d=300) + 1e3)
     train = np.concatenate([train, train])
     found = nearest(train[[7, 60, 31]], train)

@@ -43,12 +43,13 @@ def test_it_is_the_definition_whatever_the_blocks(block, monkeypatch):
     assert found == pytest.approx(by_definition(samples, reference, 2, 4), rel=1e-14)
 
 
-def test_the_standard_error_is_that_of_halves_by_definition():
+def test_the_standard_error_is_that_of_halves_by_definition(monkeypatch):
     """Against the figures of each pair of halves of 8 groups, 4 groups in each half.
 
     The 7 ways are the ones in which the parity of some of the three bits of the group is
     even or odd.
     """
+    monkeypatch.setattr(feature_blocks, "BLOCK", 50)
     samples, reference = 0.8 * normal(104) + 0.4, normal(120, seed=1)
     squares = []
     for bits in range(1, 8):
