@@ -105,9 +105,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _load(file: io.BytesIO, find_storage: FindStorage) -> Any:
     """Return the object of the next pickle, after a look at its opcodes.
 
-    The unpickler allocates what a few bytes claim: a bytearray of some length, or a memo with
-    a place of some number. `genops` refuses lengths beyond the end, and this function places
-    that are not numbered in their order.
+    The unpickler allocates what a few bytes claim: a bytearray of some length, or a memo
+    with a place of some number. `genops` refuses lengths beyond the end, and this function
+    places that are not numbered in their order.
     """
     start = file.tell()
     for opcode, place, position in pickletools.genops(file):
