@@ -21,6 +21,7 @@ PAGES = (
     "docs/pictures.md",
     "docs/samplers.md",
     "docs/likelihood.md",
+    "docs/quality.md",
     "docs/training.md",
 )
 
@@ -71,6 +72,13 @@ LONG = {
     "python train.py --config configs/digits.py --init_from digits.safetensors "
     "--workdir runs/again": FEWER_STEPS,
     "python sample.py --num 1024": "--sampler ddim --steps 4",
+    "python evaluate.py --workdir runs/digits --quality": "--num 50 --steps 10",
+    "python evaluate.py --workdir runs/digits --quality --num 5000 --sampler ddim "
+    "--steps 50 --seeds 3": "--num 50",
+    "python evaluate.py --workdir runs/digits --quality --sampler ddim --sweep "
+    '"steps=10,20,50"': "--num 50",
+    "python train.py --config configs/digits.py --config.training.quality_every=500 "
+    "--config.training.best_by=fd_pca20_n1000 --workdir runs/by_quality": FEWER_STEPS,
     "python train.py --config configs/digits.py --config.ema.more_decays=0.9,0.999 "
     "--workdir runs/averages": FEWER_STEPS,
 }
