@@ -1,4 +1,4 @@
-"""`diffusion-jax train|sample|evaluate|export ...`, wherever the package is installed.
+"""`diffusion-jax train|sample|evaluate|export|report ...`, wherever it is installed.
 
 Each command is the script of its name at the top of the project, with the same flags.
 """
@@ -11,7 +11,7 @@ from diffusion_jax.runtime.checks import check_choice
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.files import project_file
 
-COMMANDS = ("train", "sample", "evaluate", "export")
+COMMANDS = ("train", "sample", "evaluate", "export", "report")
 _USAGE = f"""\
 diffusion-jax {{{"|".join(COMMANDS)}}} ...
 

@@ -52,22 +52,20 @@ def run(
     main: Callable[..., None],
     *,
     takes_config: bool = False,
+    takes_names: bool = False,
     before_devices: Callable[[], None] = lambda: None,
 ) -> None:
-    """Parse the command line, call main() or main(config), and exit.
+    """Parse the command line, call main(), main(config) or main(names), and exit.
 
     Args:
       main: the command.
       takes_config: whether it takes --config.
+      takes_names: whether it takes arguments that are not flags; they are a list.
       before_devices: called after the flags are parsed, before JAX looks for its devices.
     """
     cpu.keep_memory()
+    _prepare_output()
     arguments: list[Any] = []
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
-    sys.excepthook = _show_traceback
-    for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
-        if stream is not None:  # As it is where somebody has closed it.
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def parse(argv: Sequence[str]) -> list[str]:
         argv = _underscored(_with_flagfiles(argv))
@@ -78,7 +76,7 @@ def run(
             _check_fields(argv, path, config)
             flag = config_flags.DEFINE_config_dataclass("config", config, sys_argv=argv)
             arguments.append(flag)
-        return _parse_flags(argv)
+        return _parse_flags(argv, takes_names=takes_names)
 
     def checked(*arguments: Any) -> None:
         before_devices()
@@ -90,7 +88,12 @@ def run(
     try:
         if any(map(_asks_for_help, sys.argv)):
             _show_help(takes_config)
-        app.run(lambda _: checked(*(flag.value for flag in arguments)), flags_parser=parse)
+        app.run(
+            lambda argv: checked(
+                *(flag.value for flag in arguments), *([argv[1:]] if takes_names else [])
+            ),
+            flags_parser=parse,
+        )
     except BadRequest as error:
         _fail(str(error), 2)
     except RunFailed as error:
@@ -110,6 +113,15 @@ def run(
     except Exception as error:
         _fail_if_lost(error)
         raise
+
+
+def _prepare_output() -> None:
+    """Let warnings and errors be lines that any stream can take."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {shown(message)}\n"
+    sys.excepthook = _show_traceback
+    for stream in (sys.stdout, sys.stderr):  # A name that its encoding lacks is no error.
+        if stream is not None:  # As it is where somebody has closed it.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _asks_for_help(arg: str) -> bool:
@@ -371,7 +383,8 @@ def _hear_orbax() -> None:
     sys.unraisablehook = hook
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], *, takes_names: bool = False) -> list[str]:
+    flags.FLAGS.set_gnu_getopt(takes_names)  # Flags may come after names.
     try:
         rest = flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
@@ -385,7 +398,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
             r"invalid literal for int.*: (.*)$", r"\1 is not a whole number", said
         )
         raise BadRequest(f"{said}{hint}") from error
-    if rest[1:]:
+    if rest[1:] and not takes_names:
         raise BadRequest(
             f"{rest[1]!r} is not a flag; flags are written --name value or --name=value"
         )

@@ -2,6 +2,7 @@
 
 config.json   run.json       checkpoints/    ema_snapshots/   metrics.jsonl
 tensorboard/  samples/       forward.png     reverse.png      loss.png
+data.png      events.jsonl   report.html
 evaluations/  auto_timesteps/   damaged_checkpoints/   profile/   wandb/, if there are any
 """
 
@@ -32,6 +33,9 @@ _PARTS = (
     "forward.png",
     "reverse.png",
     "loss.png",
+    "data.png",
+    "events.jsonl",
+    "report.html",
 )
 _LOCK = ".lock"
 # A kill of version 0.1 may have left these behind.
