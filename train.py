@@ -15,7 +15,7 @@ import diffusion_jax.runtime.start  # noqa: F401  # isort: skip
 from absl import flags
 
 from diffusion_jax.config import Config, to_json
-from diffusion_jax.jobs import command_line, likelihood, sample
+from diffusion_jax.jobs import command_line, likelihood, report, sample
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs.weights import check_kind
 from diffusion_jax.runtime import compilation_cache, devices, files, slices
@@ -119,6 +119,7 @@ def main(config: Config) -> None:
         change_learning_rate=_CHANGE_RATE.value,
         profile=_PROFILE.value,
         wandb=_WANDB.value,
+        command=command_line.as_given("train"),
     )
     devices.say_devices()
     if _DRY_RUN.value:
@@ -131,7 +132,9 @@ def main(config: Config) -> None:
         smoke.run(config, workdir, request, _TRIED_OUT)
         return
     say(f"run: {workdir}")
-    train.train(config, workdir, None, request)
+    state = train.train(config, workdir, None, request)
+    if int(state.step) >= config.training.num_steps:  # It was not stopped.
+        report.write_after_training(workdir)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from diffusion_jax.runtime.errors import BadRequest, RunFailed
 from diffusion_jax.runtime.fields import check_types, in_words, leaves_of
 from diffusion_jax.runtime.files import is_machine_failure, project_file
 from diffusion_jax.runtime.interrupts import leave
-from diffusion_jax.runtime.text import going_on, reason, shown
+from diffusion_jax.runtime.text import command, going_on, quoted, reason, shown
 
 _HELP = ("help", "helpfull", "helpshort", "h")
 # What gloo, NCCL and the coordinator say when the other end of a connection is gone.
@@ -113,6 +113,15 @@ def run(
     except Exception as error:
         _fail_if_lost(error)
         raise
+
+
+def as_given(name: str) -> str:
+    """Return the command line of this process, as a shell reads it.
+
+    Args:
+      name: of the command ("train").
+    """
+    return " ".join([command(name), *map(quoted, sys.argv[1:])])
 
 
 def _prepare_output() -> None:

@@ -1,4 +1,7 @@
-"""events.jsonl of a run: starts, stops, skipped updates and warnings, with their times."""
+"""events.jsonl of a run: starts, stops, skipped updates and warnings, with their times.
+
+Its lines stay when a resumed run does train steps again; --overwrite deletes it.
+"""
 
 import contextlib
 import json
@@ -12,8 +15,8 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.text import utc_now
 
 STARTED, RESUMED, STOPPED, FINISHED = "started", "resumed", "stopped", "finished"
-SKIPPED, WARNING, CHANGED = "skipped", "warning", "changed"
-KINDS = (STARTED, RESUMED, STOPPED, FINISHED, SKIPPED, WARNING, CHANGED)
+FAILED, SKIPPED, WARNING, CHANGED = "failed", "skipped", "warning", "changed"
+KINDS = (STARTED, RESUMED, CHANGED, WARNING, SKIPPED, STOPPED, FAILED, FINISHED)
 
 
 class Event(NamedTuple):
@@ -38,10 +41,7 @@ def path_of(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def add(workdir: pathlib.Path, kind: str, step: int, text: str, time: str = "") -> None:
-    """Append an event, at this moment unless a time is given.
-
-    It stays there when a resumed run does later steps again.
-    """
+    """Append an event, of this moment unless a time is given."""
     event = Event(kind, int(step), text, time or utc_now())
     line = json.dumps(event._asdict()) + "\n"
     with files.open_for_appending(path_of(workdir)) as file:
@@ -74,19 +74,36 @@ def _parsed(text: str) -> Event | None:
     return event if fits and event.kind in KINDS and event.step >= 0 else None
 
 
+class Notes:
+    """Events that wait for the folder, or for the train step, that they belong to."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._kept: list[tuple[str, str, str]] = []
+
+    def keep(self, kind: str, text: str) -> None:
+        """Keep an event of this moment."""
+        self._kept.append((kind, text, utc_now()))
+
+    def write(self, workdir: pathlib.Path, step: int) -> None:
+        """Append what was kept to the events of a run, as of this train step."""
+        while self._kept:
+            kind, text, time = self._kept.pop(0)
+            add(workdir, kind, step, text, time)
+
+
 @contextlib.contextmanager
-def kept_warnings() -> Iterator[list[tuple[str, str]]]:
-    """Keep the warnings that are shown within this context, as (text, time)."""
-    kept: list[tuple[str, str]] = []
-    show = warnings.showwarning
+def noting_warnings() -> Iterator[Notes]:
+    """Keep each warning that is shown within this context."""
+    notes, show = Notes(), warnings.showwarning
 
     def keep(message: Warning | str, *rest: Any, **named: Any) -> None:
-        kept.append((str(message), utc_now()))
+        notes.keep(WARNING, str(message))
         show(message, *rest, **named)
 
     warnings.showwarning = keep  # type: ignore[assignment]
     try:
-        yield kept
+        yield notes
     finally:
         if warnings.showwarning is keep:
             warnings.showwarning = show

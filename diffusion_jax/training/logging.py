@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.runs import events
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runtime.errors import RunFailed
 from diffusion_jax.runtime.progress import ProgressBar, amount
@@ -30,6 +31,7 @@ class Reports:
         log: MetricLog,
         bar: ProgressBar,
         latest_checkpoint: Callable[[int], str],
+        add_event: Callable[[str, int, str], None],
         skipped_in_a_row: int = 0,
     ):
         """Begin with nothing to report.
@@ -39,10 +41,12 @@ class Reports:
           learning_rate: at each update.
           log, bar: where lines go.
           latest_checkpoint: latest_checkpoint(step) names the newest one before a step.
+          add_event: add_event(kind, step, text) keeps what happened.
           skipped_in_a_row: updates skipped at the end of what was reported before.
         """
         self._config, self._learning_rate = config, learning_rate
         self._log, self._bar, self._latest_checkpoint = log, bar, latest_checkpoint
+        self._add_event = add_event
         self._waiting: tuple[int, int, Dispatch] | None = None
         self._loss: float | None = None
         self.skipped_in_a_row = skipped_in_a_row
@@ -70,10 +74,11 @@ class Reports:
         if bad.any():
             where = [f"{first + i:,}" for i in np.flatnonzero(bad)]
             where[5:] = ["..."] * (len(where) > 5)
-            self._bar.say(
-                f"warning: update skipped at step {', '.join(where)}: loss or gradient is "
-                "not finite"
+            said = (
+                f"update skipped at step {', '.join(where)}: loss or gradient is not finite"
             )
+            self._bar.say(f"warning: {said}")
+            self._add_event(events.SKIPPED, first + int(bad.argmax()), said)
         step, config = first + count, self._config
         if step % config.training.log_every == 0 or step == config.training.num_steps:
             self._write_line(step, tally)
@@ -104,8 +109,10 @@ class Reports:
     def _fail(self, step: int, loss: float, norm: float) -> None:
         first = step - self.skipped_in_a_row + 1
         what = f"loss is {loss}" if not np.isfinite(loss) else f"gradient norm is {norm}"
-        raise RunFailed(
+        said = (
             f"{what} at step {step:,}, and {self.skipped_in_a_row:,} updates in a row were "
             f"skipped, from step {first:,} on; {self._latest_checkpoint(first)}; a lower "
             "optimizer.learning_rate or a longer optimizer.warmup_steps may help"
         )
+        self._add_event(events.FAILED, step, said)
+        raise RunFailed(said)

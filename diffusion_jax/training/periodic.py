@@ -11,8 +11,8 @@ from diffusion_jax.evaluation.bound import BatchTerms, rate_distortion, standard
 from diffusion_jax.evaluation.timestep_scan import strata
 from diffusion_jax.experiment import feature_names
 from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runs import events, pictures
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs import pictures
 from diffusion_jax.runs.ema import average_names
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime import devices, processes
@@ -130,10 +130,14 @@ class Periodic:
             return {}
         loss, by_quarter = found
         if not math.isfinite(loss):
-            self._bar.say(f"warning: the held-out loss at step {step:,} is {loss}")
+            self._warn(step, f"the held-out loss at step {step:,} is {loss}")
             return {}
         self._log.write(step, {LOSS: loss, f"{LOSS}_by_t": by_quarter})
         return {LOSS: loss}
+
+    def _warn(self, step: int, said: str) -> None:
+        self._bar.say(f"warning: {said}")
+        events.add(self._workdir, events.WARNING, step, said)
 
     def _bound(self, params: Any, step: int) -> dict[str, float]:
         if step == self._config.training.likelihood_every:  # It may take long.
@@ -144,7 +148,7 @@ class Periodic:
             return {}
         bits = float(terms.bits.mean())
         if not math.isfinite(bits):
-            self._bar.say(f"warning: the bound at step {step:,} is {bits} bits/dim")
+            self._warn(step, f"the bound at step {step:,} is {bits} bits/dim")
             return {}
         self._bar.say(f"step {step:,}: {bits:.4f} bits/dim")
         total = self._config.process.num_timesteps

@@ -13,8 +13,8 @@ from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
+from diffusion_jax.runs import events, pictures
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs import pictures
 from diffusion_jax.runs.ema import average_names
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.interrupts import Stop, Stopped
@@ -90,7 +90,9 @@ class Previews:
         except Stopped:
             return
         if not np.isfinite(ema).all():
-            say(f"the samples at step {step:,} are not finite and are not drawn")
+            said = f"the samples at step {step:,} are not finite and are not drawn"
+            say(said)
+            events.add(self._workdir, events.WARNING, step, said)
             return
         titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
         self._save_strip("reverse.png", frames, titles)
@@ -128,6 +130,13 @@ class Previews:
         if not data.labels:
             return {}
         return {guidance.LABEL: np.arange(count, dtype=np.int32) % data.num_classes}
+
+    def draw_data(self) -> None:
+        """Draw data.png: the first examples to train on, as many as a sample grid has."""
+        train = self._plan.data.split("train")
+        wanted = np.arange(min(self._plan.preview.batch_size, len(train)))
+        picture = self._kind.draw(np.asarray(train[wanted].x))
+        pictures.save_png(self._workdir / "data.png", picture)
 
     def draw_forward(self) -> None:
         """Draw forward.png: a few clean examples noised by steps of q(x_t | x_{t-1})."""

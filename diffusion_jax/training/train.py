@@ -12,7 +12,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import validation
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
-from diffusion_jax.runs import checkpoint_choice, ema_snapshots, wandb_log
+from diffusion_jax.runs import checkpoint_choice, ema_snapshots, events, wandb_log
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.checkpoints import Checkpoints
 from diffusion_jax.runs.metrics_log import losses_by_step
@@ -47,6 +47,7 @@ class Request:
       is_smoke: part of a smoke run, which says nothing of going on, nor that it is small.
       profile: FIRST:LAST, train steps of which a profile is made.
       wandb: the project of Weights & Biases that gets the metrics as well.
+      command: the command line that asks for it, which the run keeps; "" without one.
     """
 
     overwrite: bool = False
@@ -57,6 +58,7 @@ class Request:
     is_smoke: bool = False
     profile: str | None = None
     wandb: str | None = None
+    command: str = ""
 
 
 AS_IT_IS = Request()
@@ -257,30 +259,19 @@ def train(
       RunFailed: if updates are not finite any more, something cannot be read or written.
       KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
-    plan, changed, initial = prepare(config, workdir, data, request)
-    config = plan.config
-    deletes = _deletes_a_run(request, workdir)
-    with (
-        locks.locked(workdir, "training in"),
-        stop_on_interrupt(say, sigterm=True) as stop,
-    ):
-        with processes.together():
-            run_folder.delete_unfinished(workdir)
-            if deletes:
-                run_folder.delete_run(workdir)
-        if changed and not request.is_smoke:
-            _say_changes(config, workdir, changed)
-        keep = config.training.keep_checkpoints
-        with (
-            Checkpoints(workdir, keep, writing=True) as checkpoints,
-            explained(workdir, checkpoints),
-        ):
-            extras = Extras(
-                stopwatch or Stopwatch(),
-                window_of(request.profile, config.training.num_steps),
-                request.wandb,
-            )
-            state = run(plan, workdir, checkpoints, stop, initial, extras)
+    with events.noting_warnings() as notes:
+        start = prepare(config, workdir, data, request)
+        if start.changed:
+            notes.keep(events.CHANGED, ", ".join(start.changed))
+        config = start.plan.config
+        extras = Extras(
+            stopwatch or Stopwatch(),
+            window_of(request.profile, config.training.num_steps),
+            request.wandb,
+            request.command,
+            notes,
+        )
+        state, stop = _train_locked(start, workdir, request, extras)
     if stop.wanted:
         if not request.is_smoke:
             hint = ", without --overwrite" if request.overwrite else ""
@@ -290,6 +281,29 @@ def train(
         if not stop.by_system:
             raise KeyboardInterrupt
     return state
+
+
+def _train_locked(
+    start: Start, workdir: pathlib.Path, request: Request, extras: Extras
+) -> tuple[TrainState, Stop]:
+    """Train in a folder that nobody else trains in; return the last state, and the stop."""
+    plan, config = start.plan, start.plan.config
+    with (
+        locks.locked(workdir, "training in"),
+        stop_on_interrupt(say, sigterm=True) as stop,
+    ):
+        with processes.together():
+            run_folder.delete_unfinished(workdir)
+            if _deletes_a_run(request, workdir):
+                run_folder.delete_run(workdir)
+        if start.changed and not request.is_smoke:
+            _say_changes(config, workdir, start.changed)
+        keep = config.training.keep_checkpoints
+        with (
+            Checkpoints(workdir, keep, writing=True) as checkpoints,
+            explained(workdir, checkpoints),
+        ):
+            return run(plan, workdir, checkpoints, stop, start.initial, extras), stop
 
 
 def run(

@@ -16,7 +16,7 @@ from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.guidance import drop_labels
 from diffusion_jax.experiment.setup import Plan
-from diffusion_jax.runs import ema_snapshots, pictures, wandb_log
+from diffusion_jax.runs import ema_snapshots, events, pictures, wandb_log
 from diffusion_jax.runs.checkpoints import Checkpoints, abstract, parts_of
 from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
 from diffusion_jax.runtime import cpu, devices, processes
@@ -63,11 +63,15 @@ class Extras(NamedTuple):
       stopwatch: of the pieces of the work.
       window: train steps of which a profile is made.
       wandb: the project of Weights & Biases that gets the metrics as well.
+      command: the command line, for the events of the run; "" if there is none.
+      notes: events from before the first train step, and warnings during the run.
     """
 
     stopwatch: Stopwatch
     window: Window | None = None
     wandb: str | None = None
+    command: str = ""
+    notes: events.Notes | None = None
 
 
 class Trainer:
@@ -97,6 +101,7 @@ class Trainer:
         self.plan, self.config, self.workdir = plan, plan.config, workdir
         self.stop, self._mesh = stop, mesh
         self._first, self._stopwatch = first, extras.stopwatch
+        self._command, self._notes = extras.command, extras.notes or events.Notes()
         training = plan.config.training
         self.train_steps = compiled(plan, mesh)
         self._most_steps = most_steps(plan.config)
@@ -117,6 +122,7 @@ class Trainer:
             self._log,
             self._bar,
             functools.partial(latest_checkpoint_text, checkpoints),
+            functools.partial(events.add, workdir),
             int(first.state.tally.skipped_in_a_row),
         )
 
@@ -124,9 +130,13 @@ class Trainer:
         """Train to the end, or until `stop.wanted`; the last state is saved."""
         start, num_steps = self._first.step, self.config.training.num_steps
         state, step = self._first.state, start
+        kind = events.RESUMED if start else events.STARTED
+        events.add(self.workdir, kind, start, self._command)
+        self._notes.write(self.workdir, start)
         with contextlib.closing(self._log):
             try:
                 if not start:
+                    self.periodic.previews.draw_data()
                     self.periodic.previews.draw_forward()
                 if self._first.is_unsaved:  # A later start is not given these weights.
                     self.saver.save(state)
@@ -139,6 +149,7 @@ class Trainer:
                 self._bar.close()
             with self._stopwatch.timed(CHECKPOINT):
                 self.saver.wait()
+        self._notes.write(self.workdir, step)
         if step == num_steps:
             check_an_update_was_made(state)
         left = still_due(self.config, self.workdir, step)
@@ -146,6 +157,7 @@ class Trainer:
             self.stop.wanted = False  # Too late: there is nothing to go on with.
             self._finish(state)
         elif step > start:
+            events.add(self.workdir, events.STOPPED, step, "stopped, and saved")
             say(f"saved at step {step:,} in {self.workdir}")
         return state
 
@@ -234,7 +246,9 @@ class Trainer:
         if snapshot:
             ema_snapshots.save(self.workdir, state.emas, step, self.config)
         if save and self.reports.skipped_in_a_row and not (last or stopping):
-            self._bar.say(f"no checkpoint at step {step:,}: the last update was skipped")
+            said = f"no checkpoint at step {step:,}: the last update was skipped"
+            self._bar.say(said)
+            events.add(self.workdir, events.WARNING, step, said)
             save = False
         if save:
             with self._stopwatch.timed(CHECKPOINT):
@@ -260,6 +274,7 @@ class Trainer:
         for name, text, unit in ((LOSS, "held-out loss ", ""), (BITS, "", " bits/dim")):
             said += [f", {text}{line[name]:.4f}{unit}" for line in last if name in line]
         best_at = f", best checkpoint at step {best:,}" if best is not None else ""
+        events.add(self.workdir, events.FINISHED, step, f"finished{''.join(said)}")
         say(f"finished {step:,} steps{''.join(said)}{best_at}")
         say(f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/")
         say(f"sample with: {command('sample')} --workdir {quoted(self.workdir)} --num 64")

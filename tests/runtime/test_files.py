@@ -15,8 +15,8 @@ from PIL import Image
 
 from diffusion_jax.config import Config, UNetConfig
 from diffusion_jax.jobs.resumable import Partial
+from diffusion_jax.runs import events, pictures, weight_files
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs import pictures, weight_files
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runs.record import Record, read_record, write_record
 from diffusion_jax.runtime import files, locks
@@ -58,6 +58,7 @@ def test_no_reader_of_a_run_waits_for_a_named_pipe(tmp_path):
         "config.json",
         "run.json",
         "metrics.jsonl",
+        "events.jsonl",
         "weights.npz",
         "w.safetensors",
     ):
@@ -68,6 +69,8 @@ def test_no_reader_of_a_run_waits_for_a_named_pipe(tmp_path):
         read_record(tmp_path)
     with pytest.raises(files.NotRegular):
         MetricLog(tmp_path, 0)
+    with pytest.raises(files.NotRegular):
+        events.read(tmp_path)
     for name in ("weights.npz", "w.safetensors"):
         with pytest.raises(weight_files.NotWeights, match="named pipe"):
             weight_files.read(tmp_path / name)
