@@ -39,10 +39,9 @@ def write(
     _check_different(workdirs)
     path = _page_path(workdirs, out)
     each = max(6, _GRIDS // len(workdirs))
-    runs = [facts.read(workdir, each) for workdir in workdirs]
+    runs = facts.read_all(workdirs, each)
     _check_in_common(runs)
-    commands = [train_command(run) for run in runs]
-    text = page.render(runs, commands, utc_now())
+    text = page.render(runs, [train_command(run) for run in runs], utc_now())
     files.write_whole(path, text.encode("utf-8", "backslashreplace"))
     return path
 
@@ -75,9 +74,10 @@ def _check_in_common(runs: Sequence[facts.Facts]) -> None:
     for run in others:
         common &= curves.names_of(run)
     if not common:
+        names = ", ".join(str(run.workdir) for run in runs)
         raise BadRequest(
-            f"{', '.join(run.name for run in runs)} have no metric in common, so there is "
-            "nothing to compare; make a report of each"
+            f"{names} have no metric in common, so there is nothing to compare; make a "
+            "report of each"
         )
 
 

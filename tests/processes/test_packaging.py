@@ -99,6 +99,7 @@ def test_an_installed_wheel_trains_and_samples(tmp_path):
         ("train", "--config=digits", *few),
         ("sample", "--num=2", "--sampler=ddim", "--steps=2"),
         ("export", "--out=x.npz"),
+        ("report", "--out=x.html"),
         ("evaluate", "--likelihood", "--max_examples=1", "--num_timesteps_sampled=2"),
     ):
         result = installed_command(work, *arguments, env=environment)

@@ -130,6 +130,7 @@ def folder(tmp_path_factory):
         "train.py",
         "sample.py",
         "export.py",
+        "report.py",
         "evaluate.py",
         "examples",
         "configs",

@@ -1,8 +1,11 @@
 """The report of a run: its numbers are those of the run, and its page is whole and safe."""
 
 import base64
+import hashlib
+import html
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.config import fields_of
 from diffusion_jax.jobs import report
 from diffusion_jax.runs import events
 from diffusion_jax.runs import folder as run_folder
@@ -172,7 +176,11 @@ def test_skipped_updates_of_a_run_without_events_are_found_in_its_metrics(tmp_pa
     counts = {5: 0, 10: 0, 15: 2, 20: 2, 25: 5}
     lines = [{"step": step, "loss": 1.0, "skipped_steps": n} for step, n in counts.items()]
     run = make_run(tmp_path / "run", lines)
-    found = [e for e in sections.happenings(facts.read(run)) if e.kind == events.SKIPPED]
+    found = [
+        e
+        for e in sections.happenings(facts.read(run, "run", 30))
+        if e.kind == events.SKIPPED
+    ]
     assert [(e.step, e.text[:17]) for e in found] == [
         (15, "2 updates skipped"),
         (25, "3 updates skipped"),
@@ -197,7 +205,10 @@ def test_a_figure_known_at_several_steps_is_a_chart_by_sampler(tmp_path):
     assert curve_of(page, title, "heun") == [(5, 2.0)]
     (chart,) = (chart for chart in page.data["charts"] if chart["title"] == title)
     assert [c["error"] for c in chart["curves"]] == [[0.3, 0.25, 0.1], [0.2]]
-    assert "3 ± 0.3" in page.text and len(list(quality.figures([facts.read(run)]))) == 8
+    assert (
+        "3 ± 0.3" in page.text
+        and len(list(quality.figures([facts.read(run, "run", 30)]))) == 8
+    )
 
 
 def test_one_evaluation_is_in_the_table_and_no_chart(tmp_path):
@@ -213,18 +224,58 @@ def test_one_evaluation_is_in_the_table_and_no_chart(tmp_path):
     assert not any("sampling steps" in chart["title"] for chart in page.data["charts"])
 
 
+def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_path):
+    run = make_run(tmp_path / "a b")
+    add_chain(run)
+    events.add(run, events.RESUMED, 10, "python train.py --config x.py")
+    note = {"sampler": "ddim", "steps": 9, "timesteps": [1, 5], "eta": 0.5, "num": 4}
+    note |= {"guidance_interval": [0.25, 0.5], "weights": "raw", "checkpoint_step": 20}
+    (run / "samples/b.json").write_text(json.dumps(note))
+    (run / "samples/c.json").write_text(json.dumps({**note, "guide": {"run": "x"}}))
+    os.utime(run / "samples/b.json", (0, 0))
+    (run / "evaluations").mkdir()
+    bits = {"bits_per_dim": 3.0, "split": "train", "num_examples": 8, "seed": 2}
+    bits |= {"weights": "ema", "checkpoint_step": 30, "steps": 20, "spacing": "all"}
+    for name, more in (
+        ("a", {"num_timesteps_sampled": 5}),
+        ("b", {"num_timesteps_sampled": 20}),
+        ("c", {"spacing": "trailing", "num_timesteps_sampled": 20}),
+    ):
+        (run / f"evaluations/{name}.json").write_text(json.dumps({**bits, **more}))
+    flow = {"bits_per_dim": 3.0, "ode_steps": 50, "split": "held_out"}
+    (run / "evaluations/d.json").write_text(json.dumps(flow))
+    text = report.write([run]).read_text()
+    (code,) = re.findall("<code>(.*?)</code>", text, re.DOTALL)
+    at = f"--workdir '{run}'"
+    evaluate = (
+        f"python evaluate.py {at} --likelihood --split train --max_examples 8 --seed 2"
+    )
+    assert html.unescape(code).split("\n") == [
+        "python train.py --config x.py",
+        f"python sample.py {at} --num 16 --seed 3 --sampler ddim --steps 5 --show_chain",
+        f"python sample.py {at} --num 4 --seed 0 --sampler ddim --steps 9 --eta 0.5 "
+        "--guidance_interval 0.25,0.5 --weights raw --step 20",
+        f"{evaluate} --num_timesteps_sampled 5",
+        evaluate,
+        f"{evaluate} --steps 20 --spacing trailing",
+        f"python evaluate.py {at} --ode --split held_out --ode_steps 50",
+    ]
+
+
 def test_a_comparison_has_a_curve_for_each_run_and_the_fields_that_differ(tmp_path):
     a = make_run(tmp_path / "a", list(metrics(30, 1.0)), checkpoint_every=10)
     b = make_run(tmp_path / "b", list(metrics(40, 2.0)), checkpoint_every=20)
     page = page_of(a, b)
     for run, scale, last in ((a, 1.0, 30), (b, 2.0, 40)):
         wanted = [(step, scale / step) for step in range(5, last + 1, 5)]
-        assert curve_of(page, "Loss, training", str(run)) == wanted
-        assert len(curve_of(page, "Held-out loss by quarter of t: t = 5-9", str(run)))
+        assert curve_of(page, "Loss, training", run.name) == wanted
+        assert len(curve_of(page, "Held-out loss by quarter of t: t = 5-9", run.name))
     sections_there = [a["id"] for name, a in page.elements if name == "section"]
     assert sections_there[0] == "differences"
-    whole = page.text[: page.text.index("Facts of the runs")]
-    table = whole[whole.index("Fields that differ") :]
+    whole = page.text[: page.text.index("All facts")]
+    table = whole[whole.index("Fields and facts that differ") :]
+    count = len(dict(fields_of(run_folder.read_config(a))))
+    assert f"Of {count} fields of the configs, 1 differs." in whole
     assert re.findall(r"\w+[.]\w+", table) == ["training.checkpoint_every"]
     assert (tmp_path / "comparison.html").exists() and not (a / "report.html").exists()
 
@@ -304,11 +355,15 @@ def test_a_report_that_fails_after_the_training_is_a_warning(tmp_path):
 
 def test_the_chart_library_is_the_published_one():
     """SHA-256 of the two files as npm's uplot 1.6.32 has them."""
-    import hashlib
-
     folder = pathlib.Path(facts.__file__).parent
     for name, wanted in (
         ("uPlot.js", "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"),
         ("uPlot.css", "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04"),
     ):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted
+
+
+def test_a_page_has_the_licence_of_the_chart_library(tmp_path):
+    licence = (pathlib.Path(facts.__file__).parent / "uPlot.LICENSE").read_text()
+    assert "MIT" in licence and "Copyright (c)" in licence
+    assert licence in report.write([make_run(tmp_path / "run")]).read_text()

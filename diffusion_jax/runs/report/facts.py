@@ -70,6 +70,7 @@ class Facts:
 
     Attributes:
       workdir: its folder.
+      name: what the page calls it.
       config: its config.
       record: its run.json; None where there is none.
       lines: of its metrics.jsonl.
@@ -85,6 +86,7 @@ class Facts:
     """
 
     workdir: pathlib.Path
+    name: str
     config: Config
     record: Record | None
     lines: Sequence[dict[str, Any]]
@@ -98,17 +100,32 @@ class Facts:
     chain: Chain | None
     evaluations: dict[str, dict[str, Any]]
 
-    @property
-    def name(self) -> str:
-        """Return the folder as it was named, which tells runs apart on a page."""
-        return str(self.workdir)
+
+def read_all(workdirs: Sequence[pathlib.Path], num_grids: int) -> list[Facts]:
+    """Return the facts of runs, each named by the last parts of its path that differ.
+
+    A single run has the name of its folder as it is given. Arguments and errors are those
+    of `read`.
+    """
+    parts = [workdir.absolute().parts for workdir in workdirs]
+    count = 1
+    while len({each[-count:] for each in parts}) < len(parts):
+        count += 1
+    names = [str(pathlib.Path(*each[-count:])) for each in parts]
+    if len(workdirs) == 1:
+        names = [str(workdirs[0])]
+    return [
+        read(workdir, name, num_grids)
+        for workdir, name in zip(workdirs, names, strict=True)
+    ]
 
 
-def read(workdir: pathlib.Path, num_grids: int = 30) -> Facts:
+def read(workdir: pathlib.Path, name: str, num_grids: int) -> Facts:
     """Return the facts of a run; nothing is written.
 
     Args:
       workdir: the run folder.
+      name: what the page calls it.
       num_grids: the largest number of sample grids, taken evenly with the first and the
         last, at least 2.
 
@@ -127,6 +144,7 @@ def read(workdir: pathlib.Path, num_grids: int = 30) -> Facts:
     results = list(_results(workdir))
     return Facts(
         workdir=workdir,
+        name=name,
         config=config,
         record=read_record(workdir),
         lines=lines,

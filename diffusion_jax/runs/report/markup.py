@@ -32,15 +32,28 @@ def element(name: str, *content: object, **attributes: str) -> Html:
 
 
 def table(
-    caption: str, heads: Sequence[object], rows: Iterable[Sequence[object]], **more: str
+    caption: str,
+    heads: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    is_text: bool = False,
 ) -> Html:
-    """Return a table whose first column names the rows, in a box that can be scrolled."""
-    head = joined((element("th", cell, scope="col") for cell in heads), "")
+    """Return a table whose first column names the rows, in a box that can be scrolled.
+
+    Args:
+      caption: its name.
+      heads: names of the columns.
+      rows: a cell for each column; columns without any text in them are left out.
+      is_text: whether cells may have several lines.
+    """
+    rows = [[escaped(cell) for cell in row] for row in rows]
+    kept = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    head = joined((element("th", heads[i], scope="col") for i in kept), "")
     lines = [
         element(
             "tr",
-            element("th", row[0], scope="row"),
-            *(element("td", cell) for cell in row[1:]),
+            element("th", row[kept[0]], scope="row"),
+            *(element("td", row[i]) for i in kept[1:]),
         )
         for row in rows
     ]
@@ -50,13 +63,14 @@ def table(
         element("thead", element("tr", head)),
         element("tbody", joined(lines)),
     )
-    return scrolled(whole, caption, **more)
-
-
-def scrolled(content: Html, label: str, **more: str) -> Html:
-    """Return a box that a keyboard can scroll, where the content is wider than the page."""
-    more = {"class_": "scroll", **more}
-    return element("div", content, role="region", aria_label=label, tabindex="0", **more)
+    return element(
+        "div",
+        whole,
+        role="region",
+        aria_label=caption,
+        tabindex="0",
+        class_="scroll wrap" if is_text else "scroll",
+    )
 
 
 def details(summary: object, *content: object, **attributes: str) -> Html:

@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const colours = 6;
   const dashes = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 2]];
+  const borders = ["solid", "dashed", "dotted", "dashed", "dashed"]; // Beside the dashes.
   const plots = [];
   const root = document.documentElement;
 
@@ -15,7 +16,8 @@
   function shown(value) {
     if (value === null || value === undefined) return "";
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(3);
+    if (size !== 0 && (size < 1e-3 || size >= 1e7))
+      return value.toExponential(3).replace(/[.]?0+e/, "e").replace("e+", "e");
     return Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(5));
   }
   function make(name, attributes, ...content) {
@@ -64,13 +66,29 @@
     });
   }
 
-  function drawErrors(columns) {
+  // The colour and the dashes of a curve are those of its run, if each run has one.
+  function places(curves) {
+    const runs = curves.map((curve) => curve.run);
+    return data.runs.length > 1 && new Set(runs).size === runs.length ? runs : [...runs.keys()];
+  }
+
+  // The range of the y axis, with room for the standard errors.
+  function rangeWith(columns) {
+    return () => {
+      const ends = columns.flatMap((column) =>
+        column.y.flatMap((y, j) => (y === null ? [] : [y - column.error[j], y + column.error[j]]))
+      );
+      return uPlot.rangeNum(Math.min(...ends), Math.max(...ends), 0.1, true);
+    };
+  }
+
+  function drawErrors(columns, places) {
     return (plot) => {
       const context = plot.ctx;
       columns.forEach((column, i) => {
         if (!plot.series[i + 1].show) return;
         context.save();
-        context.strokeStyle = colour(i);
+        context.strokeStyle = colour(places[i]);
         context.lineWidth = devicePixelRatio;
         context.beginPath();
         plot.data[0].forEach((x, j) => {
@@ -105,13 +123,15 @@
     const hasPoints = (k) => values[k + 1].filter((y) => y !== null).length < 60;
     const positive = values.slice(1).flat().filter((y) => y !== null);
     const isLog = chart.is_log && positive.length > 0;
+    const hasErrors = chart.curves.some((curve) => curve.error.length);
+    const at = places(chart.curves);
     const series = chart.curves.map((curve, k) => ({
       label: curve.label,
-      stroke: () => colour(k),
+      stroke: () => colour(at[k]),
       width: 1.75,
-      dash: dashes[Math.floor(k / 1) % dashes.length],
+      dash: dashes[at[k] % dashes.length],
       spanGaps: true,
-      points: { show: hasPoints(k), size: 5, fill: () => colour(k) },
+      points: { show: hasPoints(k), size: 5, fill: () => colour(at[k]) },
       value: (plot, y) => (y === null ? "–" : shown(y)),
     }));
     draw(
@@ -120,17 +140,22 @@
         series: [{ label: chart.x, value: (plot, x) => (x === null ? "–" : shown(x)) }, ...series],
         scales: {
           x: { time: false, distr: chart.is_x_log ? 3 : 1 },
-          y: { distr: isLog ? 3 : 1 },
+          y: isLog ? { distr: 3 } : hasErrors ? { range: rangeWith(columns) } : {},
         },
         axes: [
-          axis(chart.x, { size: 36, values: (plot, splits) => splits.map(shown) }),
+          axis(chart.x, {
+            size: 36,
+            values: (plot, splits) => splits.map(shown),
+            ...(chart.is_x_log ? { splits: () => xs } : {}),
+          }),
           axis(chart.y, {
             size: 62,
             values: isLog ? logValues : (plot, splits) => splits.map(shown),
           }),
         ],
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },
-        hooks: { draw: [drawErrors(columns)] },
+        legend: { markers: { width: 2, fill: null, dash: (plot, k) => borders[at[k - 1] % 5] } },
+        hooks: { draw: [drawErrors(columns, at)] },
       },
       values
     );
@@ -227,7 +252,8 @@
         const before = grids.filter((grid) => grid.step <= data.steps[i]);
         const grid = before.length ? before[before.length - 1] : grids[0];
         figure.querySelector("img").src = grid.src;
-        figure.querySelector("figcaption").textContent = data.runs[run] + ": " + grid.title;
+        const name = data.runs.length > 1 ? data.runs[run] + ": " : "";
+        figure.querySelector("figcaption").textContent = name + grid.title;
       });
     };
     slide(box.querySelector("input"), show, (i) => "step " + data.steps[i].toLocaleString("en"));

@@ -19,12 +19,12 @@ MARK = '<meta name="generator" content="diffusion_jax report">'
 _FILES = pathlib.Path(__file__).parent
 
 
-def render(runs: Sequence[Facts], commands: Sequence[Sequence[str]], written: str) -> str:
+def render(runs: Sequence[Facts], made: Sequence[Sequence[str]], written: str) -> str:
     """Return the page of one run, or of several beside each other.
 
     Args:
       runs: at least one.
-      commands: of each run those that make it again, used where it has kept none.
+      made: of each run the command that trains it, made from its config, if there is one.
       written: date and time of the report.
     """
     of_metrics = curves.charts(runs)
@@ -40,10 +40,11 @@ def render(runs: Sequence[Facts], commands: Sequence[Sequence[str]], written: st
         sections.chain(runs),
         sections.quality_of(runs, of_quality, len(of_metrics)),
         sections.time_line(runs),
-        sections.how_to_repeat(runs, commands),
+        sections.how_to_repeat(runs, made),
     ]
     style = _text_of("uPlot.css") + _text_of("page.css")
-    script = _text_of("uPlot.js") + "\n" + _text_of("page.js")
+    licence = f"/* uPlot: {_text_of('uPlot.LICENSE')} */\n"  # It goes with each copy.
+    script = Html(licence + _text_of("uPlot.js") + "\n" + _text_of("page.js"))
     return string.Template(_text_of("page.html")).substitute(
         mark=MARK,
         title=escaped(sections.title(runs)),
@@ -55,7 +56,7 @@ def render(runs: Sequence[Facts], commands: Sequence[Sequence[str]], written: st
         contents=sections.contents(_headings(len(runs) > 1)),
         body=joined(body),
         data=as_json(data(runs, charts, steps)),
-        written=escaped(written),
+        written=escaped(sections.date(written)),
         version=escaped(diffusion_jax.__version__),
     )
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.runs import events
-from diffusion_jax.runs.report import quality
+from diffusion_jax.runs.report import quality, repeat
 from diffusion_jax.runs.report.curves import Chart
 from diffusion_jax.runs.report.facts import Facts
 from diffusion_jax.runs.report.markup import (
@@ -26,22 +25,25 @@ from diffusion_jax.runtime.fields import in_words, leaves_of
 from diffusion_jax.runtime.progress import duration
 from diffusion_jax.runtime.text import command, quoted
 
-_NONE = "not kept"
+_NONE = "–"
 
 
 def summary(run: Facts) -> str:
     """Return what a run is, in a sentence."""
     config, record = run.config, run.record
     size = f" of {record.parameters:,} parameters" if record else ""
-    network = {"UNetConfig": "U-Net", "MLPConfig": "MLP"}.get(
-        type(config.model).__name__, type(config.model).__name__
-    )
-    article = "An" if network[0] in "AEIMO" else "A"
+    network = _network(run)
+    article = "An" if network == "MLP" else "A"
     done = f"{last_step(run):,} train steps"
     what = kind_of(config.data).name
     count = record.data.get("train") if record else None
     on = f"{count:,} {what}" if isinstance(count, int) else what
     return f"{article} {network}{size}, after {done} on {on} of {config.data.source}."
+
+
+def _network(run: Facts) -> str:
+    name = type(run.config.model).__name__.removesuffix("Config")
+    return "U-Net" if name == "UNet" else name
 
 
 def last_step(run: Facts) -> int:
@@ -54,7 +56,7 @@ def about(run: Facts) -> dict[str, object]:
     config, record, process = run.config, run.record, run.config.process
     found: dict[str, object] = {
         "name": config.name,
-        "network": type(config.model).__name__.removesuffix("Config"),
+        "network": _network(run),
         "parameters": f"{record.parameters:,}" if record else None,
         "data": _data_in_words(run),
         "noise": f"{process.schedule} schedule, {process.num_timesteps:,} timesteps",
@@ -67,7 +69,7 @@ def about(run: Facts) -> dict[str, object]:
         found |= {
             "time": f"{duration(record.wall_time_s)} up to step {record.step:,}",
             "machine": record.devices,
-            "started": _date(record.started),
+            "started": date(record.started),
             "diffusion_jax": record.version,
             "libraries": ", ".join(f"{k} {v}" for k, v in record.versions.items()),
             "fingerprint of the data": record.data.get("fingerprint"),
@@ -86,7 +88,8 @@ def _data_in_words(run: Facts) -> str:
     return f"{source}: {data['train']:,} to train on{more}, each {shape}"
 
 
-def _date(text: str) -> str:
+def date(text: str) -> str:
+    """Return a date and time of ISO 8601 in words; other text as it is."""
     try:
         return f"{datetime.datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC"
     except ValueError:
@@ -94,24 +97,32 @@ def _date(text: str) -> str:
 
 
 def differences(runs: Sequence[Facts]) -> Html:
-    """Return the fields and facts in which runs differ, and how many are the same."""
+    """Return the fields and facts in which runs differ, then all facts."""
     columns = [run.name for run in runs]
-    fields = [{leaf.path: _text(leaf.value) for leaf in leaves_of(r.config)} for r in runs]
-    for fields_of_run, run in zip(fields, runs, strict=True):
-        fields_of_run["model"] = type(run.config.model).__name__
-    names = list(dict.fromkeys(name for each in fields for name in each))
-    differ = [n for n in names if len({each.get(n, "") for each in fields}) > 1]
-    rows = [[name, *(each.get(name, "") for each in fields)] for name in differ]
-    same = len(names) - len(differ)
-    told = f"{len(differ):,} fields of the config differ; {same:,} are the same."
-    facts_of = [about(run) for run in runs]
-    keys = list(dict.fromkeys(key for each in facts_of for key in each))
-    others = [[key, *(_or_none(each.get(key)) for each in facts_of)] for key in keys]
-    parts: list[object] = [element("p", told)]
-    if rows:
-        parts.append(table("Fields that differ", ["field", *columns], rows))
-    parts.append(table("Facts of the runs", ["", *columns], others))
-    return section("differences", "What differs", *parts)
+    fields: list[Mapping[str, object]] = [
+        {leaf.path: _text(leaf.value) for leaf in leaves_of(run.config)} for run in runs
+    ]
+    facts_of = [{"folder": str(run.workdir), **about(run)} for run in runs]
+    differ = [*_different(_rows(fields)), *_different(_rows(facts_of))]
+    count = len(_different(_rows(fields)))
+    said = f"Of {len(_rows(fields))} fields of the configs, {count or 'none'} "
+    parts = [element("p", said + ("differs." if count == 1 else "differ."))]
+    heads = ["field or fact", *columns]
+    parts.append(table("Fields and facts that differ", heads, differ, is_text=True))
+    everything = table(
+        "Facts of the runs", ["fact", *columns], _rows(facts_of), is_text=True
+    )
+    return section("differences", "What differs", *parts, details("All facts", everything))
+
+
+def _rows(of_runs: Sequence[Mapping[str, object]]) -> list[list[object]]:
+    """Return a row for each name, with its value in each run."""
+    names = dict.fromkeys(name for each in of_runs for name in each)
+    return [[name, *(_or_none(each.get(name)) for each in of_runs)] for name in names]
+
+
+def _different(rows: Sequence[list[object]]) -> list[list[object]]:
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def _or_none(value: object) -> object:
@@ -158,11 +169,13 @@ def _config(run: Facts) -> Html:
         f"Config of {run.name}: fields that are not the defaults",
         heads,
         [[leaf.path, _text(leaf.value), _text(leaf.default)] for leaf in changed],
+        is_text=True,
     )
     everything = table(
         f"Config of {run.name}: all fields",
         ["field", "value", "meaning"],
         [[leaf.path, _text(leaf.value), in_words(leaf)] for leaf in leaves],
+        is_text=True,
     )
     return joined(
         [
@@ -230,7 +243,7 @@ def samples(runs: Sequence[Facts], steps: Sequence[int]) -> Html:
                     f"Samples of {run.name} during the training",
                     class_="pixels",
                 ),
-                element("figcaption", f"{run.name}: {run.grids[-1].title}"),
+                element("figcaption", f"{_of(run, runs)}{run.grids[-1].title}"),
                 class_="grid",
                 data_run=str(i),
             )
@@ -277,7 +290,7 @@ def _results(runs: Sequence[Facts]) -> Iterator[Html]:
             )
             if picture:
                 alt = f"Samples {name} of {run.name}"
-                pictures.append(figure(picture, f"{run.name}: {name}", alt))
+                pictures.append(figure(picture, f"{_of(run, runs)}{name}", alt))
         pictures += [figure(sheet, sheet.title, sheet.title) for sheet in run.sheets]
     if rows:
         heads = ["result", "sampler", "steps", "calls", "eta", "guidance", "seed", "number"]
@@ -295,11 +308,14 @@ def _results(runs: Sequence[Facts]) -> Iterator[Html]:
 def chain(runs: Sequence[Facts]) -> Html:
     """Return players of the newest chains; where there is none, reverse.png."""
     parts: list[object] = []
-    for i, run in enumerate(runs):
+    players = [_player(run, i, runs) for i, run in enumerate(runs) if run.chain]
+    if players:
+        parts.append(element("div", *players, class_="figures"))
+    for run in runs:
         if run.chain is not None:
-            parts.append(_player(run, i))
-        elif strip := run.strips.get("reverse.png"):
-            text = f"{run.name}: noise becoming samples, from left to right"
+            continue
+        if strip := run.strips.get("reverse.png"):
+            text = f"{_of(run, runs)}noise becoming samples, from left to right"
             parts.append(figure(strip, text, text))
             said = f"{command('sample')} --workdir {quoted(run.workdir)} --show_chain"
             hint = element("p", "An animation comes from ", element("code", said))
@@ -309,7 +325,12 @@ def chain(runs: Sequence[Facts]) -> Html:
     return section("chain", "From noise to samples", *parts)
 
 
-def _player(run: Facts, i: int) -> Html:
+def _of(run: Facts, runs: Sequence[Facts]) -> str:
+    """Return the beginning of a caption, which names the run where there are several."""
+    return f"{run.name}: " if len(runs) > 1 else ""
+
+
+def _player(run: Facts, i: int, runs: Sequence[Facts]) -> Html:
     assert run.chain is not None
     frames, name = run.chain.frames, run.chain.name
     buttons = [
@@ -327,7 +348,7 @@ def _player(run: Facts, i: int) -> Html:
         element(
             "figure",
             image(frames[-1], f"Chain of {run.name}, one frame", class_="pixels"),
-            element("figcaption", f"{run.name}: {name}"),
+            element("figcaption", f"{_of(run, runs)}{name}"),
         ),
         element("div", *buttons, class_="buttons"),
         _slider(f"chain-{i}-slider", "Frame", len(frames)),
@@ -350,7 +371,7 @@ def quality_of(runs: Sequence[Facts], charts: Sequence[Chart], first: int) -> Ht
             *(f.note.get(k, "") for k in ("reference", "num_reference", "seed")),
             f"{f.note.get('network', '')} {str(f.note.get('network_sha256', ''))[:8]}",
         ]
-        for f in quality.figures(runs)
+        for f in sorted(quality.figures(runs), key=_order)
     ]
     if rows:
         heads = [*of_run, "figure", "value ± standard error", "sampler", "steps", "n"]
@@ -374,6 +395,12 @@ def quality_of(runs: Sequence[Facts], charts: Sequence[Chart], first: int) -> Ht
         heads += ["of", "split", "examples", "checkpoint"]
         parts.append(table("Likelihood, by evaluate.py", heads, rows))
     return section("quality", "Quality", *parts)
+
+
+def _order(figure: quality.Figure) -> tuple:
+    steps = figure.note.get("steps")
+    steps = steps if quality.is_number(steps) else 0
+    return figure.name, str(figure.note.get("sampler")), steps, figure.run
 
 
 def _bits(note: Mapping[str, Any]) -> str:
@@ -409,7 +436,7 @@ def time_line(runs: Sequence[Facts]) -> Html:
     for i, run in enumerate(runs):
         parts += [element("h3", run.name)] if len(runs) > 1 else []
         rows = [
-            [_date(event.time) or "not kept", event.kind, f"{event.step:,}", event.text]
+            [date(event.time) or "not kept", event.kind, f"{event.step:,}", event.text]
             for event in happenings(run)
         ]
         if not run.events:
@@ -426,66 +453,35 @@ def time_line(runs: Sequence[Facts]) -> Html:
             plot = element("div", class_="plot", role="img", aria_label=label)
             parts.append(element("div", plot, class_="timeline", id=f"timeline-{i}"))
             heads = ["time", "event", "train step", "what"]
-            parts.append(table(f"Events of {run.name}", heads, rows))
+            parts.append(table(f"Events of {run.name}", heads, rows, is_text=True))
     return section("timeline", "Time line", *parts)
 
 
-def how_to_repeat(runs: Sequence[Facts], commands: Sequence[Sequence[str]]) -> Html:
+def how_to_repeat(runs: Sequence[Facts], made: Sequence[Sequence[str]]) -> Html:
     """Return the commands of each run.
 
     Args:
       runs: the runs.
-      commands: of each run those that made it.
+      made: of each run the command that trains it, made from its config, if there is one.
     """
     parts: list[object] = []
-    for run, lines in zip(runs, commands, strict=True):
+    for run, lines in zip(runs, made, strict=True):
         parts += [element("h3", run.name)] if len(runs) > 1 else []
-        given = [e.text for e in run.events if e.kind in (events.STARTED, events.RESUMED)]
-        if any(given):
-            parts.append(element("p", "The commands, as they were given:"))
+        given = repeat.given(run)
+        said = "The command of the training was not kept; the config has every field."
+        if given:
+            said = "The commands of the training are those that were given."
         elif lines:
-            parts.append(element("p", "The command was not kept; made from the config:"))
-        else:
-            said = "The command was not kept; the config above has every field."
-            parts.append(element("p", said))
-        lines = [*(dict.fromkeys(filter(None, given)) or lines), *_sampled(run)]
-        if lines:
-            code = element("code", joined(lines, "\n"))
+            said = "The command of the training was not kept, and is made from the config."
+        found = [*(given or lines), *repeat.sampled(run), *repeat.evaluated(run)]
+        if found:
+            code = element("code", joined(found, "\n"))
             label = f"Commands of {run.name}"
-            parts.append(
-                element("pre", code, tabindex="0", role="region", aria_label=label)
-            )
+            box = element("pre", code, tabindex="0", role="region", aria_label=label)
+            parts += [element("p", said), box]
+        else:
+            parts.append(element("p", said))
     return section("repeat", "How to repeat it", *parts)
-
-
-def _sampled(run: Facts) -> Iterator[str]:
-    """Return a command for each of the results of sample.py that such a command gives."""
-    own = {leaf.path: leaf.value for leaf in leaves_of(run.config.sampling)}
-    usual = {leaf.path: leaf.value for leaf in leaves_of(Config().sampling)}
-    for result in run.results:
-        note, given = result.note, []
-        others = {"guide", "prior", "from_image", "inpaint", "encode", "decode"}
-        if others & note.keys() or "interpolate" in note or "num" not in note:
-            continue
-        for name in own.keys() & note.keys() - {"timesteps"}:
-            if _as_json(own[name]) != _as_json(note[name]) and name in usual:
-                given.append(f"--{name} {quoted(_flag(note[name]))}")
-        if note.get("weights", "ema") != "ema":
-            given.append(f"--weights {quoted(note['weights'])}")
-        if note.get("show_chain"):
-            given.append("--show_chain")
-        start = f"{command('sample')} --workdir {quoted(run.workdir)}"
-        yield " ".join(
-            [start, f"--num {note['num']}", f"--seed {note.get('seed', 0)}", *sorted(given)]
-        )
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _flag(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def contents(sections: Sequence[tuple[str, str]]) -> Html:
