@@ -23,6 +23,7 @@ PAGES = (
     "docs/likelihood.md",
     "docs/quality.md",
     "docs/training.md",
+    "docs/report.md",
 )
 
 
