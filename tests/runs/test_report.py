@@ -160,6 +160,24 @@ def test_of_many_grids_some_are_kept_evenly_and_the_page_says_so(tmp_path):
     assert "has 90 grids, of which 30 are here" in page.text
 
 
+def test_the_newest_results_have_pictures_and_many_have_a_row(tmp_path):
+    """Results as of these minutes, the newest first; those of a sweep among them."""
+    run = make_run(tmp_path / "run", num_grids=0)
+    (run / "samples/sweep_eta0-1").mkdir(parents=True)
+    names = [f"n{i}" for i in range(45)] + ["sweep_eta0-1/ddim_eta1"]
+    for i, name in enumerate(names):
+        path = run / f"samples/{name}.json"
+        path.write_text(json.dumps({"sampler": "ddim", "steps": i, "seconds": 1.5}))
+        Image.new("L", (4, 4)).save(path.with_suffix(".png"))
+        os.utime(path, (60 * i, 60 * i))
+    found = facts.read(run, "run", 2)
+    assert [result.name for result in found.results] == names[:-41:-1]
+    assert [bool(result.picture) for result in found.results] == [True] * 6 + [False] * 34
+    page = page_of(run)
+    assert "has 46 results, the newest are here" in page.text
+    assert sum(name == "img" for name, _ in page.elements) == 6
+
+
 def test_a_large_picture_is_shrunk_and_a_small_one_stays_as_it_is(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1500, 750, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
@@ -233,6 +251,8 @@ def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_p
     (run / "samples/b.json").write_text(json.dumps(note))
     (run / "samples/c.json").write_text(json.dumps({**note, "guide": {"run": "x"}}))
     os.utime(run / "samples/b.json", (0, 0))
+    (run / "samples/sweep_x").mkdir()
+    (run / "samples/sweep_x/d.json").write_text(json.dumps(note))
     (run / "evaluations").mkdir()
     bits = {"bits_per_dim": 3.0, "split": "train", "num_examples": 8, "seed": 2}
     bits |= {"weights": "ema", "checkpoint_step": 30, "steps": 20, "spacing": "all"}

@@ -179,7 +179,7 @@ def _parts(runs: Sequence[Facts]) -> Iterator[Parts]:
             {prefix + part: points for part, points in _split(facts.lines, name).items()}
             for facts in runs
         ]
-        yield Parts(title, "loss", True, _by_part(found))
+        yield Parts(title, "loss" if title == _QUARTERS else name, True, _by_part(found))
     found = [terms_of_bound(facts.lines) for facts in runs]
     yield Parts("Terms of the bound", "bits/dim", False, _by_part(found))
 

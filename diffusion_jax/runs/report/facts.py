@@ -20,8 +20,9 @@ from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import command, quoted
 
+_RESULTS = ("*.json", "sweep_*/*.json")
 _STEP_PNG = re.compile("step_([0-9]{1,18})[.]png")
-_MOST_RESULTS = 6  # Pictures of sampling results, the newest ones.
+_MOST_RESULTS, _MOST_PICTURED = 40, 6  # Of results of sample.py, the newest ones.
 _LARGE = 2**18  # Bytes from which on a picture is shrunk, to at most _SIDE pixels a side.
 _SIDE = 1000
 
@@ -48,7 +49,7 @@ class Result(NamedTuple):
     Attributes:
       name: of its files.
       note: the contents of P.json.
-      picture: P.png.
+      picture: P.png; None where it is not there, or is left out.
     """
 
     name: str
@@ -141,7 +142,7 @@ def read(workdir: pathlib.Path, name: str, num_grids: int) -> Facts:
             f"{command('train')} --config ... --workdir {quoted(workdir)}"
         )
     grids = sorted(_grids(workdir))
-    results = list(_results(workdir))
+    results = [path for path in _newest(workdir, *_RESULTS) if "sampler" in _note(path)]
     return Facts(
         workdir=workdir,
         name=name,
@@ -155,7 +156,10 @@ def read(workdir: pathlib.Path, name: str, num_grids: int) -> Facts:
             for step, path in evenly(grids, num_grids)
         ],
         num_grids=len(grids),
-        results=[_result(path) for path in results[:_MOST_RESULTS]],
+        results=[
+            _result(workdir, path, is_pictured=i < _MOST_PICTURED)
+            for i, path in enumerate(results[:_MOST_RESULTS])
+        ],
         num_results=len(results),
         sheets=[
             fitted(f"sweep {path.parent.name}", path)
@@ -193,7 +197,7 @@ def fitted(title: str, path: pathlib.Path, step: int = -1) -> Picture:
 def _shrunk(title: str, image: Image.Image, step: int) -> Picture:
     small, file = image.convert("RGB"), io.BytesIO()
     small.thumbnail((_SIDE, _SIDE))
-    small.save(file, format="JPEG", quality=88)
+    small.save(file, format="JPEG", quality=90, subsampling=0)
     size = f"{image.width} x {image.height}"
     title += f" (shrunk from {size} pixels)" if small.size != image.size else ""
     return Picture(title, file.getvalue(), "image/jpeg", step)
@@ -211,17 +215,10 @@ def _grids(workdir: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
             yield int(found[1]), path
 
 
-def _newest(workdir: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    found = list(run_folder.samples_path(workdir).glob(pattern))
+def _newest(workdir: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
+    samples = run_folder.samples_path(workdir)
+    found = [path for pattern in patterns for path in samples.glob(pattern)]
     return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path.name))
-
-
-def _results(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The P.json of sampling results, the newest first; not the note of a sweep."""
-    for pattern in ("*.json", "sweep_*/*.json"):
-        for path in _newest(workdir, pattern):
-            if "sampler" in _note(path):
-                yield path
 
 
 def _note(path: pathlib.Path) -> dict[str, Any]:
@@ -233,10 +230,11 @@ def _note(path: pathlib.Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _result(path: pathlib.Path) -> Result:
-    picture = path.with_suffix(".png") if path.suffix == ".json" else path
-    has = picture.exists()
-    return Result(path.stem, _note(path), fitted(path.stem, picture) if has else None)
+def _result(workdir: pathlib.Path, path: pathlib.Path, *, is_pictured: bool) -> Result:
+    name = str(path.relative_to(run_folder.samples_path(workdir)).with_suffix(""))
+    picture = path.with_suffix(".png")
+    has = is_pictured and picture.exists()
+    return Result(name, _note(path), fitted(name, picture) if has else None)
 
 
 def _chain(workdir: pathlib.Path) -> Chain | None:

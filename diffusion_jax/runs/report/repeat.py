@@ -25,11 +25,13 @@ def given(run: Facts) -> list[str]:
 def sampled(run: Facts) -> Iterator[str]:
     """Return a command for each result of sample.py, made from its P.json.
 
-    Those that also depend on another run, a class or a file of their own are left out.
+    Those of a sweep are left out, and those that also depend on another run, a class or a
+    file of their own.
     """
     for result in run.results:
         note = result.note
-        if "num" not in note or any(note.get(name) for name in _NOT_HELD):
+        is_held = "num" in note and not any(note.get(name) for name in _NOT_HELD)
+        if "/" in result.name or not is_held:
             continue
         flags = [("num", note["num"]), ("seed", note.get("seed", 0))]
         for leaf in leaves_of(run.config.sampling):

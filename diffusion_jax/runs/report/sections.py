@@ -82,10 +82,11 @@ def _data_in_words(run: Facts) -> str:
     data = run.record.data if run.record else {}
     if not isinstance(data.get("train"), int):
         return source
-    shape = " x ".join(map(str, data.get("shape", [])))
-    held_out = data.get("held_out")
+    shape, held_out, names = map(data.get, ("shape", "held_out", "class_names"))
     more = f", {held_out:,} held out" if isinstance(held_out, int) else ""
-    return f"{source}: {data['train']:,} to train on{more}, each {shape}"
+    more += f", each {' x '.join(map(str, shape))}" if isinstance(shape, list) else ""
+    more += f", {len(names):,} classes" if isinstance(names, list) else ""
+    return f"{source}: {data['train']:,} to train on{more}"
 
 
 def date(text: str) -> str:
