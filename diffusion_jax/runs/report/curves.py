@@ -114,10 +114,9 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
     total = len(curve.x)
     if total <= most:
         return curve
-    kept = {0, total - 1}
+    kept, y = {0, total - 1}, np.asarray(curve.y)
     for stretch in np.array_split(np.arange(1, total - 1), max(1, (most - 2) // 2)):
-        values = np.asarray(curve.y)[stretch]
-        kept |= {int(stretch[values.argmin()]), int(stretch[values.argmax()])}
+        kept |= {int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])}
     at = sorted(kept)
     error = [curve.error[i] for i in at] if curve.error else ()
     return curve._replace(

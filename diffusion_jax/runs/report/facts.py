@@ -197,7 +197,7 @@ def fitted(title: str, path: pathlib.Path, step: int = -1) -> Picture:
 def _shrunk(title: str, image: Image.Image, step: int) -> Picture:
     small, file = image.convert("RGB"), io.BytesIO()
     small.thumbnail((_SIDE, _SIDE))
-    small.save(file, format="JPEG", quality=90, subsampling=0)
+    small.save(file, format="JPEG", quality=85)
     size = f"{image.width} x {image.height}"
     title += f" (shrunk from {size} pixels)" if small.size != image.size else ""
     return Picture(title, file.getvalue(), "image/jpeg", step)

@@ -20,6 +20,11 @@
       return value.toExponential(3).replace(/[.]?0+e/, "e").replace("e+", "e");
     return Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(5));
   }
+  // A number on an axis, short: 200k, 1M.
+  function short(value) {
+    if (Math.abs(value) < 1e5) return shown(value);
+    return value < 1e6 ? shown(value / 1e3) + "k" : shown(value / 1e6) + "M";
+  }
   function make(name, attributes, ...content) {
     const element = document.createElement(name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -107,7 +112,10 @@
 
   function draw(place, options, values) {
     const plot = new uPlot(
-      Object.assign({ width: Math.max(200, place.clientWidth), height: 260 }, options),
+      Object.assign(
+        { width: Math.max(200, place.clientWidth), height: 260, padding: [8, 20, 0, 0] },
+        options
+      ),
       values,
       place
     );
@@ -145,12 +153,12 @@
         axes: [
           axis(chart.x, {
             size: 36,
-            values: (plot, splits) => splits.map(shown),
+            values: (plot, splits) => splits.map(short),
             ...(chart.is_x_log ? { splits: () => xs } : {}),
           }),
           axis(chart.y, {
             size: 62,
-            values: isLog ? logValues : (plot, splits) => splits.map(shown),
+            values: isLog ? logValues : (plot, splits) => splits.map(short),
           }),
         ],
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },
@@ -215,7 +223,7 @@
         series: [{ label: "train step" }, ...series],
         scales: { x: { time: false }, y: { range: [0.4, kinds.length + 0.6] } },
         axes: [
-          axis("train step", { size: 36, values: (plot, splits) => splits.map(shown) }),
+          axis("train step", { size: 36, values: (plot, splits) => splits.map(short) }),
           axis("", {
             labelSize: 0,
             size: 74,
