@@ -115,6 +115,11 @@ class Cache:
         self._examples = examples
         self._partial = Partial(folder / name, about, suffix=_SUFFIX)
 
+    @property
+    def num(self) -> int:
+        """Number of the examples."""
+        return len(self._examples.order)
+
     def check(self, overwrite: bool) -> None:
         """Raise BadRequest if features of other examples, or another network, are there."""
         with processes.together():

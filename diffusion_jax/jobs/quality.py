@@ -29,6 +29,7 @@ from diffusion_jax.jobs import feature_choice, quality_report, sample
 from diffusion_jax.jobs.feature_sets import (
     Cache,
     ExampleSet,
+    Parts,
     extract,
     features_of,
     logits_of,
@@ -370,14 +371,14 @@ class _Job(NamedTuple):
             raise sample.failed(error, self.comparison.workdir, each.step) from error
 
     def _finish(self) -> dict[str, Any]:
-        reference = self._reference_features()
-        held_out = None
-        if self.comparison.reference.held_out is not None:
-            parts = self.comparison.caches[1].filled(self.comparison.extractor)
-            held_out = FeatureSet(parts, len(self.comparison.reference.held_out.order))
+        """Compare what is there, and write the results; the first process does it."""
+        extractor, caches = self.comparison.extractor, self.comparison.caches
+        filled = [cache.filled(extractor) for cache in caches]
         if not first_process.is_here():
             return {}
-        network, each_set = self.comparison.extractor.network, []
+        reference = self._reference(filled[0])
+        held_out = FeatureSet(filled[1], caches[1].num) if len(filled) > 1 else None
+        network, each_set = extractor.network, []
         for each in self.sets:
             say(f"comparing {each.num:,} samples with the reference")
             parts = features_of(each.partial, each.num_batches, network)
@@ -385,43 +386,34 @@ class _Job(NamedTuple):
             sets = Sets(FeatureSet(parts, each.num), reference, held_out, logits)
             each_set.append(quality.figures(sets, network.name))
         figures = each_set[0] if len(each_set) == 1 else _over_seeds(each_set)
-        picture = self._picture(reference)
-        report = quality_report.Report(figures, each_set, picture)
+        report = quality_report.Report(figures, each_set, self._picture(reference))
         return quality_report.write(self.whole, [s.partial for s in self.sets], report)
 
-    def _reference_features(self) -> FeatureSet:
-        cache, num = (
-            self.comparison.caches[0],
-            len(self.comparison.reference.examples.order),
-        )
-        parts = cache.filled(self.comparison.extractor)
+    def _reference(self, parts: Parts) -> FeatureSet:
+        """Return the features of the reference, whose moments are computed once."""
+        cache, network = self.comparison.caches[0], self.comparison.extractor.network
         kept = cache.kept("moments")
-        if (
-            kept is not None
-            and len(kept) == self.comparison.extractor.network.num_features + 1
+        if kept is not None and kept.shape == (
+            network.num_features + 1,
+            network.num_features,
         ):
-            return FeatureSet(parts, num, Moments(num, kept[0], kept[1:]))
-        found = FeatureSet(parts, num)
+            return FeatureSet(parts, cache.num, Moments(cache.num, kept[0], kept[1:]))
+        found = FeatureSet(parts, cache.num)
         cache.keep("moments", np.stack([found.moments.mean, *found.moments.scatter]))
         return found
 
     def _picture(self, reference: FeatureSet) -> Any:
         """Return the first samples beside the nearest examples of the reference."""
-        first, kind = self.sets[0], self.comparison.reference.kind
-        features = features_of(first.partial, 1, self.comparison.extractor.network)[0][
-            :_SHOWN
-        ]
+        first, comparison = self.sets[0], self.comparison
+        kind, examples = comparison.reference.kind, comparison.reference.examples
+        parts = features_of(first.partial, 1, comparison.extractor.network)
         if first.examples is not None:
             shown = first.examples.source[first.examples.order[:_SHOWN]]
         else:
             shown = first.partial.load(_PICTURED)
-        distances, indices = quality.nearest_of(features, reference)
+        distances, indices = quality.nearest_of(parts[0][:_SHOWN], reference)
         near_first = np.argsort(distances)
-        order, source = (
-            self.comparison.reference.examples.order,
-            self.comparison.reference.examples.source,
-        )
-        there = source[order[indices[near_first]]]
+        there = examples.source[examples.order[indices[near_first]]]
         return kind.draw_side_by_side(
             {"samples, nearest first": shown[near_first], "nearest in the reference": there}
         )
