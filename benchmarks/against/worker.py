@@ -55,8 +55,9 @@ def serve(
 
     {"do": "prepare", ...} calls prepare(...), which returns what is to be timed and what
     there is to say. {"do": "time", "repeats": n} times n calls of it and a wait for the
-    last, and the page faults of a call. Both say the largest memory that the process has
-    had since it was prepared, in bytes: `memory()`, or if that is None, the resident set.
+    last, the time on all cores, and the page faults of a call. Both say the largest memory
+    that the process has had since it was prepared, in bytes: `memory()`, or if that is
+    None, the resident set.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever else is printed is none.
@@ -71,10 +72,11 @@ def serve(
             forget()
         elif do == "time":
             assert run is not None
-            start, faults = time.perf_counter(), page_faults()
+            start, faults, cpu = time.perf_counter(), page_faults(), time.process_time()
             for _ in range(question["repeats"]):
                 run()
             answer["seconds"] = (time.perf_counter() - start) / question["repeats"]
+            answer["cpu"] = (time.process_time() - cpu) / question["repeats"]
             answer["faults"] = (page_faults() - faults) / question["repeats"]
         answer["memory"] = memory() or resident()
         answers.write(json.dumps(answer) + "\n")
