@@ -151,7 +151,7 @@ def test_other_dtypes(torch, read, form):
     tensors = [tensor(torch, s, 0, *size) for s, size in zip(storages, sizes, strict=True)]
     found = read(form(tensors, storages))
     np.testing.assert_array_equal(found[0], exact)
-    assert found[0].dtype == np.float32
+    assert found[0].dtype == np.float32 and not found[0].flags.writeable
     assert found[1].shape == () and found[1] == 2**40
     assert found[2].tolist() == [True, False] and found[2].dtype == bool
     assert found[3].shape == (0, 5)
@@ -232,11 +232,30 @@ def test_a_storage_of_another_size(torch, read, form):
         assert "is damaged" in refusal(read, form(value, [storage]))
 
 
-def test_zips_that_expand_are_refused(torch, read):
-    storage = storage_of(np.zeros(10**6, np.float32))
+@pytest.mark.parametrize("content", [np.zeros(10**6), np.random.default_rng(0).random(10)])
+def test_compressed_zips_are_refused(torch, read, content):
+    """One expands to a hundred times its size, the other hardly."""
+    storage = storage_of(np.float32(content))
     value = {"a": tensor(torch, storage, 0, (10,), (1,))}
-    content = zipped(value, [storage], compression=zipfile.ZIP_DEFLATED)
-    assert len(content) < 10**5 and "compressed" in refusal(read, content)
+    found = zipped(value, [storage], compression=zipfile.ZIP_DEFLATED)
+    assert len(found) < 10**5 and "compressed" in refusal(read, found)
+
+
+@FORMS
+def test_storages_that_are_views_of_others(torch, read, form):
+    storage = storage_of(np.arange(4, dtype=np.float32))
+    storage.pid = (*storage.pid, ("1", 0, 2))
+    value = {"a": tensor(torch, storage, 0, (2,), (1,))}
+    assert "views of others" in refusal(read, form(value, [storage]))
+
+
+@pytest.mark.parametrize("keys", [["1"], [], ["0", "0"], None, "0"])
+def test_other_storages_than_the_tensors_need(torch, read, keys):
+    storage = storage_of(np.arange(4, dtype=np.float32))
+    content = in_a_row({"a": tensor(torch, storage, 0, (4,), (1,))}, [storage])
+    right = pickled(["0"])
+    assert content.count(right) == 1 and read(content)
+    refusal(read, content.replace(right, pickled(keys)))
 
 
 @pytest.mark.parametrize(
