@@ -130,9 +130,9 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch", "Size"):
             return tuple
         if module == "torch._utils" and name in _TENSORS:
-            return _tensor
+            return _MakeTensor()
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return _parameter
+            return _MakeParameter()
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and _is_dtype(name):
@@ -168,33 +168,45 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
-    """A view of a storage; all that it reads lies within."""
-    if storage is None:  # The first pass through the form before 1.6.
-        return None
-    if not (isinstance(storage, np.ndarray) and storage.ndim == 1):
-        raise _Refused("is damaged: a tensor has no storage")
-    if not (isinstance(size, tuple) and isinstance(stride, tuple)):
-        raise _Refused("is damaged: a tensor has no size or stride")
-    if len(size) != len(stride) or not all(map(_is_count, (offset, *size, *stride))):
-        raise _Refused(f"is damaged: a tensor of size {size} has the stride {stride}")
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    count = math.prod(size)
-    if count > storage.size or (count and last >= storage.size):
-        raise _Refused(
-            f"is damaged: a tensor of size {size} does not fit into its storage of "
-            f"{storage.size} elements"
+class _MakeTensor:
+    """Makes a view of a storage; all that it reads lies within.
+
+    It has no attributes, so that no pickle can change it.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+        if storage is None:  # The first pass through the form before 1.6.
+            return None
+        if not (isinstance(storage, np.ndarray) and storage.ndim == 1):
+            raise _Refused("is damaged: a tensor has no storage")
+        if not (isinstance(size, tuple) and isinstance(stride, tuple)):
+            raise _Refused("is damaged: a tensor has no size or stride")
+        if len(size) != len(stride) or not all(map(_is_count, (offset, *size, *stride))):
+            raise _Refused(f"is damaged: a tensor of size {size} has the stride {stride}")
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        count = math.prod(size)
+        if count > storage.size or (count and last >= storage.size):
+            raise _Refused(
+                f"is damaged: a tensor of size {size} does not fit into its storage of "
+                f"{storage.size} elements"
+            )
+        if not count:
+            return np.empty(size, storage.dtype)
+        width = storage.itemsize
+        return np.lib.stride_tricks.as_strided(
+            storage[offset:], size, [s * width for s in stride], writeable=False
         )
-    if not count:
-        return np.empty(size, storage.dtype)
-    width = storage.itemsize
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], size, [s * width for s in stride], writeable=False
-    )
 
 
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
+class _MakeParameter:
+    """Gives the tensor of a parameter; it has no attributes either."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Any, *_: Any) -> Any:
+        return tensor
 
 
 def _no_storage(key: str, dtype: str, count: int) -> None:

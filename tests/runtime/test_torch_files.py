@@ -185,6 +185,19 @@ def test_code_is_refused_by_name_and_not_run(read, form, function, tmp_path):
 
 
 @FORMS
+@pytest.mark.parametrize("state", [{"a": 1}, (None, {"a": 1}), (None, {"__class__": dict})])
+def test_a_pickle_changes_no_function(torch, read, form, state, monkeypatch):
+    """What builds an object from its state may not give one to a function."""
+
+    class Changed(Call):
+        def __reduce__(self):
+            return (*super().__reduce__(), state)
+
+    value = Changed(torch._rebuild_parameter, torch._rebuild_tensor_v2)
+    refusal(read, form(value, []))
+
+
+@FORMS
 def test_other_objects_are_refused_by_name(read, form):
     said = refusal(read, form({"path": pathlib.PurePosixPath("x")}, []))
     assert "pathlib.PurePosixPath" in said and "state_dict" in said
