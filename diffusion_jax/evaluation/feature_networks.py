@@ -105,7 +105,7 @@ def _read(
         params = module.params_of(tensors)
     except ValueError as error:
         raise BadRequest(
-            f"{shown(path)} has not the weights of {name}: {shown(error)}"
+            f"{shown(path)} does not hold the weights of {name}: {shown(error)}"
         ) from error
     if found != known:
         warnings.warn(

@@ -98,7 +98,7 @@ def test_inception_from_a_file(write):
 
 def test_weights_of_another_network_are_refused(write, tmp_path):
     with pytest.raises(
-        BadRequest, match="not the weights of inception: there is no tensor"
+        BadRequest, match="does not hold the weights of inception: there is no tensor"
     ):
         feature_networks.inception(write(random_tensors(read_expected(EFFICIENTNET)[0])))
     with pytest.raises(BadRequest, match="No such file"):
