@@ -13,6 +13,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from diffusion_jax.evaluation import feature_networks
+from diffusion_jax.networks import inception
 from diffusion_jax.runtime.errors import BadRequest
 from feature_weights import (
     EFFICIENTNET,
@@ -76,9 +77,12 @@ def assert_close(found, expected):
 
 
 def test_inception_from_a_file(write):
-    """Features of torch, and a warning, as the weights are not the published ones."""
-    shapes, expected = read_expected(INCEPTION)
-    path = write(random_tensors(shapes))
+    """Its params, and a warning, as the weights are not the published ones.
+
+    test_feature_networks_reference.py has its features.
+    """
+    tensors = random_tensors(read_expected(INCEPTION)[0])
+    path = write(tensors)
     with pytest.warns(
         UserWarning, match="fits inception, but its SHA-256 is .* not 6726825d"
     ):
@@ -89,11 +93,14 @@ def test_inception_from_a_file(write):
         1008,
     )
     assert len(network.sha256) == 64
-    found = jax.jit(network.apply)(network.params, random_images(2, 32, 40))
-    assert_close(found.features, expected["features"])
-    assert_close(found.logits, expected["logits"])
-    jaxpr = str(jax.make_jaxpr(network.apply)(network.params, random_images(2, 32, 40)))
-    assert "precision=None" not in jaxpr and "HIGHEST" in jaxpr
+    jax.tree.map(
+        np.testing.assert_array_equal, network.params, inception.params_of(tensors)
+    )
+    jaxpr, result = jax.make_jaxpr(network.apply, return_shape=True)(
+        network.params, random_images(2, 32, 40)
+    )
+    assert (result.features.shape, result.logits.shape) == ((2, 2048), (2, 1008))
+    assert "precision=None" not in str(jaxpr) and "HIGHEST" in str(jaxpr)
 
 
 def test_weights_of_another_network_are_refused(write, tmp_path):

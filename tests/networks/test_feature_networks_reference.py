@@ -75,9 +75,7 @@ def test_other_weights_are_refused_by_a_name(network):
     shapes, _ = read_expected(path)
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     module.params_of({k: x for k, x in zeros.items() if not k.endswith("tracked")})
-    for name in (list(zeros)[0], list(zeros)[-1], list(zeros)[100]):
-        if name.endswith("tracked"):
-            continue
+    for name in (list(zeros)[0], list(zeros)[-1]):
         with pytest.raises(ValueError, match=f"no tensor '{name}'"):
             module.params_of({k: x for k, x in zeros.items() if k != name})
         with pytest.raises(ValueError, match=f"tensor '{name}' has the shape"):
