@@ -170,7 +170,7 @@ class Periodic:
         if found is None:
             return {}
         if not all(map(math.isfinite, found.values())):
-            self._bar.say(f"warning: the samples at step {step:,} are not finite")
+            self._warn(step, f"the samples at step {step:,} are not finite")
             return {}
         said = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
         self._bar.say(f"step {step:,}: {said}")

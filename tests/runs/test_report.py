@@ -229,6 +229,22 @@ def test_a_figure_known_at_several_steps_is_a_chart_by_sampler(tmp_path):
     )
 
 
+def test_curves_of_one_sampler_are_told_apart_by_what_differs(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "evaluations").mkdir()
+    for eta, steps in ((0.0, 5), (0.0, 10), (1.0, 5), (1.0, 10)):
+        note = {**QUALITY, "sampler": "ddim", "eta": eta, "steps": steps}
+        note["figures"] = {"FD": {"value": steps + eta, "num_samples": 77}}
+        (run / f"evaluations/{eta}_{steps}.json").write_text(json.dumps(note))
+    Image.new("L", (9, 9)).save(run / "evaluations/1.0_10.png")
+    page = page_of(run)
+    assert curve_of(page, "FD by sampling steps", "ddim, eta 0.0") == [(5, 5.0), (10, 10.0)]
+    assert curve_of(page, "FD by sampling steps", "ddim, eta 1.0") == [(5, 6.0), (10, 11.0)]
+    assert (
+        page.text.count(" 77 ") == 4 and "samples beside the nearest examples" in page.text
+    )
+
+
 def test_one_evaluation_is_in_the_table_and_no_chart(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "evaluations").mkdir()
@@ -264,8 +280,16 @@ def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_p
         (run / f"evaluations/{name}.json").write_text(json.dumps({**bits, **more}))
     flow = {"bits_per_dim": 3.0, "ode_steps": 50, "split": "held_out"}
     (run / "evaluations/d.json").write_text(json.dumps(flow))
+    note = {"kind": "quality", "network": "pca20", "sampler": "ddim", "num": 500}
+    note |= {"seed": 1, "seeds": [1, 2, 3], "reference": "train", "num_reference": 300}
+    for name, more in (
+        ("e", {}),
+        ("f", {"network": "mine"}),
+        ("g", {"reference": "x.npz"}),
+    ):
+        (run / f"evaluations/{name}.json").write_text(json.dumps({**note, **more}))
     text = report.write([run]).read_text()
-    (code,) = re.findall("<code>(.*?)</code>", text, re.DOTALL)
+    code = re.findall("<code>(.*?)</code>", text, re.DOTALL)[-1]
     at = f"--workdir '{run}'"
     evaluate = (
         f"python evaluate.py {at} --likelihood --split train --max_examples 8 --seed 2"
@@ -275,6 +299,8 @@ def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_p
         f"python sample.py {at} --num 16 --seed 3 --sampler ddim --steps 5 --show_chain",
         f"python sample.py {at} --num 4 --seed 0 --sampler ddim --steps 9 --eta 0.5 "
         "--guidance_interval 0.25,0.5 --weights raw --step 20",
+        f"python evaluate.py {at} --quality --num 500 --features pca20 --seed 1 --seeds 3 "
+        "--max_examples 300 --sampler ddim",
         f"{evaluate} --num_timesteps_sampled 5",
         evaluate,
         f"{evaluate} --steps 20 --spacing trailing",

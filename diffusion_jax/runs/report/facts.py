@@ -84,6 +84,7 @@ class Facts:
       sheets: sheets of the newest sweeps.
       chain: the newest animation of a chain.
       evaluations: contents of the JSON files of evaluate.py, by name.
+      neighbours: the newest picture of samples beside the nearest examples.
     """
 
     workdir: pathlib.Path
@@ -100,6 +101,7 @@ class Facts:
     sheets: Sequence[Picture]
     chain: Chain | None
     evaluations: dict[str, dict[str, Any]]
+    neighbours: Picture | None
 
 
 def read_all(workdirs: Sequence[pathlib.Path], num_grids: int) -> list[Facts]:
@@ -142,6 +144,7 @@ def read(workdir: pathlib.Path, name: str, num_grids: int) -> Facts:
             f"{command('train')} --config ... --workdir {quoted(workdir)}"
         )
     grids = sorted(_grids(workdir))
+    evaluations = dict(_evaluations(workdir))
     results = [path for path in _newest(workdir, *_RESULTS) if "sampler" in _note(path)]
     return Facts(
         workdir=workdir,
@@ -166,7 +169,8 @@ def read(workdir: pathlib.Path, name: str, num_grids: int) -> Facts:
             for path in _newest(workdir, "sweep_*/sheet.png")[:2]
         ],
         chain=_chain(workdir),
-        evaluations=dict(_evaluations(workdir)),
+        evaluations=evaluations,
+        neighbours=_neighbours(workdir, evaluations),
     )
 
 
@@ -274,6 +278,16 @@ def _evaluations(workdir: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(run_folder.evaluations_path(workdir).glob("*.json")):
         if note := _note(path):
             yield path.stem, note
+
+
+def _neighbours(
+    workdir: pathlib.Path, evaluations: dict[str, dict[str, Any]]
+) -> Picture | None:
+    names = [name for name, note in evaluations.items() if note.get("kind") == "quality"]
+    paths = [run_folder.evaluations_path(workdir) / f"{name}.png" for name in names]
+    found = [path for path in paths if path.exists()]
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return fitted(newest.stem, newest) if newest else None
 
 
 def as_json(value: Any) -> str:

@@ -154,7 +154,7 @@
           axis(chart.x, {
             size: 36,
             values: (plot, splits) => splits.map(short),
-            ...(chart.is_x_log ? { splits: () => xs } : {}),
+            ...(chart.is_x_log ? { splits: () => xs, filter: (plot, splits) => splits } : {}),
           }),
           axis(chart.y, {
             size: 62,

@@ -1,17 +1,20 @@
 """Results of evaluate.py in tables and charts: quality, likelihood."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from diffusion_jax.runs.report.curves import Chart, Curve
 from diffusion_jax.runs.report.facts import Facts
 
-# What figures have in common that a curve joins.
+# What figures have in common that a curve joins, besides their run.
 _ALIKE = (
-    *("sampler", "eta", "guidance", "weights", "checkpoint_step"),
-    *("num_samples", "seed", "network_sha256", "reference"),
+    *("sampler", "eta", "churn", "spacing", "guidance", "label", "weights"),
+    *("checkpoint_step", "num_samples", "seed", "reference", "network_sha256"),
 )
+
+
+_NUMBERS = ("num_samples", "num_reference")
 
 
 class Figure(NamedTuple):
@@ -19,12 +22,14 @@ class Figure(NamedTuple):
 
     Attributes:
       run: index of the run.
+      evaluation: name of its file.
       name: of the figure ("FD-pca20").
       value, error: the figure and its standard error; NaN where there is none.
-      note: the contents of the file.
+      note: the contents of the file, with the numbers of examples of this figure.
     """
 
     run: int
+    evaluation: str
     name: str
     value: float
     error: float
@@ -34,7 +39,7 @@ class Figure(NamedTuple):
 def figures(runs: Sequence[Facts]) -> Iterator[Figure]:
     """Return the figures of quality of all runs."""
     for i, facts in enumerate(runs):
-        for note in facts.evaluations.values():
+        for evaluation, note in facts.evaluations.items():
             of_note = note.get("figures")
             if note.get("kind") != "quality" or not isinstance(of_note, dict):
                 continue
@@ -42,7 +47,9 @@ def figures(runs: Sequence[Facts]) -> Iterator[Figure]:
                 if isinstance(found, dict) and is_number(found.get("value")):
                     error = found.get("standard_error")
                     error = float(error) if is_number(error) else math.nan
-                    yield Figure(i, name, float(found["value"]), error, note)
+                    own = {k: found[k] for k in _NUMBERS if k in found}
+                    value = float(found["value"])
+                    yield Figure(i, evaluation, name, value, error, note | own)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -75,7 +82,12 @@ def charts(runs: Sequence[Facts]) -> list[Chart]:
             "sampling steps",
             name,
             False,
-            [_curve(runs, points) for points in curves.values()],
+            [
+                _curve(label, points)
+                for label, points in zip(
+                    _labels(runs, curves), curves.values(), strict=True
+                )
+            ],
             is_x_log=True,
         )
         for name, curves in by_name.items()
@@ -83,18 +95,29 @@ def charts(runs: Sequence[Facts]) -> list[Chart]:
     ]
 
 
-def _alike(figure: Figure) -> tuple:
-    return (figure.run, *(repr(figure.note.get(name)) for name in _ALIKE))
+def _alike(figure: Figure) -> tuple[str, ...]:
+    return str(figure.run), *(str(figure.note.get(name, "")) for name in _ALIKE)
 
 
-def _curve(runs: Sequence[Facts], points: Mapping[float, Figure]) -> Curve:
+def _labels(runs: Sequence[Facts], curves: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return names of curves: run, sampler, and what else tells them apart."""
+    alike = list(curves)
+    differ = {
+        i for i, values in enumerate(zip(*alike, strict=True)) if len(set(values)) > 1
+    }
+    labels = []
+    for run, sampler, *others in alike:
+        parts = [runs[int(run)].name] if len(runs) > 1 else []
+        parts.append(sampler)
+        for i, (name, value) in enumerate(zip(_ALIKE[1:], others, strict=True), 2):
+            parts += [f"{name} {value}"] if i in differ else []
+        labels.append(", ".join(parts))
+    return labels
+
+
+def _curve(label: str, points: Mapping[float, Figure]) -> Curve:
     at = sorted(points)
     found = [points[steps] for steps in at]
-    first = found[0]
-    label = str(first.note.get("sampler", ""))
-    if len(runs) > 1:
-        label = f"{runs[first.run].name}: {label}"
     errors = [figure.error for figure in found]
-    has_errors = all(map(math.isfinite, errors))
-    values = [figure.value for figure in found]
-    return Curve(label, first.run, at, values, errors if has_errors else ())
+    errors = errors if all(map(math.isfinite, errors)) else []
+    return Curve(label, found[0].run, at, [figure.value for figure in found], errors)

@@ -1,5 +1,6 @@
 """The commands that give a run and its results again."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,18 +35,19 @@ def sampled(run: Facts) -> Iterator[str]:
         if "/" in result.name or not is_held:
             continue
         flags = [("num", note["num"]), ("seed", note.get("seed", 0))]
-        for leaf in leaves_of(run.config.sampling):
-            value = note.get(leaf.path, leaf.value)
-            value = tuple(value) if isinstance(value, list) else value
-            if value != leaf.value and leaf.path != "timesteps":
-                flags.append((leaf.path, value))
-        flags += _of_weights(run, note)
+        flags += [*_of_sampling(run, note), *_of_weights(run, note)]
         flags += [("show_chain", True)] if note.get("show_chain") else []
         yield _line("sample", run, flags)
 
 
 def evaluated(run: Facts) -> Iterator[str]:
-    """Return a command for each likelihood of evaluate.py, made from its P.json."""
+    """Return a command for each result of evaluate.py, made from its P.json.
+
+    Those of quality are left out if they also depend on a file, on classes or on archives.
+    """
+    for note in run.evaluations.values():
+        if note.get("kind") == "quality" and _can_be_given(note):
+            yield _line("evaluate", run, _of_quality(run, note))
     for _, _, note in quality.likelihoods([run]):
         is_flow = "ode_steps" in note
         flags = [("ode" if is_flow else "likelihood", True)]
@@ -58,6 +60,36 @@ def evaluated(run: Facts) -> Iterator[str]:
             if note.get("num_timesteps_sampled") != note.get("steps"):
                 flags.append(("num_timesteps_sampled", note["num_timesteps_sampled"]))
         yield _line("evaluate", run, [*flags, *_of_weights(run, note)])
+
+
+def _can_be_given(note: Mapping[str, Any]) -> bool:
+    network = str(note.get("network"))
+    is_known = network == "efficientnet-lite0" or re.fullmatch("pca[0-9]+", network)
+    is_drawn = "num" in note and note.get("reference") in ("train", "held_out")
+    return bool(is_known and is_drawn and not any(note.get(name) for name in _NOT_HELD))
+
+
+def _of_quality(run: Facts, note: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    flags = [("quality", True), ("num", note["num"]), ("features", note["network"])]
+    flags += [("seed", note["seed"])] if note.get("seed") else []
+    seeds = note.get("seeds")
+    if isinstance(seeds, list) and len(seeds) > 1:
+        flags.append(("seeds", len(seeds)))
+    if note["reference"] != "train":
+        flags.append(("split", note["reference"]))
+    there = run.record.data.get(note["reference"]) if run.record else None
+    if note.get("num_reference") != there:
+        flags.append(("max_examples", note.get("num_reference")))
+    return [*flags, *_of_sampling(run, note), *_of_weights(run, note)]
+
+
+def _of_sampling(run: Facts, note: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Return the fields of the sampling that are not those of the run's config."""
+    for leaf in leaves_of(run.config.sampling):
+        value = note.get(leaf.path, leaf.value)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != leaf.value and leaf.path != "timesteps":
+            yield leaf.path, value
 
 
 def _of_weights(run: Facts, note: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -362,27 +362,25 @@ def _player(run: Facts, i: int, runs: Sequence[Facts]) -> Html:
 def quality_of(runs: Sequence[Facts], charts: Sequence[Chart], first: int) -> Html:
     """Return the figures of evaluate.py in tables, and charts over the sampling steps."""
     parts: list[object] = []
-    of_run = ["run"] if len(runs) > 1 else []
-    rows = [
-        [
-            *([runs[f.run].name] if of_run else []),
-            f.name,
-            f"{f.value:.5g}" + (f" ± {f.error:.2g}" if np.isfinite(f.error) else ""),
-            *(f.note.get(k, "") for k in ("sampler", "steps", "num_samples")),
-            *(f.note.get(k, "") for k in ("reference", "num_reference", "seed")),
-            f"{f.note.get('network', '')} {str(f.note.get('network_sha256', ''))[:8]}",
-        ]
-        for f in sorted(quality.figures(runs), key=_order)
-    ]
-    if rows:
-        heads = [*of_run, "figure", "value ± standard error", "sampler", "steps", "n"]
-        heads += ["reference", "n of reference", "seed", "network"]
-        parts += [table("Quality of samples", heads, rows), places(charts, first)]
+    if any(True for _ in quality.figures(runs)):
+        parts += [_quality_table(runs), places(charts, first)]
     else:
-        parts.append(element("p", "No quality of samples has been measured yet."))
+        said = f"{command('evaluate')} --workdir {quoted(runs[0].workdir)} --quality"
+        hint = ["No quality of samples has been measured yet. It comes from "]
+        parts.append(element("p", *hint, element("code", said)))
+    pictures = [
+        figure(
+            run.neighbours,
+            f"{_of(run, runs)}samples beside the nearest examples, the nearest pair first",
+            f"Samples of {run.name} beside the nearest examples: {run.neighbours.title}",
+        )
+        for run in runs
+        if run.neighbours
+    ]
+    parts += [element("div", *pictures, class_="figures")] if pictures else []
     rows = [
         [
-            *([runs[i].name] if of_run else []),
+            *([runs[i].name] if len(runs) > 1 else []),
             name,
             _bits(note),
             *(_number(note.get(k)) for k in ("rate", "distortion_L_0", "prior_L_T")),
@@ -392,16 +390,49 @@ def quality_of(runs: Sequence[Facts], charts: Sequence[Chart], first: int) -> Ht
         for i, name, note in quality.likelihoods(runs)
     ]
     if rows:
-        heads = [*of_run, "evaluation", "bits/dim ± standard error", "rate", "L_0", "L_T"]
+        heads = ["run"] if len(runs) > 1 else []
+        heads += ["evaluation", "bits/dim ± standard error", "rate", "L_0", "L_T"]
         heads += ["of", "split", "examples", "checkpoint"]
+        parts.append(element("h3", "Likelihood"))
         parts.append(table("Likelihood, by evaluate.py", heads, rows))
     return section("quality", "Quality", *parts)
 
 
-def _order(figure: quality.Figure) -> tuple:
-    steps = figure.note.get("steps")
-    steps = steps if quality.is_number(steps) else 0
-    return figure.name, str(figure.note.get("sampler")), steps, figure.run
+def _quality_table(runs: Sequence[Facts]) -> Html:
+    """Return a table with a row for each evaluation, and a column for each figure."""
+    found: dict[tuple[int, str], dict[str, quality.Figure]] = {}
+    for one in quality.figures(runs):
+        found.setdefault((one.run, one.evaluation), {})[one.name] = one
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    notes = {key: next(iter(each.values())).note for key, each in found.items()}
+    rows = [
+        [
+            *([runs[key[0]].name] if len(runs) > 1 else []),
+            note.get("sampler", key[1]),
+            note.get("steps", ""),
+            *(_figure(found[key][name]) if name in found[key] else "" for name in names),
+            *(note.get(k, "") for k in ("num_samples", "reference", "num_reference")),
+            note.get("seeds", note.get("seed", "")),
+            f"{note.get('network', '')} {str(note.get('network_sha256', ''))[:8]}",
+            note.get("checkpoint_step", ""),
+        ]
+        for key, note in sorted(notes.items(), key=_order)
+    ]
+    heads = ["run"] if len(runs) > 1 else []
+    heads += ["sampler", "steps", *names, "n", "reference", "n of reference", "seed"]
+    heads += ["network", "checkpoint"]
+    return table("Quality of samples: value ± standard error", heads, rows)
+
+
+def _order(item: tuple[tuple[int, str], Mapping[str, Any]]) -> tuple:
+    (run, name), note = item
+    steps = note.get("steps")
+    return str(note.get("sampler")), steps if quality.is_number(steps) else 0, run, name
+
+
+def _figure(one: quality.Figure) -> str:
+    error = f" ± {one.error:.2g}" if np.isfinite(one.error) else ""
+    return f"{one.value:.4g}{error}"
 
 
 def _bits(note: Mapping[str, Any]) -> str:
