@@ -282,15 +282,13 @@ def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_p
     (run / "evaluations/d.json").write_text(json.dumps(flow))
     note = {"kind": "quality", "network": "pca20", "sampler": "ddim", "num": 500}
     note |= {"seed": 1, "seeds": [1, 2, 3], "reference": "train", "num_reference": 300}
-    for name, more in (
-        ("e", {}),
-        ("f", {"network": "mine"}),
-        ("g", {"reference": "x.npz"}),
-    ):
+    others = (("f", {"network": "mine"}), ("g", {"reference": "x.npz"}))
+    for name, more in (("e", {}), ("e_pca20", {"seeds": [1]}), *others):
         (run / f"evaluations/{name}.json").write_text(json.dumps({**note, **more}))
     text = report.write([run]).read_text()
     code = re.findall("<code>(.*?)</code>", text, re.DOTALL)[-1]
     at = f"--workdir '{run}'"
+    of_quality = f"python evaluate.py {at} --quality --num 500"
     evaluate = (
         f"python evaluate.py {at} --likelihood --split train --max_examples 8 --seed 2"
     )
@@ -299,8 +297,8 @@ def test_commands_are_those_given_then_those_that_the_results_were_made_by(tmp_p
         f"python sample.py {at} --num 16 --seed 3 --sampler ddim --steps 5 --show_chain",
         f"python sample.py {at} --num 4 --seed 0 --sampler ddim --steps 9 --eta 0.5 "
         "--guidance_interval 0.25,0.5 --weights raw --step 20",
-        f"python evaluate.py {at} --quality --num 500 --features pca20 --seed 1 --seeds 3 "
-        "--max_examples 300 --sampler ddim",
+        f"{of_quality} --seed 1 --seeds 3 --max_examples 300 --sampler ddim",
+        f"{of_quality} --features pca20 --seed 1 --max_examples 300 --sampler ddim",
         f"{evaluate} --num_timesteps_sampled 5",
         evaluate,
         f"{evaluate} --steps 20 --spacing trailing",

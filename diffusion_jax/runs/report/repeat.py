@@ -45,9 +45,9 @@ def evaluated(run: Facts) -> Iterator[str]:
 
     Those of quality are left out if they also depend on a file, on classes or on archives.
     """
-    for note in run.evaluations.values():
+    for name, note in run.evaluations.items():
         if note.get("kind") == "quality" and _can_be_given(note):
-            yield _line("evaluate", run, _of_quality(run, note))
+            yield _line("evaluate", run, _of_quality(run, name, note))
     for _, _, note in quality.likelihoods([run]):
         is_flow = "ode_steps" in note
         flags = [("ode" if is_flow else "likelihood", True)]
@@ -69,8 +69,10 @@ def _can_be_given(note: Mapping[str, Any]) -> bool:
     return bool(is_known and is_drawn and not any(note.get(name) for name in _NOT_HELD))
 
 
-def _of_quality(run: Facts, note: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    flags = [("quality", True), ("num", note["num"]), ("features", note["network"])]
+def _of_quality(run: Facts, name: str, note: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    flags = [("quality", True), ("num", note["num"])]
+    if note["network"] in name:  # A result of --features has it in its name.
+        flags.append(("features", note["network"]))
     flags += [("seed", note["seed"])] if note.get("seed") else []
     seeds = note.get("seeds")
     if isinstance(seeds, list) and len(seeds) > 1:
