@@ -61,12 +61,13 @@
     );
   }
 
-  // A logarithmic axis has the numbers 1, 2 and 5 of each power of ten, or the powers alone.
+  // A logarithmic axis has 1, 2 and 5 times each power of ten; over a long range the powers
+  // alone, over a short one every number.
   function logValues(plot, splits) {
     const range = Math.log10(splits[splits.length - 1] / splits[0]);
     return splits.map((v) => {
       const digit = Math.round(v / Math.pow(10, Math.floor(Math.log10(v) + 1e-9)));
-      const isKept = digit === 1 || (range < 3 && (digit === 2 || digit === 5));
+      const isKept = digit === 1 || range < 0.7 || (range < 3 && (digit === 2 || digit === 5));
       return isKept ? shown(v) : null;
     });
   }
@@ -159,6 +160,7 @@
           axis(chart.y, {
             size: 62,
             values: isLog ? logValues : (plot, splits) => splits.map(short),
+            ...(isLog ? { filter: (plot, splits) => splits } : {}),
           }),
         ],
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },

@@ -26,6 +26,7 @@ from diffusion_jax.runtime.progress import duration
 from diffusion_jax.runtime.text import command, quoted
 
 _NONE = "–"
+_OF_CONFIG = ("name", "noise", "prediction", "optimizer")  # Facts that fields tell.
 
 
 def summary(run: Facts) -> str:
@@ -104,8 +105,10 @@ def differences(runs: Sequence[Facts]) -> Html:
         {leaf.path: _text(leaf.value) for leaf in leaves_of(run.config)} for run in runs
     ]
     facts_of = [{"folder": str(run.workdir), **about(run)} for run in runs]
-    differ = [*_different(_rows(fields)), *_different(_rows(facts_of))]
-    count = len(_different(_rows(fields)))
+    differ = _different(_rows(fields))
+    count = len(differ)
+    facts_differ = _different(_rows(facts_of))
+    differ += [row for row in facts_differ if row[0] not in _OF_CONFIG]
     said = f"Of {len(_rows(fields))} fields of the configs, {count or 'none'} "
     parts = [element("p", said + ("differs." if count == 1 else "differ."))]
     heads = ["field or fact", *columns]
