@@ -17,7 +17,7 @@ _ALIKE = (
 _NUMBERS = ("num_samples", "num_reference")
 
 
-class Figure(NamedTuple):
+class Reading(NamedTuple):
     """One figure of one evaluation.
 
     Attributes:
@@ -36,7 +36,7 @@ class Figure(NamedTuple):
     note: Mapping[str, Any]
 
 
-def figures(runs: Sequence[Facts]) -> Iterator[Figure]:
+def figures(runs: Sequence[Facts]) -> Iterator[Reading]:
     """Return the figures of quality of all runs."""
     for i, facts in enumerate(runs):
         for evaluation, note in facts.evaluations.items():
@@ -49,7 +49,7 @@ def figures(runs: Sequence[Facts]) -> Iterator[Figure]:
                     error = float(error) if is_number(error) else math.nan
                     own = {k: found[k] for k in _NUMBERS if k in found}
                     value = float(found["value"])
-                    yield Figure(i, evaluation, name, value, error, note | own)
+                    yield Reading(i, evaluation, name, value, error, note | own)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -70,7 +70,7 @@ def charts(runs: Sequence[Facts]) -> list[Chart]:
 
     A curve has the figures of one run and sampler that are alike in all else.
     """
-    by_name: dict[str, dict[tuple, dict[float, Figure]]] = {}
+    by_name: dict[str, dict[tuple, dict[float, Reading]]] = {}
     for figure in figures(runs):
         steps = figure.note.get("steps")
         if is_number(steps):
@@ -95,7 +95,7 @@ def charts(runs: Sequence[Facts]) -> list[Chart]:
     ]
 
 
-def _alike(figure: Figure) -> tuple[str, ...]:
+def _alike(figure: Reading) -> tuple[str, ...]:
     return str(figure.run), *(str(figure.note.get(name, "")) for name in _ALIKE)
 
 
@@ -115,7 +115,7 @@ def _labels(runs: Sequence[Facts], curves: Iterable[tuple[str, ...]]) -> list[st
     return labels
 
 
-def _curve(label: str, points: Mapping[float, Figure]) -> Curve:
+def _curve(label: str, points: Mapping[float, Reading]) -> Curve:
     at = sorted(points)
     found = [points[steps] for steps in at]
     errors = [figure.error for figure in found]

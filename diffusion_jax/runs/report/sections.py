@@ -403,7 +403,7 @@ def quality_of(runs: Sequence[Facts], charts: Sequence[Chart], first: int) -> Ht
 
 def _quality_table(runs: Sequence[Facts]) -> Html:
     """Return a table with a row for each evaluation, and a column for each figure."""
-    found: dict[tuple[int, str], dict[str, quality.Figure]] = {}
+    found: dict[tuple[int, str], dict[str, quality.Reading]] = {}
     for one in quality.figures(runs):
         found.setdefault((one.run, one.evaluation), {})[one.name] = one
     names = list(dict.fromkeys(name for each in found.values() for name in each))
@@ -433,7 +433,7 @@ def _order(item: tuple[tuple[int, str], Mapping[str, Any]]) -> tuple:
     return str(note.get("sampler")), steps if quality.is_number(steps) else 0, run, name
 
 
-def _figure(one: quality.Figure) -> str:
+def _figure(one: quality.Reading) -> str:
     error = f" ± {one.error:.2g}" if np.isfinite(one.error) else ""
     return f"{one.value:.4g}{error}"
 
