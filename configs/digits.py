@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/digits.py
 Hardware:  2 CPU cores
 Time:      2 min 13 s
-Result:    held-out loss 0.134; digits that can be read
+Result:    FD-pca20 0.110 +- 0.012, held-out loss 0.134; digits that can be read
 
 `python sample.py --num 1024` then takes about 4 minutes there, with 1,000 DDPM timesteps.
 """
