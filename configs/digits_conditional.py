@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/digits_conditional.py
 Hardware:  2 CPU cores
 Time:      2 min 8 s
-Result:    FD-pca20 0.087 +- 0.011, held-out loss 0.122; digits of the class that is asked for
+Result:    FD-pca20 0.087 +- 0.011, held-out loss 0.122; digits as asked
 
 As configs/digits.py, with data.labels: the network learns each class, and all of them
 together, for guidance. `python sample.py --label all --guidance 2` draws every class.

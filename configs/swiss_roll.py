@@ -4,7 +4,7 @@ Command:   python train.py --config configs/swiss_roll.py
            (two_moons and eight_gaussians with --config.data.source=two_moons)
 Hardware:  2 CPU cores
 Time:      26 s
-Result:    FD-pca2 0.0004 +- 0.0011, held-out loss 0.765 (of v); the spiral comes out of noise
+Result:    FD-pca2 0.0004 +- 0.0011, held-out loss 0.765 (of v); the spiral
 """
 
 from diffusion_jax.config import (
