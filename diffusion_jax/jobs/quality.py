@@ -38,6 +38,7 @@ from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runtime import devices, environment, first_process, locks, processes
+from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
@@ -59,9 +60,8 @@ class Request:
       reference: an archive or folder; "" is the data of the run.
       split: of the run's data: "train" or "held_out".
       max_examples: of the reference; 0 is all. A fixed choice.
-      num: samples that are drawn with each seed.
       num_seeds: sets of samples that are drawn.
-      drawn: how they are drawn, with its first seed, and the part that is drawn here.
+      drawn: how many are drawn with each seed, from its own on, and how.
     """
 
     features: str = ""
@@ -150,7 +150,9 @@ def prepare(
       BadRequest: before anything is compiled or written.
     """
     environment.check()
-    data = _data_of(workdir, config) if workdir and config else None
+    data = None
+    if workdir is not None and config is not None and not request.reference:
+        data = _data_of(workdir, config)
     reference = _reference(config, data, request)
     network = feature_choice.choose(
         request.features,
@@ -384,7 +386,8 @@ class _Job(NamedTuple):
             parts = features_of(each.partial, each.num_batches, network)
             logits = logits_of(each.partial, each.num_batches, network)
             sets = Sets(FeatureSet(parts, each.num), reference, held_out, logits)
-            each_set.append(quality.figures(sets, network.name))
+            with values_refused():
+                each_set.append(quality.figures(sets, network.name))
         figures = each_set[0] if len(each_set) == 1 else _over_seeds(each_set)
         report = quality_report.Report(figures, each_set, self._picture(reference))
         return quality_report.write(self.whole, [s.partial for s in self.sets], report)

@@ -186,6 +186,7 @@ def test_a_function_of_the_users_own_is_a_network(command, tmp_path):
     assert figures(note)["FD-mine"] == pytest.approx(100, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(run, tmp_path):
     """Ctrl-C after a batch; the second start keeps it, and gives the figures of one go."""
     out = tmp_path / "q"
