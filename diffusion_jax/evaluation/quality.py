@@ -119,9 +119,10 @@ class Sets(NamedTuple):
 def check_enough(name: str, num: int, num_features: int) -> None:
     """Raise ValueError if a set has too few examples for the Frechet distance."""
     if num <= num_features:
+        some = f"{num:,} example{'s' if num > 1 else ''}"
         raise ValueError(
-            f"{name} has {num:,} examples, and the Frechet distance of {num_features:,} "
-            f"features needs more than that many: a smaller set gives a wrong figure"
+            f"{name} has {some}, and the Frechet distance of {num_features:,} features "
+            "needs more than that many: a smaller set gives a wrong figure"
         )
 
 
@@ -199,9 +200,19 @@ METRICS: tuple[Callable[[Sets], dict[str, Figure]], ...] = (
 
 
 def figures(sets: Sets, network: str) -> dict[str, Figure]:
-    """Return the figures of all metrics, by name: "FD-pca20"."""
-    return {
+    """Return the figures of all metrics, by name: "FD-pca20".
+
+    Raises:
+      ValueError: for features that are not finite, or the same for the whole reference.
+    """
+    if not np.trace(sets.reference.moments.scatter):
+        raise ValueError("the features of all examples of the reference are the same")
+    found = {
         f"{name}-{network}": figure
         for metric in METRICS
         for name, figure in metric(sets).items()
     }
+    odd = [name for name, figure in found.items() if not np.isfinite(figure.value)]
+    if odd:
+        raise ValueError(f"{', '.join(odd)} would not be finite")
+    return found

@@ -10,7 +10,8 @@ from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
 
 EFFICIENTNET = "efficientnet-lite0"
-USUAL = "pca20"
+NUM_COMPONENTS = 20
+USUAL = f"pca{NUM_COMPONENTS}"
 _PCA = re.compile("pca([1-9][0-9]{0,3})")
 _TINY = 32  # Pixels from which on images in colour are taken for natural ones.
 _FIELD = "training.quality_features"
@@ -28,15 +29,25 @@ def network_name(name: str, kind: Kind, shape: tuple[int, ...], flag: str) -> st
       BadRequest: for another name, or a network that does not take such examples.
     """
     is_natural = kind is PICTURES and shape[-1] == 3 and min(shape[:2]) >= _TINY
-    name = name or (EFFICIENTNET if is_natural else USUAL)
+    most = int(np.prod(shape))
+    name = name or (EFFICIENTNET if is_natural else f"pca{min(NUM_COMPONENTS, most)}")
     if match := _PCA.fullmatch(name):
-        return f"pca{min(int(match[1]), int(np.prod(shape)))}"
+        if int(match[1]) > most:
+            raise BadRequest(
+                f"{flag} {name}: an example has {most} numbers, and no more components"
+            )
+        return name
     if name != EFFICIENTNET:
         raise BadRequest(
             f"{flag} {name!r} is unknown; {nearest(name, (EFFICIENTNET, USUAL))}"
         )
     check_takes(name, kind, shape, flag)
     return name
+
+
+def is_known(name: str) -> bool:
+    """Return whether a name is that of a network of this module."""
+    return name == EFFICIENTNET or _PCA.fullmatch(name) is not None
 
 
 def check_takes(name: str, kind: Kind, shape: tuple[int, ...], flag: str) -> None:

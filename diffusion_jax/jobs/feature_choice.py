@@ -56,7 +56,10 @@ def choose(
         if name not in ("", INCEPTION):
             raise BadRequest(f"--inception {inception} and --features {name}: give one")
         feature_names.check_takes(INCEPTION, kind, shape, "--features")
-        return feature_networks.inception(inception)
+        try:
+            return feature_networks.inception(inception)
+        except BadRequest as error:
+            raise BadRequest(f"--inception: {error}") from error
     if name.endswith(".py"):
         return _of_file(name, to_fit)
     name = feature_names.network_name(name, kind, shape, "--features")
@@ -66,6 +69,11 @@ def choose(
 def _of_file(name: str, examples: ExampleSet) -> FeatureNetwork:
     """Return the function of a file, tried on an example."""
     path = pathlib.Path(name).expanduser()
+    if feature_names.is_known(path.stem) or path.stem == INCEPTION:
+        raise BadRequest(
+            f"--features {name}: {path.stem} is the name of another network; rename the "
+            "file"
+        )
     try:
         check_regular(path)
     except OSError as error:
@@ -82,10 +90,14 @@ def _of_file(name: str, examples: ExampleSet) -> FeatureNetwork:
     two = examples.source[examples.order[:2]]
     try:
         found = jax.eval_shape(apply, (), jax.ShapeDtypeStruct(two.shape, two.dtype))
+    except jax.errors.TracerArrayConversionError as error:
+        raise BadRequest(
+            f"--features {name}: {_FUNCTION} must compute by jax.numpy, and not by NumPy"
+        ) from error
     except Exception as error:
         raise python_file.refusal("--features", name, path, error) from error
     shape = found.features.shape
-    if len(shape) != 2 or shape[0] != len(two):
+    if len(shape) != 2 or shape[0] != len(two) or not shape[1]:
         raise BadRequest(
             f"--features {name}: {_FUNCTION} gives {list(shape)} for {len(two)} images, "
             f"and must give [{len(two)}, D]"

@@ -1,6 +1,8 @@
 """Features of sets of examples, in files: batch by batch, and kept for the next time."""
 
+import contextlib
 import pathlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -13,6 +15,7 @@ from diffusion_jax.jobs.batches import Work, over_batches
 from diffusion_jax.jobs.resumable import Partial
 from diffusion_jax.runtime import files, first_process, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.runtime.text import say
 
 _SUFFIX = ".features"
 
@@ -35,7 +38,12 @@ class Parts(Sequence[np.ndarray]):
             return [self[j] for j in range(*i.indices(self._num))]
         if not 0 <= i < self._num:
             raise IndexError(i)
-        return self._partial.load(f"{i:06d}")[:, self._columns]
+        try:
+            rows = self._partial.load(f"{i:06d}")
+            return rows[:, self._columns]
+        except (ValueError, IndexError) as error:
+            where = self._partial.path(f"{i:06d}")
+            raise BadRequest(f"{where} is damaged; delete {where.parent}") from error
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(self._num))
@@ -111,7 +119,7 @@ class Cache:
             "num_examples": len(examples.order),
             **examples.about,
         }
-        name = f"{network.name}_{examples.name}"
+        name = f"{network.name}_{examples.name}_{len(examples.order)}"
         self._examples = examples
         self._partial = Partial(folder / name, about, suffix=_SUFFIX)
 
@@ -123,28 +131,61 @@ class Cache:
     def check(self, overwrite: bool) -> None:
         """Raise BadRequest if features of other examples, or another network, are there."""
         with processes.together():
-            if first_process.is_here() and not overwrite:
-                self._check()
+            if first_process.is_here():
+                self._check(overwrite)
 
-    def _check(self) -> None:
+    def _check(self, overwrite: bool) -> None:
         folder, wanted = self._partial.folder, self._partial.request
         try:
             there = files.parse_json(files.read_note(folder / "request.json"))
-        except (OSError, ValueError):
-            return
+        except (OSError, ValueError) as error:
+            if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+                return
+            raise BadRequest(
+                f"{folder} has no request.json that can be read, which says whose features "
+                "are in it; delete it"
+            ) from error
         there = there if isinstance(there, dict) else {}
         for key, value in wanted.items():
-            if there.get(key) != value:
+            if there.get(key) != value and not overwrite:
                 raise BadRequest(
                     f"{folder} has features of another {key} ({there.get(key)!r}, and here "
                     f"{value!r}); delete that folder, or give --overwrite"
                 )
 
     def filled(self, extractor: Extractor) -> Parts:
-        """Return the features, which are computed as far as they are not there yet."""
+        """Return the features, which are computed as far as they are not there yet.
+
+        Those of the first examples are computed again: where they are others, as a function
+        of the user's own may read files of its own, all are.
+        """
         self._partial.begin()
-        with locks.locked(self._partial.folder, "writing to"):
+        with self._lock():
+            first = self._examples.source[self._examples.order[:BATCH]]
+            found, kept = extractor(first), self.kept(f"{0:06d}")
+            same = kept is None or (
+                kept.shape == found.shape and np.allclose(kept, found, rtol=1e-3, atol=1e-4)
+            )
+            if not processes.of_first(same):
+                say(f"{self._partial.folder} is not of this network any more; again")
+                files.delete(self._partial.folder.glob("*.npy"))
             return extract(self._partial, extractor, self._examples)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the lock of the folder, after waiting for another process."""
+        folder, waiting = self._partial.folder, False
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(locks.locked(folder, "writing to"))
+                    break
+                except BadRequest as error:
+                    if not waiting:
+                        say(f"waiting: {error}")
+                    waiting = True
+                    time.sleep(1)
+            yield
 
     def keep(self, name: str, array: np.ndarray) -> None:
         """Keep an array beside the features."""

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from diffusion_jax.evaluation.extractor import BATCH, Extractor
 from diffusion_jax.evaluation.feature_networks import FeatureNetwork
 from diffusion_jax.evaluation.moments import Moments
 from diffusion_jax.evaluation.quality import MOST_PAIRED, FeatureSet, Figure, Sets
+from diffusion_jax.experiment import feature_names
 from diffusion_jax.experiment.setup import load_data, make_plan
 from diffusion_jax.jobs import feature_choice, quality_report, sample
 from diffusion_jax.jobs.feature_sets import (
@@ -38,7 +39,6 @@ from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import check_data_there, check_same_data
 from diffusion_jax.runtime import devices, environment, first_process, locks, processes
-from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
@@ -162,8 +162,8 @@ def prepare(
         reference.to_fit,
     )
     num = len(reference.examples.order)
-    with _refused(network, request):
-        quality.check_enough("the reference", num, network.num_features)
+    more = "a larger --max_examples" if request.max_examples else ""
+    _check_enough("the reference", num, network, more)
     about = {
         "kind": "quality",
         "network": network.name,
@@ -211,8 +211,8 @@ def compare(
     """
     sets = _sample_sets(comparison, config, request, out)
     network = comparison.extractor.network
-    with _refused(network, request):
-        quality.check_enough("the set of samples", sets[0].num, network.num_features)
+    more = "" if request.samples else f"--num {network.num_features + 1} or more"
+    _check_enough("the set of samples", sets[0].num, network, more)
     seeds = [each.partial.request.get("seed") for each in sets]
     whole = Partial(out, {**sets[0].partial.request, "seeds": seeds})
     job = _Job(comparison, request, sets, whole, overwrite)
@@ -237,15 +237,17 @@ def _data_of(workdir: pathlib.Path, config: Config) -> DataSet:
     return plan.data
 
 
-@contextlib.contextmanager
-def _refused(network: FeatureNetwork, request: Request) -> Iterator[None]:
+def _check_enough(what: str, num: int, network: FeatureNetwork, more: str) -> None:
+    """Refuse a set that is too small for a network; `more` says how it gets larger."""
+    size = network.num_features
+    ways = [more] if more else []
+    if num > 1:
+        smaller = min(feature_names.NUM_COMPONENTS, num - 1)
+        ways.append(f"fewer features, such as --features pca{smaller}")
     try:
-        yield
+        quality.check_enough(what, num, size)
     except ValueError as error:
-        more = "" if request.samples else f"--num {network.num_features + 1} or more, or "
-        raise BadRequest(
-            f"{error}; take {more}features that are fewer, such as --features pca20"
-        ) from error
+        raise BadRequest(f"{error}; take {' or '.join(ways or ['more'])}") from error
 
 
 def _reference(config: Config | None, data: DataSet | None, request: Request) -> _Reference:
@@ -274,7 +276,7 @@ def _reference(config: Config | None, data: DataSet | None, request: Request) ->
 
 def _own(found: OwnExamples, path: str, most: int) -> ExampleSet:
     name = pathlib.Path(path).name
-    return ExampleSet(found.source, most, {"file": path, "sha256": found.identity}, name)
+    return ExampleSet(found.source, most, {"name": name, "sha256": found.identity}, name)
 
 
 def _sample_sets(
@@ -386,8 +388,10 @@ class _Job(NamedTuple):
             parts = features_of(each.partial, each.num_batches, network)
             logits = logits_of(each.partial, each.num_batches, network)
             sets = Sets(FeatureSet(parts, each.num), reference, held_out, logits)
-            with values_refused():
+            try:
                 each_set.append(quality.figures(sets, network.name))
+            except ValueError as error:
+                raise BadRequest(f"network {network.name}: {error}") from error
         figures = each_set[0] if len(each_set) == 1 else _over_seeds(each_set)
         report = quality_report.Report(figures, each_set, self._picture(reference))
         return quality_report.write(self.whole, [s.partial for s in self.sets], report)

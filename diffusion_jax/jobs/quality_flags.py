@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -112,8 +113,15 @@ def _check(given: Given) -> None:
     for name, most in (("num", 2**31 - 1), ("seeds", _MOST_SEEDS)):
         if own[name] is not None and not 1 <= own[name] <= most:
             raise BadRequest(f"--{name} {own[name]} must be in 1 .. {most:,}")
+    if given.drawn.seed + (own["seeds"] or 1) > 2**31:
+        raise BadRequest(
+            f"--seeds {own['seeds']}: the last seed would exceed 2,147,483,647"
+        )
     if own["samples"] is not None:
         others = [n for n in ("num", "seeds", "sweep", "label") if own[n] is not None]
+        others += ["step"] * (given.step != checkpoint_choice.NEWEST)
+        others += ["weights"] * (given.drawn.weights != "ema")
+        others += ["seed"] * (given.drawn.seed != 0)
         for name in (*others, *given.sampling):
             raise BadRequest(
                 f"--{name} and --samples: those samples are drawn already; give one of them"
@@ -137,6 +145,11 @@ def _of_run(
                 f"--label {given.own['label']}: --guidance 0 draws without the label; "
                 "leave out one of them"
             )
+    if label:
+        warnings.warn(
+            f"--label {given.own['label']}: the reference has the examples of all classes",
+            stacklevel=2,
+        )
     step = checkpoint_choice.chosen_step(workdir, config, given.step)
     return dataclasses.replace(given.drawn, label=label, step=step)
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from diffusion_jax.config import SamplingConfig
 from diffusion_jax.evaluation.quality import Figure
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import pictures
@@ -41,7 +42,7 @@ def write(whole: Partial, parts: Sequence[Partial], report: Report) -> dict[str,
     several = len(report.of_seeds) > 1
     note: dict[str, Any] = {
         **whole.request,
-        "error_bar": "of the mean over seeds" if several else "over other samples",
+        "error_bar": "of the mean over seeds" if several else "over other examples",
         "figures": {name: figure._asdict() for name, figure in report.figures.items()},
     }
     if several:
@@ -79,7 +80,14 @@ def _about(note: dict[str, Any]) -> str:
     network = f"network {note['network']} (SHA-256 {note['network_sha256'][:12]}...)"
     reference = f"reference: {note['num_reference']:,} examples, {note['reference']}"
     if "samples" in note:
-        return f"samples: {note['samples']['file']}; {reference}; {network}"
+        return f"samples: {note['samples']['name']}; {reference}; {network}"
     seeds = ", ".join(map(str, note["seeds"]))
-    how = f"{note['sampler']}, {note['steps']:,} steps, seed {seeds}"
+    how = f"{note['sampler']}, {note['steps']:,} steps, seed {seeds}, "
+    how += f"weights {note['weights']} of step {note['checkpoint_step']:,}"
+    usual = SamplingConfig()
+    for field in ("eta", "churn", "variance", "spacing", "threshold", "guidance"):
+        if note.get(field, getattr(usual, field)) != getattr(usual, field):
+            how += f", {field} {note[field]}"
+    if note.get("label"):
+        how += f", classes {', '.join(map(str, note['label']))}"
     return f"samples: {note['num_samples']:,} by {how}; {reference}; {network}"

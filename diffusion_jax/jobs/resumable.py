@@ -131,6 +131,8 @@ class Partial:
         if all(map(files.is_unfinished, found)):
             return False
         old = self._read(self.folder / _REQUEST)
+        if old == self.request and not overwrite:
+            return False  # Another process has begun it since `_goes_on`.
         if old is None or not overwrite:
             what = "other files" if old is None else "the beginning of another request"
             hint = "" if old is None else ", or --overwrite to delete it"

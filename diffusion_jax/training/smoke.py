@@ -36,7 +36,7 @@ from diffusion_jax.training.trainer import CHECKPOINT, TRAIN_STEP
 
 _FLOP = 5e10  # FLOP of the forward passes in a train step on a CPU: a few seconds.
 _FEW_STEPS, _FEW_TIMESTEPS = 4, 2
-_FEW_SAMPLES, _FEW_FEATURES = 4, "pca2"  # Of the quality of samples.
+_FEW_SAMPLES, _FEW_FEATURES = 4, "pca1"  # Of the quality of samples.
 _FIRST_STEPS, _MOST_MORE_STEPS = 2, 60
 _MORE_SECONDS = 2.0  # Seconds of train steps of the second start.
 _DATA = "data"

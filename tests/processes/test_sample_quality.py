@@ -127,7 +127,7 @@ def test_an_archive_of_the_samples_has_the_same_figures(run, tmp_path):
 
 def test_features_of_the_reference_are_kept_and_checked(run, tmp_path, monkeypatch):
     evaluate(run, tmp_path / "q")
-    (folder,) = (run / "evaluations/features").glob("*_train.features")
+    (folder,) = (run / "evaluations/features").glob("*_train_*.features")
     monkeypatch.setattr(metrics.FeatureSet, "groups", None)  # Moments are not needed.
     kept = quality.prepare(
         run,
@@ -216,9 +216,88 @@ def test_a_sweep_gives_a_result_for_each_setting(run, command, tmp_path):
     assert sorted(note["steps"] for note in notes) == [2, 4]
 
 
+def write_network(folder, name, expression):
+    (folder / f"{name}.py").write_text(
+        "import pathlib, numpy\n"
+        "import jax.numpy as jnp\n"
+        "def features(x):\n"
+        f"    return {expression}\n"
+    )
+    return f"--features={name}.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "expression", "said"),
+    [
+        ("inception", "x", "is the name of another network"),
+        ("pca20", "x", "is the name of another network"),
+        ("nan", "x * jnp.nan", "NaN or infinite"),
+        ("same", "x * 0", "are the same"),
+        ("none", "x[:, :0]", "must give [2, D]"),
+        ("numpy", "numpy.sort(x)", "jax.numpy"),
+        ("error", "x / undefined", "line 4 raised NameError"),
+    ],
+)
+def test_a_network_that_is_none_is_refused(command, tmp_path, name, expression, said):
+    points = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", arr_0=points)
+    flag = write_network(tmp_path, name, expression)
+    line = ("--quality", "--samples=a.npz", "--reference=a.npz", flag)
+    result = command("evaluate.py", *line, cwd=tmp_path, check=2)
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_network_that_has_changed_does_not_meet_its_old_features(tmp_path, monkeypatch):
+    """A function that reads a file: the kept features of the reference are made again."""
+    monkeypatch.chdir(tmp_path)
+    points = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    np.savez("a.npz", arr_0=points)
+    expression = "x * float(pathlib.Path('scale').read_text())"
+    network = write_network(tmp_path, "scaled", expression).removeprefix("--features=")
+    request = quality.Request(features=network, samples="a.npz", reference="a.npz")
+    for scale in ("1", "3"):
+        (tmp_path / "scale").write_text(scale)
+        comparison = quality.prepare(None, None, request, folder=tmp_path / "features")
+        note = quality.compare(comparison, None, request, out=tmp_path / scale)()
+        assert figures(note)["FD-scaled"] == pytest.approx(0, abs=1e-9)
+
+
+def test_sets_of_other_sizes_are_kept_side_by_side(run, tmp_path):
+    for most in (0, 100):
+        evaluate(run, tmp_path / f"q{most}", max_examples=most)
+    names = {path.name for path in (run / "evaluations/features").glob("*train*")}
+    assert names >= {"pca2_train_480.features", "pca2_train_100.features"}
+
+
+def damage_shape(path):
+    np.save(path, np.zeros((3, 1), np.float32))
+
+
+def damage_bytes(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (damage_shape, "moments.npy"),
+        (damage_shape, "000000.npy"),
+        (damage_bytes, "000001.npy"),
+    ],
+)
+def test_kept_features_that_are_damaged_are_made_again(run, tmp_path, damage, file):
+    before = figures(evaluate(run, tmp_path / "a"))
+    damage(run / "evaluations/features/pca2_train_480.features" / file)
+    assert figures(evaluate(run, tmp_path / "b")) == before
+
+
 REFUSED = [
     (("--num=2",), "more than that many"),
-    (("--max_examples=2",), "the reference has 2 examples"),
+    (("--max_examples=2",), "take a larger --max_examples or fewer features"),
+    (("--features=pca3",), "an example has 2 numbers"),
+    (("--seed=2147483647", "--seeds=2"), "--seeds 2"),
+    (("--samples=pictures.npz", "--weights=raw"), "--weights and --samples"),
     (("--features=resnet",), "--features 'resnet' is unknown"),
     (("--features=inception",), "needs --inception"),
     (("--features=efficientnet-lite0",), "is for images"),
@@ -268,7 +347,8 @@ def test_flags_of_quality_need_it(run, command):
         ({"best_by": "fd_pca2_n100"}, "needs training.quality_every"),
         ({"best_by": "fd_pca3_n100", "quality_every": 5}, "training.best_by"),
         ({"quality_every": 5, "quality_features": "vgg"}, "training.quality_features"),
-        ({"quality_every": 5, "quality_samples": 4, "quality_features": "pca9"}, None),
+        ({"quality_every": 5, "quality_samples": 4, "quality_features": "pca1"}, None),
+        ({"quality_every": 5, "quality_features": "pca9"}, "an example has 2 numbers"),
         (
             {"quality_every": 5, "quality_features": "efficientnet-lite0"},
             "is for images",
