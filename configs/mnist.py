@@ -3,7 +3,7 @@
 Command:   python train.py --config configs/mnist.py
 Hardware:  2 CPU cores
 Time:      15 min
-Result:    held-out loss 0.118 (of v); digits that can be read, in docs/results
+Result:    FD-pca20 0.283 +- 0.028, held-out loss 0.118 (of v); pictures in docs/results
 
 The set is downloaded and prepared once (11 MB; docs/data.md explains where it is).
 """
