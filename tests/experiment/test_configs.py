@@ -39,7 +39,7 @@ def test_a_config_says_command_hardware_time_and_result(path):
     command = f"Command:   python train.py --config configs/{path.name}"
     for line in (command, "Hardware:  ", "Time:      ", "Result:    "):
         assert f"\n{line}" in said
-    assert (f"configs/{path.name}") in (ROOT / "README.md").read_text()
+    assert f"configs/{path.name}" in (ROOT / "docs/commands.md").read_text()
 
 
 @pytest.mark.parametrize(
