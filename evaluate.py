@@ -30,7 +30,6 @@ from diffusion_jax.jobs import (
     feature_choice,
     labels,
     likelihood,
-    quality,
     quality_flags,
     sample,
     shards,
@@ -187,7 +186,7 @@ def _evaluate_quality() -> None:
         _OUT.value,
     )
     if _SPLIT.value is not None:
-        check_choice("--split", _SPLIT.value, quality.SPLITS)
+        check_choice("--split", _SPLIT.value, likelihood.SPLITS)
     workdir, config = None, None
     if _WORKDIR.value is not None or not (own["samples"] and own["reference"]):
         workdir = run_folder.named_or_newest(_WORKDIR.value)

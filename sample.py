@@ -185,8 +185,7 @@ def _guide(config: Config) -> guiding.Guide | None:
     if _GUIDE.value is None:
         if step != checkpoint_choice.NEWEST:
             raise BadRequest(f"--guide_step {_GUIDE_STEP.value} needs --guide")
-        if samplings.needs_base(config.sampling) or config.sampling.guidance != 1:
-            labels.check_has_labels(config, f"--guidance {config.sampling.guidance:g}")
+        labels.check_guidance(config)
         return None
     if not samplings.needs_base(config.sampling):
         raise BadRequest(
@@ -213,11 +212,8 @@ def _prior() -> guiding.PriorFile | None:
 def _check_has_class(config: Config, origin: Origin, label: tuple[int, ...]) -> None:
     """Refuse a class without guidance by it, and guidance where there is no class."""
     is_alone = not (_SWEEP.value or samplings.needs_base(config.sampling))
-    if label and config.sampling.guidance == 0 and is_alone:
-        raise BadRequest(
-            f"--label {_LABEL.value}: --guidance 0 draws without the label; leave out one "
-            "of them"
-        )
+    if is_alone:
+        labels.check_not_dropped(_LABEL.value, config)
     guided = samplings.needs_base(config.sampling) and _GUIDE.value is None
     if guided and not (label or origin.is_noise):
         raise BadRequest(

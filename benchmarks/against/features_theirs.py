@@ -55,7 +55,7 @@ def to_torch(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def features_of_pytorch_fid(shapes: dict, x: torch.Tensor) -> torch.Tensor:
-    """Of its network with the same weights; x is resized and in [-1, 1]."""
+    """Return what its network says, with the same weights, of x resized and in [-1, 1]."""
     weights = to_torch(random_tensors(shapes))
     where = mock.patch.object(
         pytorch_fid, "load_state_dict_from_url", lambda *_, **__: weights

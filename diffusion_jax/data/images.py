@@ -61,6 +61,21 @@ def num_channels(file: IO[bytes], size: int | None = None) -> int:
     return 1 if _is_grey(_open(file, kind)) else 3
 
 
+def size_of(content: bytes) -> tuple[int, int]:
+    """Return (height, width) in the header of an image; EXIF may ask to turn it.
+
+    Raises:
+      Unreadable: as `num_channels`.
+    """
+    file = io.BytesIO(content)
+    kind = _kind(content[: formats.HEAD])
+    if kind == "PNG":
+        header = png.read_header(file)
+        return header.height, header.width
+    image = _open(file, kind)
+    return image.height, image.width
+
+
 def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
     """Return the pixels of an image file; uint8 [H, W, C].
 

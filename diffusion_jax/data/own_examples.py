@@ -1,15 +1,13 @@
 """Sets of examples that a flag names, as they are: nothing is resized."""
 
-import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data.headers import read_headers
 from diffusion_jax.data.image_files import Files, existing, find_files
-from diffusion_jax.data.images import decode_whole
+from diffusion_jax.data.images import decode_whole, size_of
 from diffusion_jax.data.kinds import KINDS, PICTURES, Kind
 from diffusion_jax.data.npz import read_arrays
 from diffusion_jax.data.sources import Source
@@ -101,13 +99,12 @@ def _of_images(files: Files, where: str) -> OwnExamples:
         name = files.name(int(index))
         try:
             content = files.read(int(index))
+            size = size_of(content)
+            shape = shape or decode_whole(content, channels).shape
         except Unreadable as error:
             raise BadRequest(f"{name} cannot be read: {error}") from error
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-        shape = shape or decode_whole(content, channels).shape
-        if sorted((height, width)) != sorted(shape[:2]):  # EXIF may turn it.
-            raise BadRequest(_other_size(name, (height, width), shape))
+        if sorted(size) != sorted(shape[:2]):  # EXIF may turn it.
+            raise BadRequest(_other_size(name, size, shape))
         digests.append(sha256([content]))
     assert shape is not None
     source = _Images(files, headers.indices, (shape[0], shape[1], channels))

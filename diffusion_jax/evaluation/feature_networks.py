@@ -25,7 +25,7 @@ _PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf7
 
 
 class Features(NamedTuple):
-    """What a network says of examples.
+    """Features of some examples, and their classes as a network sees them.
 
     Attributes:
       features: float32 [B, D].

@@ -1,11 +1,11 @@
-"""All metrics of the quality of samples, side by side; a new one is a function and a row.
+"""Metrics of the quality of samples, side by side; a new one is a function and a row.
 
 Each compares features of samples with those of a reference. The name of the network is a
 part of the name of every figure, as figures by other networks are other figures.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -47,12 +47,13 @@ class FeatureSet:
     """Features of a set of examples, of which few are in memory at once."""
 
     def __init__(
-        self, blocks: Sequence[np.ndarray], num: int, moments: Moments | None = None
+        self, blocks: Iterable[np.ndarray], num: int, moments: Moments | None = None
     ):
         """Take the features.
 
         Args:
-          blocks: [B, D] each, in an order that tells nothing of the examples.
+          blocks: [B, D] each, in an order that tells nothing of the examples; they are
+            read more than once.
           num: examples of all blocks.
           moments: of all of them, if they are known.
         """
@@ -78,12 +79,17 @@ class FeatureSet:
         return self._moments or merged(*self.groups)
 
     @functools.cached_property
+    def distance(self) -> FrechetDistance:
+        """Frechet distance to this set."""
+        return FrechetDistance(self.moments)
+
+    @functools.cached_property
     def paired(self) -> np.ndarray:
         """Features of the first examples, those that pairs are made of."""
         return next(_pieces(self.blocks, MOST_PAIRED))[1]
 
 
-def _pieces(blocks: Sequence[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
+def _pieces(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the number of the first row of each piece, and `size` rows, the last fewer."""
     begin, held, num = 0, list[np.ndarray](), 0
     for block in blocks:
@@ -99,7 +105,7 @@ def _pieces(blocks: Sequence[np.ndarray], size: int) -> Iterator[tuple[int, np.n
 
 
 class Sets(NamedTuple):
-    """What a metric compares.
+    """Sets of features that a metric compares.
 
     Attributes:
       samples: features of the samples.
@@ -113,7 +119,7 @@ class Sets(NamedTuple):
     samples: FeatureSet
     reference: FeatureSet
     held_out: FeatureSet | None = None
-    logits: Sequence[np.ndarray] | None = None
+    logits: Iterable[np.ndarray] | None = None
 
 
 def check_enough(name: str, num: int, num_features: int) -> None:
@@ -129,7 +135,7 @@ def check_enough(name: str, num: int, num_features: int) -> None:
 def frechet(sets: Sets) -> dict[str, Figure]:
     """Return FD; its error bar needs more than 2 D samples."""
     samples, reference = sets.samples, sets.reference
-    distance = FrechetDistance(reference.moments)
+    distance = reference.distance
     value, error = distance(samples.moments), None
     # Halves of groups whose sizes differ by one example.
     if samples.num >= 2 * (len(samples.moments.mean) + 1) + NUM_GROUPS:
@@ -161,18 +167,21 @@ def memorised(sets: Sets) -> dict[str, Figure]:
     if sets.held_out is None:
         return {}
     reference = sets.reference
-    distances = [
-        nearest_of(each.paired, reference).distance
-        for each in (sets.samples, sets.held_out)
-    ]
-    if np.median(distances[1]) <= 0:  # Half of the held-out examples are copies.
+    of_held_out = _held_out_distances(sets.held_out, reference)
+    if np.median(of_held_out) <= 0:  # Half of the held-out examples are copies.
         return {}
-    found = memorisation(distances[0], distances[1])
-    num = len(distances[0])
+    distances = nearest_of(sets.samples.paired, reference).distance
+    found, num = memorisation(distances, of_held_out), len(distances)
     return {
         name: Figure(each.value, each.standard_error, num, reference.num)
         for name, each in found._asdict().items()
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _held_out_distances(held_out: FeatureSet, reference: FeatureSet) -> np.ndarray:
+    """Return distances that are the same for every set of samples."""
+    return nearest_of(held_out.paired, reference).distance
 
 
 def nearest_of(x: np.ndarray, features: FeatureSet) -> Neighbours:

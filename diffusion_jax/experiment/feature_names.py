@@ -6,6 +6,7 @@ import numpy as np
 
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import PICTURES, Kind, kind_of
+from diffusion_jax.networks.efficientnet_lite import NUM_FEATURES
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -59,23 +60,32 @@ def check_takes(name: str, kind: Kind, shape: tuple[int, ...], flag: str) -> Non
         )
 
 
+def network_of(config: Config) -> str:
+    """Return the name of the network of `training.quality_every`.
+
+    Raises:
+      BadRequest: if it cannot be told, or does not take the examples.
+    """
+    name, data = config.training.quality_features, config.data
+    if data.image_size and not data.channels and not name:
+        raise BadRequest(
+            f"{_FIELD} must be given where data.channels is 0: {USUAL} or {EFFICIENTNET}"
+        )
+    shape = (*data.shape[:-1], data.shape[-1] or 3)
+    return network_name(name, kind_of(data), shape, _FIELD)
+
+
 def metric_names(config: Config) -> dict[str, str]:
     """Return the names that FD and KID have in metrics.jsonl, of `training.quality_every`.
 
     They have the network and the number of samples: "fd_pca20_n1000".
 
     Raises:
-      BadRequest: if the network cannot be told, or does not take the examples, or has more
-        features than there are samples.
+      BadRequest: as `network_of`, or if the network has more features than there are
+        samples.
     """
-    training, data = config.training, config.data
-    if data.image_size and not data.channels and not training.quality_features:
-        raise BadRequest(
-            f"{_FIELD} must be given where data.channels is 0: {USUAL} or {EFFICIENTNET}"
-        )
-    shape = (*data.shape[:-1], data.shape[-1] or 3)
-    name = network_name(training.quality_features, kind_of(data), shape, _FIELD)
-    size = 1280 if name == EFFICIENTNET else int(name.removeprefix("pca"))
+    training, name = config.training, network_of(config)
+    size = NUM_FEATURES if name == EFFICIENTNET else int(name.removeprefix("pca"))
     if training.quality_samples <= size:
         raise BadRequest(
             f"training.quality_samples ({training.quality_samples}) must be more than the "

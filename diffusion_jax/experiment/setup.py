@@ -160,12 +160,17 @@ def preview_of(config: Config) -> SamplingConfig:
     most = int(_PREVIEW_SHARE * calls / num_grids) // len(("raw weights", "average"))
     steps = min(training.sample_steps, config.process.num_timesteps)
     num = min(training.num_samples, max(most // steps, _FEWEST_SAMPLES))
+    return ddim_sampling(config, min(steps, max(most // num, _FEWEST_STEPS)), num)
+
+
+def ddim_sampling(config: Config, steps: int, batch_size: int) -> SamplingConfig:
+    """Return the sampling while a run trains: DDIM, with the threshold of its config."""
     return SamplingConfig(
         sampler="ddim",
-        steps=min(steps, max(most // num, _FEWEST_STEPS)),
+        steps=steps,
         threshold=config.sampling.threshold,
         dynamic_percentile=config.sampling.dynamic_percentile,
-        batch_size=num,
+        batch_size=batch_size,
     )
 
 

@@ -21,11 +21,10 @@ from diffusion_jax.evaluation.optimal_timesteps import (
 )
 from diffusion_jax.evaluation.timestep_scan import TimestepScan
 from diffusion_jax.experiment import build
-from diffusion_jax.experiment.setup import load_data, make_plan
 from diffusion_jax.jobs.batches import means, over_examples, select
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.record import check_data_there, check_same_data
+from diffusion_jax.runs.record import check_data_there, load_plan
 from diffusion_jax.runs.weight_files import Weights
 from diffusion_jax.runs.weights import identity_of
 from diffusion_jax.runtime import devices, files, locks, processes
@@ -137,9 +136,7 @@ def _measure(
     variance: str,
     clip: bool,
 ) -> Statistics | None:
-    check_data_there(workdir, config)
-    plan, mesh = load_data(make_plan(config)), devices.make_mesh()
-    check_same_data(workdir, plan.config, plan.data)
+    plan, mesh = load_plan(workdir, config), devices.make_mesh()
     total = plan.model.process.num_timesteps
     measure = make_measure(plan.model, variance, clip=clip)
     # With the same noise everywhere, what differs between neighbours is not chance.

@@ -2,9 +2,8 @@
 
 import contextlib
 import pathlib
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,33 +19,20 @@ from diffusion_jax.runtime.text import say
 _SUFFIX = ".features"
 
 
-class Parts(Sequence[np.ndarray]):
-    """Columns of the batches of a folder, each read when it is asked for."""
+class Parts:
+    """Columns of the batches of a folder, each read when it is its turn."""
 
     def __init__(self, partial: Partial, num: int, columns: slice):
         self._partial, self._num, self._columns = partial, num, columns
 
-    def __len__(self) -> int:
-        return self._num
-
-    @overload
-    def __getitem__(self, i: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, i: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(self._num))]
-        if not 0 <= i < self._num:
-            raise IndexError(i)
-        try:
-            rows = self._partial.load(f"{i:06d}")
-            return rows[:, self._columns]
-        except (ValueError, IndexError) as error:
-            where = self._partial.path(f"{i:06d}")
-            raise BadRequest(f"{where} is damaged; delete {where.parent}") from error
-
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(self._num))
+        for i in range(self._num):
+            name = f"{i:06d}"
+            try:
+                yield self._partial.load(name)[:, self._columns]
+            except (ValueError, IndexError) as error:
+                where = self._partial.path(name)
+                raise BadRequest(f"{where} is damaged; delete {where.parent}") from error
 
 
 def features_of(partial: Partial, num: int, network: FeatureNetwork) -> Parts:
@@ -100,6 +86,13 @@ def extract(partial: Partial, extractor: Extractor, examples: ExampleSet) -> Par
     said = f"features: {len(order):,} examples, {examples.name}, by {name}"
     over_batches(partial, Work("features", said, num_batches, 1, "batches"), measure)
     return features_of(partial, num_batches, extractor.network)
+
+
+def _agree(kept: np.ndarray | None, found: np.ndarray) -> bool:
+    """Return whether features are the same, except for what other machines round."""
+    if kept is None or kept.shape != found.shape:
+        return False
+    return np.allclose(kept, found, rtol=1e-3, atol=1e-4)
 
 
 class Cache:
@@ -160,32 +153,25 @@ class Cache:
         of the user's own may read files of its own, all are.
         """
         self._partial.begin()
-        with self._lock():
-            first = self._examples.source[self._examples.order[:BATCH]]
-            found, kept = extractor(first), self.kept(f"{0:06d}")
-            same = kept is None or (
-                kept.shape == found.shape and np.allclose(kept, found, rtol=1e-3, atol=1e-4)
-            )
-            if not processes.of_first(same):
-                say(f"{self._partial.folder} is not of this network any more; again")
-                files.delete(self._partial.folder.glob("*.npy"))
+        with contextlib.ExitStack() as held:
+            if first_process.is_here():
+                held.enter_context(self._lock())
+            kept = self.kept(f"{0:06d}")
+            if processes.of_first(kept is not None):
+                found = extractor(self._examples.source[self._examples.order[:BATCH]])
+                if not processes.of_first(_agree(kept, found)):
+                    say(f"{self._partial.folder} is not of this network any more; again")
+                    files.delete(self._partial.folder.glob("*.npy"))
             return extract(self._partial, extractor, self._examples)
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the lock of the folder, after waiting for another process."""
-        folder, waiting = self._partial.folder, False
-        with contextlib.ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(locks.locked(folder, "writing to"))
-                    break
-                except BadRequest as error:
-                    if not waiting:
-                        say(f"waiting: {error}")
-                    waiting = True
-                    time.sleep(1)
-            yield
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Return the lock of the folder, which waits for another process and says so."""
+        folder = self._partial.folder
+        try:
+            locks.check_not_locked(folder, "writing to")
+        except BadRequest as error:
+            say(f"waiting: {error}")
+        return locks.in_turn(folder)
 
     def keep(self, name: str, array: np.ndarray) -> None:
         """Keep an array beside the features."""

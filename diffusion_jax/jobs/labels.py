@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.experiment import build_sampler
 from diffusion_jax.runtime.errors import BadRequest
 
 ALL = "all"
@@ -23,6 +24,21 @@ def check_has_labels(config: Config, flag: str) -> None:
         raise BadRequest(
             f"{flag}: the run was trained without labels; train one with "
             "--config.data.labels=true"
+        )
+
+
+def check_guidance(config: Config) -> None:
+    """Raise BadRequest for --guidance by the labels of a run that has none."""
+    sampling = config.sampling
+    if build_sampler.needs_base(sampling) or sampling.guidance != 1:
+        check_has_labels(config, f"--guidance {sampling.guidance:g}")
+
+
+def check_not_dropped(text: str | None, config: Config) -> None:
+    """Raise BadRequest for a --label that --guidance 0 leaves out."""
+    if text is not None and config.sampling.guidance == 0:
+        raise BadRequest(
+            f"--label {text}: --guidance 0 draws without the label; leave out one of them"
         )
 
 

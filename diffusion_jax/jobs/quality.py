@@ -25,7 +25,6 @@ from diffusion_jax.evaluation.feature_networks import FeatureNetwork
 from diffusion_jax.evaluation.moments import Moments
 from diffusion_jax.evaluation.quality import MOST_PAIRED, FeatureSet, Figure, Sets
 from diffusion_jax.experiment import feature_names
-from diffusion_jax.experiment.setup import load_data, make_plan
 from diffusion_jax.jobs import feature_choice, quality_report, sample
 from diffusion_jax.jobs.feature_sets import (
     Cache,
@@ -37,13 +36,12 @@ from diffusion_jax.jobs.feature_sets import (
 )
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
-from diffusion_jax.runs.record import check_data_there, check_same_data
+from diffusion_jax.runs.record import load_plan
 from diffusion_jax.runtime import devices, environment, first_process, locks, processes
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.text import say
 from diffusion_jax.samplers.timesteps import AUTO
 
-SPLITS = ("train", "held_out")
 _ALL = 2**62  # More examples than any set has.
 _SHOWN = 64  # Samples beside the nearest examples of the reference.
 _PICTURED = "pictured"  # The part with these samples.
@@ -75,7 +73,7 @@ class Request:
 
 
 class _Reference(NamedTuple):
-    """What samples are compared with.
+    """Examples that samples are compared with.
 
     Attributes:
       kind, shape: of the examples.
@@ -112,7 +110,8 @@ class _Samples(NamedTuple):
     step: int = 0
 
 
-class Comparison(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Comparison:
     """A reference, and the network by which samples are compared with it.
 
     Attributes:
@@ -128,6 +127,31 @@ class Comparison(NamedTuple):
     caches: Sequence[Cache]
     extractor: Extractor
     about: dict[str, Any]
+
+    @functools.cached_property
+    def features(self) -> tuple[FeatureSet, FeatureSet | None] | None:
+        """Features of the reference, and of its held-out examples if it has some.
+
+        All processes compute what is not kept; only the first gets the features.
+        """
+        filled = [cache.filled(self.extractor) for cache in self.caches]
+        if not first_process.is_here():
+            return None
+        known = self._moments(filled[0])
+        reference = FeatureSet(filled[0], self.caches[0].num, known)
+        if len(filled) == 1:
+            return reference, None
+        return reference, FeatureSet(filled[1], self.caches[1].num)
+
+    def _moments(self, parts: Parts) -> Moments:
+        """Return the moments of the reference, which are computed once and kept."""
+        cache, size = self.caches[0], self.extractor.network.num_features
+        kept = cache.kept("moments")
+        if kept is not None and kept.shape == (size + 1, size) and np.isfinite(kept).all():
+            return Moments(cache.num, kept[0], kept[1:])
+        found = FeatureSet(parts, cache.num).moments
+        cache.keep("moments", np.stack([found.mean, *found.scatter]))
+        return found
 
 
 def prepare(
@@ -152,7 +176,7 @@ def prepare(
     environment.check()
     data = None
     if workdir is not None and config is not None and not request.reference:
-        data = _data_of(workdir, config)
+        data = load_plan(workdir, config).data
     reference = _reference(config, data, request)
     network = feature_choice.choose(
         request.features,
@@ -228,13 +252,6 @@ def compare(
         return found or {}
 
     return done
-
-
-def _data_of(workdir: pathlib.Path, config: Config) -> DataSet:
-    check_data_there(workdir, config)
-    plan = load_data(make_plan(config, None))
-    check_same_data(workdir, plan.config, plan.data)
-    return plan.data
 
 
 def _check_enough(what: str, num: int, network: FeatureNetwork, more: str) -> None:
@@ -372,42 +389,27 @@ class _Job(NamedTuple):
             sample.draw(each.job, save)
         except sample.NotFinite as error:
             sample.blame_prior(each.job, error)
-            raise sample.failed(error, self.comparison.workdir, each.step) from error
+            workdir = self.comparison.workdir
+            raise sample.failed(str(error), workdir, each.step) from error
 
     def _finish(self) -> dict[str, Any]:
         """Compare what is there, and write the results; the first process does it."""
-        extractor, caches = self.comparison.extractor, self.comparison.caches
-        filled = [cache.filled(extractor) for cache in caches]
-        if not first_process.is_here():
+        features = self.comparison.features
+        if features is None:
             return {}
-        reference = self._reference(filled[0])
-        held_out = FeatureSet(filled[1], caches[1].num) if len(filled) > 1 else None
-        network, each_set = extractor.network, []
+        network, each_set = self.comparison.extractor.network, []
         for each in self.sets:
             say(f"comparing {each.num:,} samples with the reference")
             parts = features_of(each.partial, each.num_batches, network)
             logits = logits_of(each.partial, each.num_batches, network)
-            sets = Sets(FeatureSet(parts, each.num), reference, held_out, logits)
+            sets = Sets(FeatureSet(parts, each.num), *features, logits)
             try:
                 each_set.append(quality.figures(sets, network.name))
             except ValueError as error:
                 raise BadRequest(f"network {network.name}: {error}") from error
         figures = each_set[0] if len(each_set) == 1 else _over_seeds(each_set)
-        report = quality_report.Report(figures, each_set, self._picture(reference))
+        report = quality_report.Report(figures, each_set, self._picture(features[0]))
         return quality_report.write(self.whole, [s.partial for s in self.sets], report)
-
-    def _reference(self, parts: Parts) -> FeatureSet:
-        """Return the features of the reference, whose moments are computed once."""
-        cache, network = self.comparison.caches[0], self.comparison.extractor.network
-        kept = cache.kept("moments")
-        if kept is not None and kept.shape == (
-            network.num_features + 1,
-            network.num_features,
-        ):
-            return FeatureSet(parts, cache.num, Moments(cache.num, kept[0], kept[1:]))
-        found = FeatureSet(parts, cache.num)
-        cache.keep("moments", np.stack([found.moments.mean, *found.moments.scatter]))
-        return found
 
     def _picture(self, reference: FeatureSet) -> Any:
         """Return the first samples beside the nearest examples of the reference."""
@@ -418,7 +420,7 @@ class _Job(NamedTuple):
             shown = first.examples.source[first.examples.order[:_SHOWN]]
         else:
             shown = first.partial.load(_PICTURED)
-        distances, indices = quality.nearest_of(parts[0][:_SHOWN], reference)
+        distances, indices = quality.nearest_of(next(iter(parts))[:_SHOWN], reference)
         near_first = np.argsort(distances)
         there = examples.source[examples.order[indices[near_first]]]
         return kind.draw_side_by_side(

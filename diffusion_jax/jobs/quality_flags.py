@@ -1,4 +1,4 @@
-"""What the flags of `evaluate.py --quality` ask for, taken together."""
+"""Evaluation of the quality that the flags of evaluate.py ask for, taken together."""
 
 import dataclasses
 import pathlib
@@ -137,14 +137,8 @@ def _of_run(
     names = class_names(workdir) if config.data.labels else []
     label = labels.parse(given.own["label"], config, names)
     for each in configs:
-        sampling = each.sampling
-        if build_sampler.needs_base(sampling) or sampling.guidance != 1:
-            labels.check_has_labels(each, f"--guidance {sampling.guidance:g}")
-        if label and sampling.guidance == 0:
-            raise BadRequest(
-                f"--label {given.own['label']}: --guidance 0 draws without the label; "
-                "leave out one of them"
-            )
+        labels.check_guidance(each)
+        labels.check_not_dropped(given.own["label"], each)
     if label:
         warnings.warn(
             f"--label {given.own['label']}: the reference has the examples of all classes",

@@ -15,7 +15,7 @@ from diffusion_jax.runtime.text import say
 
 
 class Report(NamedTuple):
-    """What was found.
+    """Results of an evaluation.
 
     Attributes:
       figures: by their names; means where there are several seeds.

@@ -202,7 +202,7 @@ def generate(
             stopping = not request.merge and draw(_ready(job))
         except NotFinite as error:
             blame_prior(job, error)
-            raise failed(error, workdir, loaded.step) from error
+            raise failed(str(error), workdir, loaded.step) from error
         if request.shard:
             say(partial.said_of_shard())
             return stopping
@@ -482,12 +482,12 @@ def wanted_samples(job: Job, i: int, samples: jax.Array) -> np.ndarray:
     return own[:kept]
 
 
-def failed(error: NotFinite, workdir: pathlib.Path, step: int) -> RunFailed:
-    """Return what is said of samples that are not finite, of a checkpoint."""
-    return RunFailed(f"{error}; try another sampler{another_checkpoint(workdir, step)}")
+def failed(said: str, workdir: pathlib.Path, step: int) -> RunFailed:
+    """Return the error of samples that are not finite, of a checkpoint."""
+    return RunFailed(f"{said}; try another sampler{_another_checkpoint(workdir, step)}")
 
 
-def another_checkpoint(workdir: pathlib.Path, step: int) -> str:
+def _another_checkpoint(workdir: pathlib.Path, step: int) -> str:
     """Return what to try, if the run has a checkpoint from before this step."""
     earlier = [s for s in run_folder.saved_steps(workdir) if s < step]
     if not earlier:

@@ -42,7 +42,7 @@ from diffusion_jax.runtime import (
     processes,
 )
 from diffusion_jax.runtime.checks import nearest, values_refused
-from diffusion_jax.runtime.errors import BadRequest, RunFailed
+from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.fields import leaves_of
 from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
@@ -462,10 +462,8 @@ class _Drawing:
                 sample.save_batch(job, i, *drawn)
             except sample.NotFinite as error:
                 sample.blame_prior(job, error)
-                step = self._sweep.checkpoint_step
-                more = sample.another_checkpoint(self._sweep.workdir, step)
-                said = f"{setting.title}: {error}"
-                raise RunFailed(f"{said}; try another sampler{more}") from error
+                step, said = self._sweep.checkpoint_step, f"{setting.title}: {error}"
+                raise sample.failed(said, self._sweep.workdir, step) from error
             jax.effects_barrier()  # No report of this batch may come after this.
             self._most = 0
             self._done += calls

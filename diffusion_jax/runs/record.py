@@ -16,6 +16,7 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
+from diffusion_jax.experiment.setup import Plan, load_data, make_plan
 from diffusion_jax.runs import ema_snapshots
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runtime import files
@@ -229,6 +230,18 @@ def check_data_there(workdir: pathlib.Path, config: Config) -> None:
                 f"data.{field} ({path!r}) of the run in {workdir} is not there; if it was "
                 f"moved, give its new place with --data_{field}"
             )
+
+
+def load_plan(workdir: pathlib.Path, config: Config) -> Plan:
+    """Return the plan of a run with its data decoded, those that it was trained on.
+
+    Raises:
+      BadRequest: as `check_data_there`, `make_plan` and `check_same_data`.
+    """
+    check_data_there(workdir, config)
+    plan = load_data(make_plan(config))
+    check_same_data(workdir, plan.config, plan.data)
+    return plan
 
 
 def check_same_data(workdir: pathlib.Path, here: Config, data: sources.DataSet) -> None:

@@ -1,7 +1,6 @@
 """Pictures that are drawn while a run trains: sample grids and trajectories."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.forward_process import q_trajectory
-from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import events, pictures
 from diffusion_jax.runs import folder as run_folder
@@ -21,7 +19,7 @@ from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import say
-from diffusion_jax.samplers.chain import Samples, even_frames
+from diffusion_jax.training.drawing import Drawing
 from diffusion_jax.training.train_state import TrainState
 
 SAMPLE_GRID = "sample grid"  # The sampling of one, on a stopwatch.
@@ -60,17 +58,7 @@ class Previews:
         self._plan, self._config, self._workdir = plan, plan.config, workdir
         self._mesh, self._stop, self._bar = mesh, stop, bar
         self._kind = kind_of(plan.config.data)
-        self._table = build_sampler.make_table(plan.model, plan.preview)
-        self._frames = even_frames(self._table.num_rows, _STRIP_FRAMES)
-        self._sampler = build_sampler.make_sampler(
-            plan.config,
-            plan.model,
-            mesh,
-            build_sampler.chain_options(plan.config, self._frames),
-            on_progress=lambda calls: self._on_progress(calls),
-            in_segments=True,
-        )
-        self._on_progress: Callable[[int], None] = lambda calls: None
+        self._drawing = Drawing(plan, mesh, stop, plan.preview, _STRIP_FRAMES)
 
     def draw(self, state: TrainState, step: int) -> None:
         """Draw samples/step_N.png, and reverse.png: noise becoming samples.
@@ -78,7 +66,8 @@ class Previews:
         The samples are drawn with the main average; while those of the raw weights differ
         clearly, they are shown beside them. Nothing is drawn if the run was stopped.
         """
-        average, calls = average_names(self._config.ema)[0], self._table.num_rows
+        average = average_names(self._config.ema)[0]
+        calls = self._drawing.table.num_rows
         both = devices.whole_everywhere(self._mesh, (state.params, state.emas[average]))
         try:
             with (
@@ -94,7 +83,8 @@ class Previews:
             say(said)
             events.add(self._workdir, events.WARNING, step, said)
             return
-        titles = [f"{done} of {self._frames[-1]} steps" for done in self._frames]
+        shown = self._drawing.frames
+        titles = [f"{done} of {shown[-1]} steps" for done in shown]
         self._save_strip("reverse.png", frames, titles)
         # This picture comes last: where it exists, all of them do.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
@@ -109,19 +99,11 @@ class Previews:
     def _samples(
         self, params: Any, bar: ProgressBar, done: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        def on_progress(calls: int) -> None:
-            bar.report(done + calls)
-            self._stop.check()
-
-        self._on_progress = on_progress
+        indices = np.arange(self._drawing.size, dtype=np.int32)
+        samples, frames = self._drawing.draw(
+            params, indices, self._cond(len(indices)), lambda n: bar.report(done + n)
+        )
         wanted = self._plan.preview.batch_size
-        count = -(-wanted // self._mesh.size) * self._mesh.size
-        key = jax.random.key(self._config.seed)
-        indices = devices.put_rows(self._mesh, np.arange(count, dtype=np.int32))
-        cond = devices.put_rows(self._mesh, self._cond(count))
-        samples, frames = self._sampler(params, self._table, Samples(key, indices), cond)
-        self._stop.check()
-        samples, frames = devices.to_host((samples, frames))
         return samples[:wanted], frames[:, :wanted]
 
     def _cond(self, count: int) -> dict[str, np.ndarray]:

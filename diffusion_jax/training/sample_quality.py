@@ -1,6 +1,5 @@
 """FD and KID of few samples while a run trains, to compare its checkpoints by."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +14,11 @@ from diffusion_jax.evaluation.frechet_distance import FrechetDistance
 from diffusion_jax.evaluation.kernel_distance import kernel_distance
 from diffusion_jax.evaluation.moments import moments_of
 from diffusion_jax.evaluation.quality import MOST_PAIRED
-from diffusion_jax.experiment import build_features, build_sampler, feature_names
-from diffusion_jax.experiment.setup import Plan
-from diffusion_jax.runtime import devices
+from diffusion_jax.experiment import build_features, feature_names
+from diffusion_jax.experiment.setup import Plan, ddim_sampling
 from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
-from diffusion_jax.samplers.chain import Samples
+from diffusion_jax.training.drawing import Drawing
 
 
 class SampleQuality:
@@ -35,7 +33,6 @@ class SampleQuality:
         self._plan, self._mesh, self._stop, self._bar = plan, mesh, stop, bar
         self._names = feature_names.metric_names(plan.config)
         self._reference: np.ndarray | None = None
-        self._on_progress: Callable[[int], None] = lambda calls: None
 
     def figures(self, params: Any) -> dict[str, float] | None:
         """Return FD and KID of samples drawn with these params, by their names."""
@@ -57,7 +54,7 @@ class SampleQuality:
         split = self._plan.data.split("train")
         order = fixed_choice(len(split), MOST_PAIRED)
         order = np.random.default_rng(0).permutation(order)
-        name = self._names["FD"].removeprefix("fd_").rpartition("_")[0]
+        name = feature_names.network_of(config)
         network = build_features.make_network(name, split.source, order)
         self._extract = Extractor(network, self._mesh)
         found, size = [], config.data.batch_size
@@ -68,39 +65,28 @@ class SampleQuality:
                 self._stop.check()
         reference = np.concatenate(found)[:, : network.num_features]
         self._distance = FrechetDistance(moments_of(reference))
-        sampling = sampling_of(config)
-        self._table = build_sampler.make_table(self._plan.model, sampling)
-        self._size = -(-sampling.batch_size // self._mesh.size) * self._mesh.size
-        self._sampler = build_sampler.make_sampler(
-            config,
-            self._plan.model,
-            self._mesh,
-            build_sampler.chain_options(config, ()),
-            on_progress=lambda calls: self._on_progress(calls),
-            in_segments=True,
-        )
+        self._drawing = Drawing(self._plan, self._mesh, self._stop, sampling_of(config))
         return reference
 
     def _features_of_samples(self, params: Any) -> np.ndarray:
         assert self._reference is not None
         training, kind = self._plan.config.training, kind_of(self._plan.config.data)
-        calls, found = self._table.num_rows, list[np.ndarray]()
-        begins = range(0, training.quality_samples, self._size)
-        key = jax.random.key(self._plan.config.seed)
+        drawing, found = self._drawing, list[np.ndarray]()
+        calls, begins = (
+            drawing.table.num_rows,
+            range(0, training.quality_samples, drawing.size),
+        )
         with self._bar.part("quality", len(begins) * calls, "calls") as bar:
-
-            def on_progress(done: int) -> None:
-                bar.report(len(found) * calls + done)
-                self._stop.check()
-
-            self._on_progress = on_progress
             for begin in begins:
-                indices = np.arange(begin, begin + self._size, dtype=np.int32)
-                samples, cond = devices.put_rows(self._mesh, (indices, self._cond(indices)))
-                drawn, _ = self._sampler(params, self._table, Samples(key, samples), cond)
-                self._stop.check()
-                x = kind.from_network(devices.to_host(drawn))
-                found.append(self._extract(x)[:, : self._reference.shape[1]])
+                indices = np.arange(begin, begin + drawing.size, dtype=np.int32)
+                drawn, _ = drawing.draw(
+                    params,
+                    indices,
+                    self._cond(indices),
+                    lambda done: bar.report(len(found) * calls + done),
+                )
+                features = self._extract(kind.from_network(drawn))
+                found.append(features[:, : self._reference.shape[1]])
         return np.concatenate(found)[: training.quality_samples]
 
     def _cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -121,10 +107,8 @@ def num_calls(config: Config) -> int:
 
 def sampling_of(config: Config) -> SamplingConfig:
     """Return how these samples are drawn: by DDIM, with the steps of a sample grid."""
-    return SamplingConfig(
-        sampler="ddim",
-        steps=min(config.training.sample_steps, config.process.num_timesteps),
-        threshold=config.sampling.threshold,
-        dynamic_percentile=config.sampling.dynamic_percentile,
-        batch_size=config.sampling.batch_size,
+    return ddim_sampling(
+        config,
+        min(config.training.sample_steps, config.process.num_timesteps),
+        config.sampling.batch_size,
     )

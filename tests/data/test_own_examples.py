@@ -98,3 +98,16 @@ def test_what_is_no_set_of_examples_is_refused(tmp_path, make, match):
 def test_an_empty_flag_is_refused():
     with pytest.raises(BadRequest, match="--samples is empty"):
         read_examples("", "--samples")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
+def test_the_sizes_of_images_are_read_from_any_header(tmp_path, suffix):
+    """Two images of 9 x 6 pixels; then one of 9 x 7, which is named before any is drawn."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for i, height in enumerate((6, 6, 7)):
+        Image.fromarray(pictures(1, 9)[0, :height]).save(folder / f"{i}.{suffix}")
+    with pytest.raises(BadRequest, match=f"2.{suffix} has 9 x 7 pixels, .* 9 x 6"):
+        read_examples(str(folder), "--samples")
+    (folder / f"2.{suffix}").unlink()
+    assert read_examples(str(folder), "--samples").shape == (6, 9, 3)

@@ -133,7 +133,7 @@ def test_the_variance_is_the_jackknife_less_what_it_counts_twice(shift, seed):
 
 
 def test_the_part_of_pairs_is_the_variance_of_a_product_of_its_variables():
-    """Of k = (x y + 1)^3 for x, y = +-1 the part of pairs is 4 x y: its square is 16."""
+    """The part of pairs of k = (x y + 1)^3, x, y = +-1, is 4 x y, and its square 16."""
     signs = np.repeat([[1.0], [-1.0]], 2000, axis=0)
     for same in (True, False):
         pairs = kid._pairs(signs, signs, same=same)

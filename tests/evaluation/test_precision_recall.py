@@ -130,7 +130,7 @@ def test_the_standard_errors_are_the_spread_over_repeats(scale):
 
 
 def test_equal_examples_far_from_the_origin_are_at_distance_0():
-    """Where |x|^2 + |y|^2 - 2 x . y alone has no digits left."""
+    """Distances for which |x|^2 + |y|^2 - 2 x . y alone has no digits left."""
     pairs = np.repeat(normal(20, d=50) + 1e4, 2, axis=0)
     ((_, _, squares),) = nearest.squared_distances(pairs, pairs)
     np.testing.assert_array_equal(squares == 0, np.kron(np.eye(20), np.ones((2, 2))) > 0)

@@ -1,4 +1,4 @@
-"""All metrics together: features in blocks, and the names and numbers of figures."""
+"""Metrics together: features in blocks, and the names and numbers of figures."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int":
 
 
 class Storage:
-    """What a pickle refers to: elements that lie elsewhere."""
+    """Reference of a pickle to elements that lie elsewhere."""
 
     def __init__(self, key, kind, content, count):
         self.pid = ("storage", getattr(sys.modules["torch"], kind), key, "cpu", count)
@@ -31,7 +31,7 @@ class Storage:
 
 
 class Call:
-    """What is pickled as a call of a function."""
+    """Object that is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.reduced = (function, arguments)
@@ -159,7 +159,7 @@ def test_other_dtypes(torch, read, form):
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_a_file_that_torch_has_written(form):
-    """Of torch 2.13: see `write_fixtures` in benchmarks/against/feature_networks.py."""
+    """Files of torch 2.13, by benchmarks/against/feature_networks.py (`write_fixtures`)."""
     found = torch_files.read_tensors(FIXTURES / f"torch_{form}.pth")
     assert list(found) == ["half", "bfloat16", "transposed", "part", "parameter", "count"]
     grid = np.arange(6).reshape(2, 3)
@@ -187,7 +187,7 @@ def test_code_is_refused_by_name_and_not_run(read, form, function, tmp_path):
 @FORMS
 @pytest.mark.parametrize("state", [{"a": 1}, (None, {"a": 1}), (None, {"__class__": dict})])
 def test_a_pickle_changes_no_function(torch, read, form, state, monkeypatch):
-    """What builds an object from its state may not give one to a function."""
+    """An opcode that gives an object its state may not give one to a function."""
 
     class Changed(Call):
         def __reduce__(self):

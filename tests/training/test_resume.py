@@ -121,7 +121,7 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
         plan = make_plan(config_of(), points)
         it = train.prepared_trainer(plan, workdir, checkpoints, stop)
         held_out, previews = it.periodic.held_out, it.periodic.previews
-        program = held_out._loss if what == "evaluate" else previews._sampler
+        program = held_out._loss if what == "evaluate" else previews._drawing._sampler
 
         def interrupted(*arguments):
             stop.wanted |= it_is_at[0] == at
@@ -138,7 +138,7 @@ def test_a_stop_while_it_evaluates_or_draws_leaves_nothing_out(
         if what == "evaluate":
             held_out._loss = interrupted
         else:
-            previews._sampler = interrupted
+            previews._drawing._sampler = interrupted
         assert int(it.run().step) == at and stop.wanted
     assert f"saved at step {at}" in capsys.readouterr().out
     train.train(config_of(), workdir, points)

@@ -627,10 +627,10 @@ def test_samples_are_drawn_with_the_average(tmp_path, points, monkeypatch):
 
     def sampler(params, table, samples, cond):
         assert cond == {}  # A run without labels.
-        ones = np.ones((len(it._frames) + 1, 4, 2), np.float32)
+        ones = np.ones((len(it._drawing.frames) + 1, 4, 2), np.float32)
         return params * ones[0], params * ones[1:]
 
-    it._sampler = sampler
+    it._drawing._sampler = sampler
     state = TrainState(0, 0.5, {"0.9": 0.25, "std:0.05": 9.0, "std:0.1": 9.0}, 0, 0, 0, 0)
     it.draw(state, 1)
     both = drawn.pop("draw_side_by_side")
