@@ -63,8 +63,27 @@ class DataConfig:
     )
     channels: int = described(
         1,
-        "Channels of an image, or coordinates of a point; 0: as many as the data has.",
+        "Channels of an image or sound, or coordinates of a point; 0: as many as the data "
+        "has.",
         range=(0, 4096),
+    )
+    num_frames: int = described(
+        0, "Frames of a clip of image_size; 0: no clips.", range=(0, 2**12)
+    )
+    sound_length: int = described(
+        0, "Values of a sound per channel; 0: no sounds.", range=(0, 2**24)
+    )
+    sample_rate: int = described(
+        16000,
+        "Values of a sound per second and channel, in Hz.",
+        range=(1, 768_000),
+        only_with={"data.sound_length": SET},
+    )
+    gain: float = described(
+        0.0,
+        "Factor of sounds before the network; 0: the one that makes the loudest value 1.",
+        range=(0, 10**6),
+        only_with={"data.sound_length": SET},
     )
     resize: str = described(
         "crop",
@@ -127,9 +146,12 @@ class DataConfig:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example: (H, W, C), or (D,) for points."""
+        """Shape of one example: (H, W, C), (F, H, W, C), (L, C), or (D,) for points."""
+        if self.sound_length:
+            return (self.sound_length, self.channels)
         size = self.image_size * 2 if len(self.image_size) == 1 else self.image_size
-        return (*size, self.channels)
+        frames = (self.num_frames,) if self.num_frames else ()
+        return (*frames, *size, self.channels)
 
 
 @dataclasses.dataclass(slots=True)
@@ -502,9 +524,9 @@ class SamplingConfig:
     )
     threshold: str = described(
         "static",
-        "How the predicted x_0 of images is kept in range.",
+        "How the predicted x_0 of images and sounds is kept in range.",
         choices=THRESHOLDS,
-        only_with={"data.image_size": SET},
+        only_with={"data.image_size": SET, "data.sound_length": SET},
     )
     dynamic_percentile: float = described(
         0.995,

@@ -1,13 +1,11 @@
-"""The kinds of example: points and pictures, and all that differs between them.
+"""The kinds of example: points, pictures, sounds and clips, and how they differ.
 
 `kind_of` chooses the kind of a run from its config. What only one kind of example has
 (levels, bounds, flips) is a property of the kind, so that no other module looks at shapes
 or dtypes to tell kinds apart. A new kind is a new object in `KINDS`.
 """
 
-import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,131 +14,16 @@ from PIL import Image
 
 from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
 from diffusion_jax.data import drawing
+from diffusion_jax.data.clips import CLIPS
 from diffusion_jax.data.images import fit
-from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.levels import from_levels, to_levels
+from diffusion_jax.data.sounds import Sounds
 from diffusion_jax.runtime.errors import BadRequest
 
-_LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
 _STRIP_ROWS = 8  # Images of a trajectory, a row for each.
 _PLOTS = 4  # Scatter plots in a row.
 _ANIMATED = 25  # Images of an animation: GIF compresses noise badly.
-
-
-class Kind(abc.ABC):
-    """Examples of one kind: their form in files, in the network and in pictures.
-
-    Attributes:
-      name: the kind in messages, in the plural.
-      form: dtype and axes of an array of examples, in words.
-      dtype, ndim: of an array of examples, the axis of the batch included.
-      network: the class of config of the networks that take such examples.
-      is_bounded: whether x_0 lies in [-1, 1], so that a predicted x_0 is thresholded.
-      has_levels: whether values lie on 256 levels, which the L_0 of the likelihood needs.
-      can_flip: whether an example can be mirrored left to right.
-      num_forward: examples that a forward trajectory shows.
-    """
-
-    name: str
-    form: str
-    dtype: np.dtype
-    ndim: int
-    network: Any
-    is_bounded: bool
-    has_levels: bool
-    can_flip: bool
-    num_forward: int
-
-    def fits(self, array: np.ndarray) -> bool:
-        """Return whether a non-empty array has the dtype and axes of such examples."""
-        return (array.dtype, array.ndim) == (self.dtype, self.ndim) and array.size > 0
-
-    def from_file(self, array: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
-        """Return the examples that a file's array holds, in the shape of the config.
-
-        Args:
-          array: as the file has it.
-          where: the file, for messages.
-          config: has the shape, and how examples get it.
-
-        Raises:
-          BadRequest: if the array holds something else; with a remedy, if one is known.
-        """
-        self.check_form(array, where)
-        return array
-
-    def check_form(self, array: np.ndarray, where: str) -> None:
-        """Raise BadRequest, with a remedy if one is known, unless `fits`."""
-        if not self.fits(array):
-            raise BadRequest(
-                f"{where}: arr_0 is {array.dtype} {list(array.shape)}, but must be "
-                f"{self.form}, and not empty{self._remedy(array)}"
-            )
-
-    @abc.abstractmethod
-    def _remedy(self, array: np.ndarray) -> str:
-        """Return how an array that does not fit could be saved; begins with "; "."""
-
-    @abc.abstractmethod
-    def to_network(self, x: jax.Array) -> jax.Array:
-        """Return examples as the network sees them; float32."""
-
-    @abc.abstractmethod
-    def from_network(self, x: np.ndarray) -> np.ndarray:
-        """Return examples as a file has them: the inverse of `to_network`."""
-
-    def flipped(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        """Return examples of the network, each mirrored with probability 1/2."""
-        raise ValueError(f"{self.name} cannot be flipped")
-
-    def network_batch(self, batch: Batch) -> Batch:
-        """Return the batch with x as the network sees it."""
-        return batch._replace(x=self.to_network(batch.x))
-
-    def training_batch(self, key: jax.Array, batch: Batch, *, flip: bool) -> Batch:
-        """Return the batch that a train step learns from.
-
-        Args:
-          key: of the augmentation.
-          batch: x as the files have it.
-          flip: whether to mirror x at random.
-        """
-        batch = self.network_batch(batch)
-        return batch._replace(x=self.flipped(key, batch.x)) if flip else batch
-
-    @abc.abstractmethod
-    def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
-        """Return a picture of examples as files have them.
-
-        Args:
-          x: [N, ...].
-          columns: of images, in a row; 0 is as fits.
-          turns: number of rows of images that take the examples in turn; 0 is row after
-            row.
-        """
-
-    @abc.abstractmethod
-    def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
-        """Return a picture of several sets of examples, each with its name above it."""
-
-    @abc.abstractmethod
-    def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
-        """Return a picture of many sets, `columns` in a row, each with its name above it.
-
-        Of images the first ones of each set are shown.
-        """
-
-    @abc.abstractmethod
-    def draw_strip(self, frames: np.ndarray, titles: Sequence[str]) -> Image.Image:
-        """Return a picture of a trajectory, time from left to right.
-
-        Args:
-          frames: examples as files have them, [F, N, ...].
-          titles: one for each frame; not every kind shows them.
-        """
-
-    @abc.abstractmethod
-    def draw_frames(self, frames: np.ndarray) -> list[Image.Image]:
-        """Return the pictures of an animation of a trajectory [F, N, ...]."""
 
 
 class _Points(Kind):
@@ -216,12 +99,10 @@ class _Pictures(Kind):
         return _to_8_bits(array)
 
     def to_network(self, x: jax.Array) -> jax.Array:
-        # From a table: a compiler may turn the division into a product, one ulp off.
-        return jnp.asarray(_LEVELS)[x]
+        return from_levels(x)
 
     def from_network(self, x: np.ndarray) -> np.ndarray:
-        # Rounded; what lies outside of [-1, 1] is clipped.
-        return np.clip(np.rint((np.asarray(x) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        return to_levels(x)
 
     def flipped(self, key: jax.Array, x: jax.Array) -> jax.Array:
         mirrored = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
@@ -288,9 +169,13 @@ def _fitted(images: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
 
 
 POINTS, PICTURES = _Points(), _Pictures()
-KINDS: tuple[Kind, ...] = (PICTURES, POINTS)
+KINDS: tuple[Kind, ...] = (PICTURES, POINTS, Sounds(), CLIPS)
 
 
 def kind_of(config: DataConfig) -> Kind:
     """Return the kind of the examples of a config."""
+    if config.sound_length:
+        return Sounds(config.sample_rate, config.gain or 1.0)
+    if config.num_frames:
+        return CLIPS
     return PICTURES if config.image_size else POINTS

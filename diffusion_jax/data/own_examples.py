@@ -8,7 +8,8 @@ from diffusion_jax.config import DataConfig
 from diffusion_jax.data.headers import read_headers
 from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.images import decode_whole, size_of
-from diffusion_jax.data.kinds import KINDS, PICTURES, Kind
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import KINDS, PICTURES
 from diffusion_jax.data.npz import read_arrays
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.unreadable import Unreadable

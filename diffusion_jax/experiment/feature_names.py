@@ -5,7 +5,8 @@ import re
 import numpy as np
 
 from diffusion_jax.config import Config
-from diffusion_jax.data.kinds import PICTURES, Kind, kind_of
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import PICTURES, kind_of
 from diffusion_jax.networks.efficientnet_lite import NUM_FEATURES
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest

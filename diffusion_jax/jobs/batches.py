@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.kinds import Kind
+from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.sources import Split, fixed_choice
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.jobs.resumable import Partial

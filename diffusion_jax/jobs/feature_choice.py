@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.data.kinds import Kind
+from diffusion_jax.data.kind import Kind
 from diffusion_jax.evaluation import feature_networks
 from diffusion_jax.evaluation.feature_networks import FeatureNetwork, Features
 from diffusion_jax.experiment import build_features, feature_names

@@ -18,7 +18,8 @@ from PIL import Image
 
 from diffusion_jax.config import SamplingConfig
 from diffusion_jax.data import drawing
-from diffusion_jax.data.kinds import PICTURES, Kind
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.experiment import build_sampler

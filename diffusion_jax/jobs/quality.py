@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config
-from diffusion_jax.data.kinds import Kind, kind_of
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.own_examples import OwnExamples, read_examples
 from diffusion_jax.data.sources import DataSet, fingerprint
 from diffusion_jax.evaluation import quality

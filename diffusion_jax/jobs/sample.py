@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from diffusion_jax.config import Config, hashes_of
-from diffusion_jax.data.kinds import Kind, kind_of
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import DataSet
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation

@@ -1,6 +1,7 @@
 """The embeddings of the timestep, as in the DDPM code, and of a class."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -31,15 +32,20 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
 
 
 def of_label(
-    label: jax.Array | None, t: jax.Array, num_classes: int, dim: int, dtype: Any
+    cond: Mapping[str, jax.Array] | None,
+    t: jax.Array,
+    num_classes: int,
+    dim: int,
+    dtype: Any,
 ) -> jax.Array:
     """Return the learned embedding of each example's class, to be added to that of time.
 
     A network calls it within its own `__call__`, as it would a module.
 
     Args:
-      label: int32 [B], 0 .. num_classes - 1; num_classes is the class of examples whose
-        label was dropped. Without it, all are of that class. Others give NaN.
+      cond: may have "label", int32 [B], 0 .. num_classes - 1; num_classes is the class of
+        examples whose label was dropped. Without it, all are of that class. Others give
+        NaN.
       t: [B], the timesteps.
       num_classes: of the data.
       dim: width of the embedding.
@@ -48,7 +54,6 @@ def of_label(
     Returns:
       [B, dim].
     """
-    if label is None:
-        label = jnp.full(t.shape, num_classes, jnp.int32)
+    label = (cond or {}).get("label", jnp.full(t.shape, num_classes, jnp.int32))
     table = nn.Embed(num_classes + 1, dim, dtype=dtype, name="label_embedding")
     return table(label)

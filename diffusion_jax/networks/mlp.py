@@ -1,5 +1,6 @@
 """A residual multilayer perceptron for points, such as the 2-D toys."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -28,15 +29,20 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array] | None = None,
+        *,
+        train: bool,
     ) -> jax.Array:
-        """x_t [B, D], t [B], label int32 [B] -> float32 [B, out_channels]."""
+        """x_t [B, D], t [B] -> float32 [B, out_channels]; cond may have "label" [B]."""
         del train  # No dropout.
         dtype = jnp.dtype(self.dtype)
         temb = timestep_embedding(t, self.width)
         temb = nn.swish(nn.Dense(self.width, dtype=dtype, name="temb")(temb))
         if self.num_classes:
-            temb = temb + of_label(label, t, self.num_classes, self.width, dtype)
+            temb = temb + of_label(cond, t, self.num_classes, self.width, dtype)
         h = nn.Dense(self.width, dtype=dtype, name="dense_in")(x_t)
         for i in range(self.num_blocks):
             r = nn.LayerNorm(dtype=dtype, name=f"norm{i}")(h)

@@ -1,6 +1,7 @@
 """The DDPM U-Net (Ho et al. 2020, appendix B), block for block as in the authors' code."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -56,11 +57,17 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, label: jax.Array | None = None, *, train: bool
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        cond: Mapping[str, jax.Array] | None = None,
+        *,
+        train: bool,
     ) -> jax.Array:
         """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels].
 
-        The label, int32 [B], is 0 .. num_classes - 1, or num_classes for none.
+        `cond` may have, of each example: "label", int32 [B], the class, see
+        `embeddings.of_label`.
         """
         dtype = jnp.dtype(self.dtype)
         num_levels = len(self.channel_mults)
@@ -89,7 +96,7 @@ class UNet(nn.Module):
         temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
         temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
         if self.num_classes:
-            temb = temb + of_label(label, t, self.num_classes, width, dtype)
+            temb = temb + of_label(cond, t, self.num_classes, width, dtype)
 
         h = blocks.conv3x3(self.base_channels, name="conv_in", **on)(x_t)
         skips = [h]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
-from diffusion_jax.data.kinds import KINDS, PICTURES, POINTS, Kind, kind_of
+from diffusion_jax.data.kind import Kind
+from diffusion_jax.data.kinds import KINDS, PICTURES, POINTS, kind_of
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.runtime.errors import BadRequest
 
