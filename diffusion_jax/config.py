@@ -166,7 +166,9 @@ class UNetConfig:
     )
     num_res_blocks: int = described(2, "Residual blocks of each level.", range=(1, 100))
     attn_resolutions: tuple[int, ...] = described(
-        (16,), "Heights of the levels with attention.", range=_SIZES
+        (16,),
+        "Heights of the levels with attention; of sounds, their lengths.",
+        range=_SIZES,
     )
     num_heads: int = described(1, "Heads of the attention.", range=(1, 2**14))
     dropout: float = described(0.1, "Rate of the dropout.", range=(0, 0.99))
@@ -303,6 +305,13 @@ class LossConfig:
         "Probability that an example is learned without its label, as guidance needs.",
         range=(0, 1),
         only_with={"data.labels": SET},
+    )
+    focus: float = described(
+        0.0,
+        "Probability that a clip is learned as single images, whose attention over time "
+        "is kept to each frame.",
+        range=(0, 1),
+        only_with={"data.num_frames": SET},
     )
 
 

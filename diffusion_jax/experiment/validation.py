@@ -34,26 +34,45 @@ def check(config: Any) -> None:
     _check_loss(config)
     _check_averages(config.ema)
     _check_training(config)
-    size = config.data.image_size
-    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
-        raise BadRequest(
-            f"data.image_size {text(size)} must be (size,) or (height, width), each in "
-            f"1 .. {_MAX_SIZE}, or () for points"
-        )
+    _check_shape(config.data)
     _check_labels(config.data)
     _check_sampling(config)
-    if config.data.random_flip and not kind_of(config.data).can_flip:
+    kind = kind_of(config.data)
+    if config.data.random_flip and not kind.can_flip:
+        raise BadRequest(f"data.random_flip (True) is not for {kind.name}; set it to False")
+    if not isinstance(config.model, kind.network):
         raise BadRequest(
-            "data.random_flip (True) is for images, not for points; set it to False"
+            f"the config's model is a {type(config.model).__name__}, but its examples are "
+            f"{kind.name} (data.image_size {config.data.image_size}); give it a "
+            f"{kind.network.__name__}"
         )
     if hasattr(config.model, "channel_mults"):
         _check_unet(config)
-    elif not isinstance(config.model, kind_of(config.data).network):
-        raise BadRequest(
-            f"data.image_size {config.data.image_size} is for images, but the config's "
-            "model is an MLP, for points; give it a UNetConfig"
-        )
     _check_network_size(config)
+
+
+def _check_shape(data: Any) -> None:
+    size = data.image_size
+    if len(size) > 2 or not all(1 <= n <= _MAX_SIZE for n in size):
+        raise BadRequest(
+            f"data.image_size {text(size)} must be (size,) or (height, width), each in "
+            f"1 .. {_MAX_SIZE}, or () for points and sounds"
+        )
+    if data.sound_length and size:
+        raise BadRequest(
+            f"data.sound_length ({data.sound_length}) is for sounds, and data.image_size "
+            f"{size} for images: set that to (), or data.sound_length to 0"
+        )
+    if data.num_frames and not size:
+        raise BadRequest(
+            f"data.num_frames ({data.num_frames}) is for clips, which need the height and "
+            "width of a frame: set data.image_size"
+        )
+    if data.sound_length and data.channels > 2:
+        raise BadRequest(
+            f"data.channels ({data.channels}) of sounds must be 1 (mono), 2 (stereo) or 0 "
+            "(as the sounds have)"
+        )
 
 
 def _check_labels(data: Any) -> None:
@@ -75,10 +94,11 @@ def _check_training(config: Any) -> None:
             f"optimizer.accumulate ({config.optimizer.accumulate}) must divide "
             f"data.batch_size ({config.data.batch_size})"
         )
-    if training.likelihood_every and not kind_of(config.data).has_levels:
+    kind = kind_of(config.data)
+    if training.likelihood_every and not kind.has_levels:
         raise BadRequest(
             f"training.likelihood_every ({training.likelihood_every}) is for images on 256 "
-            "levels, and these are points: set it to 0"
+            f"levels, and these are {kind.name}: set it to 0"
         )
     if training.best_by == "bits_per_dim" and not training.likelihood_every:
         raise BadRequest(
@@ -123,7 +143,7 @@ def _check_sampling(config: Any) -> None:
     elif config.sampling.spacing == AUTO and not kind_of(config.data).has_levels:
         raise BadRequest(
             "sampling.spacing ('auto') chooses by the likelihood of images, but these are "
-            "points; take another spacing"
+            f"{kind_of(config.data).name}; take another spacing"
         )
     elif config.sampling.spacing == "ddim_quadratic" and (
         config.sampling.sampler not in REPEATING
@@ -178,8 +198,8 @@ def _check_loss(config: Any) -> None:
         )
     if loss.kind != "prediction" and not kind_of(config.data).has_levels:
         raise BadRequest(
-            f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of points; "
-            "set it to prediction"
+            f"loss.kind ({loss.kind!r}) is the likelihood of 8-bit images, not of "
+            f"{kind_of(config.data).name}; set it to prediction"
         )
     if loss.kind == "variational" and (loss.weighting, loss.norm) != ("simple", "l2"):
         raise BadRequest(
@@ -202,11 +222,6 @@ def _check_loss(config: Any) -> None:
 
 def _check_unet(config: Any) -> None:
     model = config.model
-    if not isinstance(model, kind_of(config.data).network):
-        raise BadRequest(
-            "data.image_size () is for points, but the config's model is a U-Net, for "
-            "images; give it an MLPConfig"
-        )
     mults = model.channel_mults
     if not 1 <= len(mults) <= _MAX_LEVELS:
         raise BadRequest(
@@ -214,18 +229,22 @@ def _check_unet(config: Any) -> None:
             f"most {_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
-    if any(n % factor for n in config.data.image_size):
+    length = config.data.sound_length
+    field, size, sides = "image_size", config.data.image_size, "heights"
+    if length:
+        field, size, sides = "sound_length", (length,), "lengths"
+    if any(n % factor for n in size):
         raise BadRequest(
-            f"data.image_size {config.data.image_size} must be divisible by {factor}, "
-            f"because model.channel_mults {model.channel_mults} has "
+            f"data.{field} {size if not length else f'({length})'} must be divisible by "
+            f"{factor}, because model.channel_mults {model.channel_mults} has "
             f"{len(model.channel_mults)} levels; resize, or take fewer levels"
         )
-    heights = [config.data.image_size[0] >> i for i in range(len(model.channel_mults))]
+    of_levels = [size[0] >> i for i in range(len(model.channel_mults))]
     for resolution in model.attn_resolutions:
-        if resolution not in heights:
+        if resolution not in of_levels:
             raise BadRequest(
                 f"model.attn_resolutions {text(model.attn_resolutions)} must be among the "
-                f"heights of the levels, {heights}; () is attention in the middle only"
+                f"{sides} of the levels, {of_levels}; () is attention in the middle only"
             )
     for mult in model.channel_mults:
         width = model.base_channels * mult
@@ -245,8 +264,16 @@ def _check_network_size(config: Any) -> None:
         a_level = 2 * model.num_res_blocks + 1
         blocks = a_level * len(widths)
         parameters = a_level * sum(18 * width**2 for width in widths)
-        height, width = (config.data.image_size * 2)[:2]
-        largest = max((height >> i) * (width >> i) * w for i, w in enumerate(widths))
+        data = config.data
+        if data.sound_length:
+            sizes = [data.sound_length >> i for i in range(len(widths))]
+        else:
+            height, width = (data.image_size * 2)[:2]
+            frames = data.num_frames or 1
+            sizes = [frames * (height >> i) * (width >> i) for i in range(len(widths))]
+        largest = max(size * w for size, w in zip(sizes, widths, strict=True))
+        # Weights of the attention in the middle, between all of its positions.
+        largest = max(largest, model.num_heads * sizes[-1] ** 2 // (data.num_frames or 1))
         fields = "model.base_channels, channel_mults and num_res_blocks"
         if blocks > _MAX_BLOCKS:
             raise BadRequest(
@@ -264,6 +291,7 @@ def _check_network_size(config: Any) -> None:
         )
     if 4 * largest > _MAX_ARRAY:
         raise BadRequest(
-            f"data.image_size {config.data.image_size} gives feature maps of "
-            f"{4 * largest / 2**30:,.0f} GiB for one image, which no machine holds"
+            f"data.image_size, num_frames and sound_length give examples of the shape "
+            f"{config.data.shape} and feature maps of "
+            f"{4 * largest / 2**30:,.0f} GiB for each, which no machine holds"
         )

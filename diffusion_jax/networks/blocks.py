@@ -1,7 +1,13 @@
-"""The blocks of the DDPM U-Net (Ho et al. 2020, appendix B, and their code)."""
+"""The blocks of the DDPM U-Net (Ho et al. 2020, appendix B, and their code).
+
+Each is written once, for images [N, H, W, C]. A sound [B, L, C] is an image of height 1
+whose convolutions have one row of taps, and a clip [B, F, H, W, C] is F images, which only
+`TimeAttention` sees together ("Video Diffusion Models", Ho et al. 2022: convolutions 1x3x3,
+attention over space, then over time).
+"""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,25 +26,43 @@ def ddpm_init(scale: float = 1.0) -> nn.initializers.Initializer:
     )
 
 
-def conv3x3(
+class Form(NamedTuple):
+    """Form of the convolutions of a network.
+
+    Attributes:
+      taps: rows and columns of each kernel, (3, 3); (1, 3) for sounds.
+      dtype: of the computations.
+      platform: of the programs, see convolution.py.
+    """
+
+    taps: tuple[int, int]
+    dtype: Any
+    platform: str
+
+
+def conv(
+    x: jax.Array,
     features: int,
     *,
     name: str,
-    dtype: Any,
-    platform: str,
+    form: Form,
     stride: int = 1,
     scale: float = 1.0,
-) -> nn.Conv:
-    """3x3 convolution, SAME padding, for programs of a platform."""
-    return nn.Conv(
+) -> jax.Array:
+    """[N, H, W, C] -> [N, H', W', features]: convolution of 3 taps per axis, padding SAME.
+
+    The stride is that of each axis that has 3 taps.
+    """
+    layer = nn.Conv(
         features,
-        (3, 3),
-        strides=(stride, stride),
+        form.taps,
+        strides=tuple(stride if taps > 1 else 1 for taps in form.taps),
         kernel_init=ddpm_init(scale),
-        dtype=dtype,
-        conv_general_dilated=convolution.for_platform(platform),
+        dtype=form.dtype,
+        conv_general_dilated=convolution.for_platform(form.platform),
         name=name,
     )
+    return layer(x)
 
 
 def dense(features: int, *, name: str, dtype: Any, scale: float = 1.0) -> nn.Dense:
@@ -79,18 +103,21 @@ class GroupNorm(nn.Module):
         return (x * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
-def downsample(x: jax.Array, *, name: str, dtype: Any, platform: str) -> jax.Array:
-    """[B, H, W, C] -> [B, H/2, W/2, C] by a 3x3 convolution of stride 2."""
-    conv = conv3x3(x.shape[-1], name=name, dtype=dtype, platform=platform, stride=2)
-    return conv(x)
+def downsample(x: jax.Array, *, name: str, form: Form) -> jax.Array:
+    """[N, H, W, C] -> [N, H/2, W/2, C]: convolution of stride 2; a sound keeps H = 1."""
+    return conv(x, x.shape[-1], name=name, form=form, stride=2)
 
 
-def upsample(x: jax.Array, *, name: str, dtype: Any, platform: str) -> jax.Array:
-    """[B, H, W, C] -> [B, 2H, 2W, C]: nearest neighbour, then a 3x3 convolution."""
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    conv = conv3x3(c, name=name, dtype=dtype, platform=platform)
-    return conv(x.reshape(b, 2 * h, 2 * w, c))
+def upsample(x: jax.Array, *, name: str, form: Form) -> jax.Array:
+    """[N, H, W, C] -> [N, 2H, 2W, C]: nearest neighbour, then a convolution.
+
+    A sound keeps H = 1.
+    """
+    n, h, w, c = x.shape
+    rows, columns = (2 if taps > 1 else 1 for taps in form.taps)
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, rows, w, columns, c))
+    x = x.reshape(n, rows * h, columns * w, c)
+    return conv(x, c, name=name, form=form)
 
 
 class ResBlock(nn.Module):
@@ -104,20 +131,18 @@ class ResBlock(nn.Module):
     dropout: float
     num_groups: int
     scale_shift_norm: bool
-    dtype: Any
-    platform: str
+    form: Form
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
-        """x [B, H, W, C], temb [B, E] -> [B, H, W, features]."""
-        h = nn.swish(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
-        conv = functools.partial(
-            conv3x3, self.features, dtype=self.dtype, platform=self.platform
-        )
-        h = conv(name="conv1")(h)
-        norm2 = GroupNorm(self.num_groups, self.dtype, name="norm2")
+        """x [N, H, W, C], temb [N, E] -> [N, H, W, features]."""
+        dtype = self.form.dtype
+        norm = functools.partial(GroupNorm, self.num_groups, dtype)
+        h = nn.swish(norm(name="norm1")(x))
+        h = conv(h, self.features, name="conv1", form=self.form)
+        norm2 = norm(name="norm2")
         num_outputs = self.features * (2 if self.scale_shift_norm else 1)
-        time = dense(num_outputs, name="temb", dtype=self.dtype)(nn.swish(temb))
+        time = dense(num_outputs, name="temb", dtype=dtype)(nn.swish(temb))
         if self.scale_shift_norm:
             scale, shift = jnp.split(time[:, None, None, :], 2, axis=-1)
             h = norm2(h) * (1 + scale) + shift
@@ -125,14 +150,14 @@ class ResBlock(nn.Module):
             h = norm2(h + time[:, None, None, :])
         h = nn.swish(h)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv(name="conv2", scale=0.0)(h)
+        h = conv(h, self.features, name="conv2", form=self.form, scale=0.0)
         if x.shape[-1] != self.features:
-            x = dense(self.features, name="shortcut", dtype=self.dtype)(x)
+            x = dense(self.features, name="shortcut", dtype=dtype)(x)
         return x + h
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all positions of the feature map, added to its input."""
+    """Self-attention over all positions of each feature map, added to its input."""
 
     num_heads: int
     num_groups: int
@@ -140,14 +165,55 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, C]; the softmax is taken in float32."""
-        b, height, width, c = x.shape
+        """[N, H, W, C] -> [N, H, W, C]; the softmax is taken in float32."""
+        n, height, width, c = x.shape
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
-        heads = (b, height * width, self.num_heads, c // self.num_heads)
+        heads = (n, height * width, self.num_heads, c // self.num_heads)
         q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
         k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
         v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * heads[-1] ** -0.5
         weights = nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
         h = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return x + dense(c, name="out", dtype=self.dtype, scale=0.0)(h)
+
+
+class TimeAttention(nn.Module):
+    """Self-attention over the frames of a clip at each position, added to its input.
+
+    A learned bias for each head and distance i - j of two frames, -F < i - j < F, is added
+    to the logits: few frames need no buckets of distances. The output begins at zero, so
+    that a network begins as that of its single frames.
+    """
+
+    num_frames: int
+    num_heads: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, focus: jax.Array | None = None) -> jax.Array:
+        """[B F, H, W, C] -> [B F, H, W, C]; the softmax is taken in float32.
+
+        Args:
+          x: the frames, those of a clip one after another.
+          focus: bool [B]; frames of such clips attend to themselves alone.
+        """
+        *_, height, width, c = x.shape
+        frames = self.num_frames
+        h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
+        heads = (-1, frames, height * width, self.num_heads, c // self.num_heads)
+        q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
+        k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
+        v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
+        table = self.param("bias", nn.initializers.zeros, (self.num_heads, 2 * frames - 1))
+        distance = jnp.arange(frames)[:, None] - jnp.arange(frames)[None]
+        bias = table[:, distance + frames - 1]
+        logits = jnp.einsum("bipnd,bjpnd->bpnij", q, k) * heads[-1] ** -0.5
+        logits = logits.astype(jnp.float32) + bias[None, None]
+        if focus is not None:
+            is_other = (distance != 0)[None] & focus[:, None, None]
+            logits = jnp.where(is_other[:, None, None], -jnp.inf, logits)
+        weights = nn.softmax(logits).astype(v.dtype)
+        h = jnp.einsum("bpnij,bjpnd->bipnd", weights, v).reshape(x.shape)
         return x + dense(c, name="out", dtype=self.dtype, scale=0.0)(h)

@@ -1,4 +1,4 @@
-"""The embeddings of the timestep, as in the DDPM code, and of a class."""
+"""The embeddings of the timestep, as in the DDPM code, of a class, and of a level."""
 
 import math
 from collections.abc import Mapping
@@ -57,3 +57,22 @@ def of_label(
     label = (cond or {}).get("label", jnp.full(t.shape, num_classes, jnp.int32))
     table = nn.Embed(num_classes + 1, dim, dtype=dtype, name="label_embedding")
     return table(label)
+
+
+def of_level(level: jax.Array, dim: int, width: int, dtype: Any) -> jax.Array:
+    """Return the embedding of how much noise a condition has, made as that of time.
+
+    A network calls it within its own `__call__`, as it would a module.
+
+    Args:
+      level: float32 [B], 0 .. 1.
+      dim: width of the sinusoidal embedding of 1,000 times the level.
+      width: of the result.
+      dtype: of the result.
+
+    Returns:
+      [B, width].
+    """
+    h = timestep_embedding(1000 * level, dim)
+    h = nn.swish(nn.Dense(width, dtype=dtype, name="level1")(h))
+    return nn.Dense(width, dtype=dtype, name="level2")(h)

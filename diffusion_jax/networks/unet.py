@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.networks import blocks
-from diffusion_jax.networks.embeddings import of_label, timestep_embedding
+from diffusion_jax.networks.embeddings import of_label, of_level, timestep_embedding
 
 
 class UNet(nn.Module):
-    """Network that predicts eps, x0 or v from a noised image and its timestep.
+    """Network that predicts eps, x0 or v from a noised example and its timestep.
 
+    Examples are images, sounds or clips, by the number of their axes: the params of a
+    network of images are also those of one of clips, except for what attends over time.
     With the defaults and three channels this is the paper's CIFAR-10 network:
     35,746,307 parameters.
 
@@ -23,10 +25,12 @@ class UNet(nn.Module):
         a learned variance.
       base_channels: width of the first level.
       channel_mults: width of each level in units of base_channels; each level after the
-        first halves height and width, so both must divide by 2**(levels - 1).
+        first halves height and width, or the length of a sound, which must divide by
+        2**(levels - 1).
       num_res_blocks: residual blocks per level going down; one more going up.
       attn_resolutions: heights of the feature maps that get attention (for images that
-        are not square too: the height decides).
+        are not square too: the height decides); for sounds their lengths. Those in the
+        middle always do, and over the frames of clips there is attention after each block.
       num_heads: attention heads.
       dropout: rate in each residual block, while training.
       num_groups: groups of each GroupNorm; divides every width.
@@ -64,16 +68,29 @@ class UNet(nn.Module):
         *,
         train: bool,
     ) -> jax.Array:
-        """x_t [B, H, W, C] in about [-1, 1], t [B] -> float32 [B, H, W, out_channels].
+        """x_t in about [-1, 1], t [B] -> float32, x_t with out_channels for its channels.
 
-        `cond` may have, of each example: "label", int32 [B], the class, see
-        `embeddings.of_label`.
+        Args:
+          x_t: [B, H, W, C], [B, L, C] or [B, F, H, W, C].
+          t: [B].
+          cond: may have, of each example, "label", int32 [B], the class, see
+            `embeddings.of_label`; "low_res", of fewer pixels than x_t and as many axes, and
+            "aug_level" [B], how much noise is in it, 0 .. 1; "focus", bool [B], see
+            `blocks.TimeAttention`.
+          train: switches the dropout on.
         """
-        dtype = jnp.dtype(self.dtype)
-        num_levels = len(self.channel_mults)
-        res, attn = blocks.ResBlock, blocks.AttentionBlock
+        cond, dtype = cond or {}, jnp.dtype(self.dtype)
+        num_levels, is_sound = len(self.channel_mults), x_t.ndim == 3
+        num_frames = x_t.shape[1] if x_t.ndim == 5 else 1
+        form = blocks.Form((1, 3) if is_sound else (3, 3), dtype, self.platform)
+        res, attn, over_time = (
+            blocks.ResBlock,
+            blocks.AttentionBlock,
+            blocks.TimeAttention,
+        )
         if self.remat:
             res, attn = nn.remat(res, static_argnums=(3,)), nn.remat(attn)
+            over_time = nn.remat(over_time)
 
         def res_block(h: jax.Array, level: int, name: str) -> jax.Array:
             features = self.base_channels * self.channel_mults[level]
@@ -82,47 +99,70 @@ class UNet(nn.Module):
                 self.dropout,
                 self.num_groups,
                 self.scale_shift_norm,
-                dtype,
-                self.platform,
+                form,
                 name=name,
             )(h, temb, train)
 
-        def attention(h: jax.Array, name: str) -> jax.Array:
-            return attn(self.num_heads, self.num_groups, dtype, name=name)(h)
+        def attention(h: jax.Array, name: str, *, always: bool = False) -> jax.Array:
+            size = h.shape[2 if is_sound else 1]
+            if always or size in self.attn_resolutions:
+                h = attn(self.num_heads, self.num_groups, dtype, name=name)(h)
+            if x_t.ndim != 5:
+                return h
+            heads = (self.num_heads, self.num_groups, dtype)
+            time = over_time(num_frames, *heads, name=name.replace("attn", "time"))
+            return time(h, cond.get("focus"))
 
-        on = {"dtype": dtype, "platform": self.platform}  # For each 3x3 convolution.
-        width = 4 * self.base_channels
-        temb = timestep_embedding(t, self.base_channels)
-        temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
-        temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
-        if self.num_classes:
-            temb = temb + of_label(cond, t, self.num_classes, width, dtype)
-
-        h = blocks.conv3x3(self.base_channels, name="conv_in", **on)(x_t)
+        temb = self._embedding(t, cond, dtype)
+        temb = jnp.repeat(temb, num_frames, axis=0) if num_frames > 1 else temb
+        h = _with_low_res(x_t, cond.get("low_res"))
+        h = h[:, None] if is_sound else h.reshape(-1, *h.shape[-3:])
+        h = blocks.conv(h, self.base_channels, name="conv_in", form=form)
         skips = [h]
         for level in range(num_levels):
             for i in range(self.num_res_blocks):
                 h = res_block(h, level, f"down{level}_res{i}")
-                if h.shape[1] in self.attn_resolutions:
-                    h = attention(h, f"down{level}_attn{i}")
+                h = attention(h, f"down{level}_attn{i}")
                 skips.append(h)
             if level != num_levels - 1:
-                h = blocks.downsample(h, name=f"down{level}_conv", **on)
+                h = blocks.downsample(h, name=f"down{level}_conv", form=form)
                 skips.append(h)
 
         h = res_block(h, num_levels - 1, "mid_res0")
-        h = attention(h, "mid_attn")
+        h = attention(h, "mid_attn", always=True)
         h = res_block(h, num_levels - 1, "mid_res1")
 
         for level in reversed(range(num_levels)):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = res_block(h, level, f"up{level}_res{i}")
-                if h.shape[1] in self.attn_resolutions:
-                    h = attention(h, f"up{level}_attn{i}")
+                h = attention(h, f"up{level}_attn{i}")
             if level != 0:
-                h = blocks.upsample(h, name=f"up{level}_conv", **on)
+                h = blocks.upsample(h, name=f"up{level}_conv", form=form)
 
         h = nn.swish(blocks.GroupNorm(self.num_groups, dtype, name="norm_out")(h))
-        h = blocks.conv3x3(self.out_channels, name="conv_out", scale=0.0, **on)(h)
-        return h.astype(jnp.float32)
+        h = blocks.conv(h, self.out_channels, name="conv_out", form=form, scale=0.0)
+        return h.reshape(*x_t.shape[:-1], self.out_channels).astype(jnp.float32)
+
+    @nn.nowrap
+    def _embedding(
+        self, t: jax.Array, cond: Mapping[str, jax.Array], dtype: Any
+    ) -> jax.Array:
+        """Return the embedding of all but x_t, [B, 4 base_channels]."""
+        width = 4 * self.base_channels
+        temb = timestep_embedding(t, self.base_channels)
+        temb = blocks.dense(width, name="temb1", dtype=dtype)(temb)
+        temb = blocks.dense(width, name="temb2", dtype=dtype)(nn.swish(temb))
+        if self.num_classes:
+            temb = temb + of_label(cond, t, self.num_classes, width, dtype)
+        if "aug_level" in cond:
+            temb = temb + of_level(cond["aug_level"], self.base_channels, width, dtype)
+        return temb
+
+
+def _with_low_res(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
+    """Return x_t with the channels of `low_res`, resized to its grid, behind its own."""
+    if low_res is None:
+        return x_t
+    shape = (*x_t.shape[:-1], low_res.shape[-1])
+    return jnp.concatenate([x_t, jax.image.resize(low_res, shape, "cubic")], axis=-1)

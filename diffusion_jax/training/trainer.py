@@ -14,6 +14,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.focus import draw_focus
 from diffusion_jax.diffusion.guidance import drop_labels
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import ema_snapshots, events, pictures, wandb_log
@@ -308,19 +309,27 @@ def compiled(plan: Plan, mesh: jax.sharding.Mesh):
 
 
 def _training_batch(config: Config) -> Callable[[jax.Array, Batch], Batch]:
-    augmented = functools.partial(
-        kind_of(config.data).training_batch, flip=config.data.random_flip
-    )
-    if not config.data.labels:
-        return augmented
+    """Return (key, batch as files have it) -> the batch that a train step learns from."""
+    kind, data, loss = kind_of(config.data), config.data, config.loss
+    partial = functools.partial
+    changes: list[Callable[[jax.Array, Batch], Batch]] = [
+        partial(kind.training_batch, flip=data.random_flip)
+    ]
+    if data.labels:
+        rate = loss.label_dropout
+        changes.append(partial(drop_labels, num_classes=data.num_classes, rate=rate))
+    if data.num_frames and loss.focus:
+        changes.append(partial(draw_focus, rate=loss.focus))
+    if len(changes) == 1:
+        return changes[0]
 
-    def with_labels(key: jax.Array, batch: Batch) -> Batch:
-        k_data, k_labels = jax.random.split(key)
-        batch = augmented(k_data, batch)
-        rate = config.loss.label_dropout
-        return drop_labels(k_labels, batch, config.data.num_classes, rate)
+    def changed(key: jax.Array, batch: Batch) -> Batch:
+        keys = jax.random.split(key, len(changes))
+        for change, own in zip(changes, keys, strict=True):
+            batch = change(own, batch)
+        return batch
 
-    return with_labels
+    return changed
 
 
 def _placement(mesh: jax.sharding.Mesh, lie: Any) -> Placement:

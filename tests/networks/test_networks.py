@@ -267,7 +267,7 @@ def test_attention_takes_its_softmax_in_float32():
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
     """Dropout in one block, where it is followed by a linear map alone."""
-    block = blocks.ResBlock(8, 0.3, 4, False, jnp.float32, "cpu")
+    block = blocks.ResBlock(8, 0.3, 4, False, blocks.Form((3, 3), jnp.float32, "cpu"))
     x, temb = jax.random.normal(jax.random.key(0), (4, 16, 16, 8)), jnp.ones((4, 8))
     params = random_params(
         jax.eval_shape(lambda: block.init(jax.random.key(0), x, temb, train=False))
