@@ -59,7 +59,7 @@ def of_label(
     return table(label)
 
 
-def of_level(level: jax.Array, dim: int, width: int, dtype: Any) -> jax.Array:
+def of_aug_level(level: jax.Array, dim: int, width: int, dtype: Any) -> jax.Array:
     """Return the embedding of how much noise a condition has, made as that of time.
 
     A network calls it within its own `__call__`, as it would a module.
@@ -74,5 +74,5 @@ def of_level(level: jax.Array, dim: int, width: int, dtype: Any) -> jax.Array:
       [B, width].
     """
     h = timestep_embedding(1000 * level, dim)
-    h = nn.swish(nn.Dense(width, dtype=dtype, name="level1")(h))
-    return nn.Dense(width, dtype=dtype, name="level2")(h)
+    h = nn.swish(nn.Dense(width, dtype=dtype, name="aug1")(h))
+    return nn.Dense(width, dtype=dtype, name="aug2")(h)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.networks import blocks
-from diffusion_jax.networks.embeddings import of_label, of_level, timestep_embedding
+from diffusion_jax.networks.embeddings import of_label, of_aug_level, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -156,7 +156,7 @@ class UNet(nn.Module):
         if self.num_classes:
             temb = temb + of_label(cond, t, self.num_classes, width, dtype)
         if "aug_level" in cond:
-            temb = temb + of_level(cond["aug_level"], self.base_channels, width, dtype)
+            temb = temb + of_aug_level(cond["aug_level"], self.base_channels, width, dtype)
         return temb
 
 

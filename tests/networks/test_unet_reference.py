@@ -8,8 +8,23 @@ import pytest
 from diffusion_jax.networks import UNet, as_functions
 
 
+def cubic(x, axis, length):
+    """Cubic interpolation (Keys 1981, a = -1/2) along an axis; weights sum to 1."""
+
+    def w(d):
+        d = abs(d)
+        near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+        return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+    given = x.shape[axis]
+    centres = (np.arange(length) + 0.5) * given / length - 0.5
+    weights = w(centres[:, None] - np.arange(given))
+    weights /= weights.sum(1, keepdims=True)
+    return np.moveaxis(np.tensordot(weights, x, (1, axis)), 0, axis)
+
+
 def reference_unet(
-    p, x, t, *, base, mults, num_res_blocks, attention, heads, groups, scale_shift
+    p, x, t, cond, *, base, mults, num_res_blocks, attention, heads, groups, scale_shift
 ):
     """models/unet.py of hojonathanho/diffusion, in NumPy float64, with our names."""
 
@@ -57,12 +72,19 @@ def reference_unet(
             out.append(score / score.sum(-1, keepdims=True) @ values)
         return z + dense(np.concatenate(out, -1).reshape(z.shape), q["out"])
 
-    p = jax.tree.map(np.float64, p)
-    half = base // 2
-    angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))
-    temb = dense(np.concatenate([np.sin(angles), np.cos(angles)], 1), p["temb1"])
-    temb = dense(swish(temb), p["temb2"])
-    h = conv(np.float64(x), p["conv_in"])
+    def embed(t, name):
+        half = base // 2
+        angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))
+        e = dense(np.concatenate([np.sin(angles), np.cos(angles)], 1), p[f"{name}1"])
+        return dense(swish(e), p[f"{name}2"])
+
+    p, x = jax.tree.map(np.float64, p), np.float64(x)
+    temb = embed(t, "temb")
+    if cond:
+        temb = temb + embed(1000 * np.float64(cond["aug_level"]), "aug")
+        low = cubic(np.float64(cond["low_res"]), 1, x.shape[1])
+        x = np.concatenate([x, cubic(low, 2, x.shape[2])], -1)
+    h = conv(x, p["conv_in"])
     skips = [h]
     for level in range(len(mults)):
         for i in range(num_res_blocks):
@@ -84,8 +106,9 @@ def reference_unet(
     return conv(swish(norm(h, p["norm_out"])), p["conv_out"])
 
 
+@pytest.mark.parametrize("low_res", [None, (3, 2, 2)])
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_the_unet_computes_what_the_authors_code_computes(scale_shift):
+def test_the_unet_computes_what_the_authors_code_computes(scale_shift, low_res):
     """Every activation, residual, skip, padding and axis against plain NumPy."""
     shape = (8, 4, 3)
     module = UNet(
@@ -98,7 +121,8 @@ def test_the_unet_computes_what_the_authors_code_computes(scale_shift):
         num_groups=4,
         scale_shift_norm=scale_shift,
     )
-    init_fn, apply_fn = as_functions(module, shape)
+    cond_shapes = {"low_res": low_res, "aug_level": ()} if low_res else {}
+    init_fn, apply_fn = as_functions(module, shape, cond_shapes)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda s: np.float32(0.2 * rng.standard_normal(s.shape)),
@@ -106,12 +130,14 @@ def test_the_unet_computes_what_the_authors_code_computes(scale_shift):
     )
     x = np.asarray(jax.random.normal(jax.random.key(1), (2, *shape)))
     t = np.array([3, 700])
+    cond = {k: np.float32(rng.random((2, *s))) for k, s in cond_shapes.items()}
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(apply_fn)(params, x, jnp.asarray(t))
+        found = jax.jit(apply_fn)(params, x, jnp.asarray(t), cond)
     expected = reference_unet(
         params,
         x,
         t,
+        cond,
         base=8,
         mults=(1, 2),
         num_res_blocks=2,
