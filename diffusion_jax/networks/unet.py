@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.networks import blocks
-from diffusion_jax.networks.embeddings import of_label, of_aug_level, timestep_embedding
+from diffusion_jax.networks.embeddings import of_aug_level, of_label, timestep_embedding
 
 
 class UNet(nn.Module):
