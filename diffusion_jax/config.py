@@ -37,6 +37,7 @@ from diffusion_jax.samplers.thresholding import THRESHOLDS
 from diffusion_jax.samplers.timesteps import AUTO, SPACINGS
 
 _STEPS = (0, 2**31 - 1)  # Range of an interval in train steps.
+_EPOCHS = (0, 10**6)
 _SIZES = (1, 2**14)  # Range of numbers of a U-Net's levels: no machine holds larger ones.
 _DTYPES = ("float32", "bfloat16")
 MIN_STD, MAX_STD = 0.015, 0.25  # Range of averages that snapshots can rebuild well.
@@ -57,6 +58,12 @@ class DataConfig:
     )
     path: str = described(
         "", "Path of the folder, .zip or .npz; for tfds its data_dir, if not the usual one."
+    )
+    origin: str = described(
+        "",
+        "Where the examples can be had, in words: part of the message if data.path is "
+        "needed and empty.",
+        only_with={"data.source": ("folder", "npz")},
     )
     image_size: tuple[int, ...] = described(
         (8,), "Size of an image, (size,) or (height, width); () for points."
@@ -382,15 +389,26 @@ class EMAConfig:
     )
 
 
-_OF_GRIDS = {"training.sample_every": SET}
-_OF_QUALITY = {"training.quality_every": SET}
+_OF_GRIDS = {"training.sample_every": SET, "training.sample_every_epochs": SET}
+_OF_QUALITY = {"training.quality_every": SET, "training.quality_every_epochs": SET}
+_OF_BOUND = {"training.likelihood_every": SET, "training.likelihood_every_epochs": SET}
+_OF_LOSS = {"training.eval_every": SET, "training.eval_every_epochs": SET}
+
+
+def _epochs(name: str) -> Any:
+    said = f"{name}, in epochs; if not 0, it counts, and not the one in train steps."
+    return described(0.0, said, range=_EPOCHS)
 
 
 @dataclasses.dataclass(slots=True)
 class TrainingConfig:
-    """Length and intervals of the training. Intervals are in train steps; 0 is never."""
+    """Length and intervals of the training. Intervals are in train steps; 0 is never.
+
+    What is in epochs is turned into train steps, and is then 0, when a run starts.
+    """
 
     num_steps: int = described(800_000, "Number of train steps.", range=(1, 2**31 - 1))
+    epochs: float = _epochs("Length of the training")
     steps_per_dispatch: int = described(
         0,
         "Train steps per dispatch of the compiled program; 0: as many as take a second.",
@@ -398,24 +416,28 @@ class TrainingConfig:
     )
     log_every: int = described(100, "Interval of log lines.", range=(1, 2**31 - 1))
     eval_every: int = described(1000, "Interval of the held-out loss.", range=_STEPS)
+    eval_every_epochs: float = _epochs("Interval of the held-out loss")
     likelihood_every: int = described(
         0, "Interval of the bound on the likelihood of held-out images.", range=_STEPS
     )
+    likelihood_every_epochs: float = _epochs("Interval of that bound")
     likelihood_timesteps: int = described(
         50,
         "Timesteps per image of the bound of likelihood_every.",
         range=(1, 2**31 - 1),
-        only_with={"training.likelihood_every": SET},
+        only_with=_OF_BOUND,
     )
     checkpoint_every: int = described(5000, "Interval of checkpoints.", range=_STEPS)
+    checkpoint_every_epochs: float = _epochs("Interval of checkpoints")
     sample_every: int = described(5000, "Interval of sample grids.", range=_STEPS)
+    sample_every_epochs: float = _epochs("Interval of sample grids")
     num_held_out: int = described(
         2048,
         "Held-out examples to evaluate. The held-out loss takes one t for each: enough for "
         "three digits of a prediction loss, but with loss.kind variational, where few t "
         "contribute most, only for comparing runs.",
         range=(1, 2**31 - 1),
-        only_with={"training.eval_every": SET, "training.likelihood_every": SET},
+        only_with=_OF_LOSS | _OF_BOUND,
     )
     num_samples: int = described(
         64,
@@ -430,9 +452,15 @@ class TrainingConfig:
         range=(1, 2**31 - 1),
         only_with=_OF_GRIDS | _OF_QUALITY,
     )
+    keep_strips: bool = described(
+        False,
+        "Keep the strip of the chain of each sample grid, as samples/step_N_chain.png.",
+        only_with=_OF_GRIDS,
+    )
     quality_every: int = described(
         0, "Interval of the quality of samples: FD and KID.", range=_STEPS
     )
+    quality_every_epochs: float = _epochs("Interval of the quality of samples")
     quality_samples: int = described(
         1000,
         "Samples of quality_every: more than its network has features.",

@@ -161,6 +161,10 @@ def _opened(
         num = embedded.NUM_POINTS
         points = _TOYS[source](num + embedded.NUM_HELD_OUT_POINTS, seed)
         return arrays(points[:num], points[num:])
+    if config.origin and not config.path and source in ("folder", "npz"):
+        raise BadRequest(
+            f"data.path is empty; give it with --config.data.path=PATH. {config.origin}"
+        )
     if source == "npz":
         return _npz(config)
     if source != "folder" and not source.startswith(_TFDS):

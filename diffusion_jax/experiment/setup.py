@@ -12,7 +12,7 @@ from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.model import Model
-from diffusion_jax.experiment import build, build_sampler, validation
+from diffusion_jax.experiment import build, build_sampler, epochs, validation
 from diffusion_jax.runtime import devices, environment
 from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
@@ -107,6 +107,17 @@ def _with_assumptions(config: Config) -> Config:
     return _with_data(config, assumed)
 
 
+def _with_epochs(config: Config, num_examples: int) -> Config:
+    """Return the config with train steps in place of epochs."""
+    if not epochs.are_used(config.training):
+        return config
+    if not num_examples:
+        say("what is in epochs is not used, as the data are not read")
+    size = config.data.batch_size
+    training = epochs.in_train_steps(config.training, num_examples, size)
+    return dataclasses.replace(config, training=training)
+
+
 def _with_data(config: Config, values: Mapping[str, Any]) -> Config:
     if not values:
         return config
@@ -132,7 +143,7 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
         of_data["channels"] = data.shape[-1]
     if config.data.labels and not config.data.num_classes:
         of_data["num_classes"] = data.num_classes
-    config = _with_data(config, of_data)
+    config = _with_epochs(_with_data(config, of_data), len(data.train))
     if data.shape != config.data.shape:
         raise BadRequest(
             f"data.image_size {config.data.image_size} and data.channels "

@@ -95,16 +95,18 @@ def _check_training(config: Any) -> None:
             f"data.batch_size ({config.data.batch_size})"
         )
     kind = kind_of(config.data)
-    if training.likelihood_every and not kind.has_levels:
+    bound_every = training.likelihood_every or training.likelihood_every_epochs
+    quality_every = training.quality_every or training.quality_every_epochs
+    if bound_every and not kind.has_levels:
         raise BadRequest(
-            f"training.likelihood_every ({training.likelihood_every}) is for images on 256 "
+            f"training.likelihood_every ({bound_every}) is for images on 256 "
             f"levels, and these are {kind.name}: set it to 0"
         )
-    if training.best_by == "bits_per_dim" and not training.likelihood_every:
+    if training.best_by == "bits_per_dim" and not bound_every:
         raise BadRequest(
             "training.best_by ('bits_per_dim') needs training.likelihood_every above 0"
         )
-    names = tuple(metric_names(config).values()) if training.quality_every else ()
+    names = tuple(metric_names(config).values()) if quality_every else ()
     if training.best_by.startswith(("fd_", "kid_")) and not names:
         raise BadRequest(
             f"training.best_by ({training.best_by!r}) needs training.quality_every above 0"

@@ -49,6 +49,7 @@ _CHANGEABLE = (
     "ema.snapshots",
     "name",
     "data.path",
+    "data.origin",
     "data.held_out",
     "data.label_file",
     "data.memory_gib",

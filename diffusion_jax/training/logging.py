@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import events
 from diffusion_jax.runs.metrics_log import MetricLog
 from diffusion_jax.runtime.errors import RunFailed
@@ -26,7 +26,7 @@ class Reports:
 
     def __init__(
         self,
-        config: Config,
+        plan: Plan,
         learning_rate: Callable[[int], Any],
         log: MetricLog,
         bar: ProgressBar,
@@ -37,14 +37,15 @@ class Reports:
         """Begin with nothing to report.
 
         Args:
-          config: of the run.
+          plan: of the run.
           learning_rate: at each update.
           log, bar: where lines go.
           latest_checkpoint: latest_checkpoint(step) names the newest one before a step.
           add_event: add_event(kind, step, text) keeps what happened.
           skipped_in_a_row: updates skipped at the end of what was reported before.
         """
-        self._config, self._learning_rate = config, learning_rate
+        self._config, self._learning_rate = plan.config, learning_rate
+        self._steps_per_epoch = len(plan.data.train) / plan.config.data.batch_size
         self._log, self._bar, self._latest_checkpoint = log, bar, latest_checkpoint
         self._add_event = add_event
         self._waiting: tuple[int, int, Dispatch] | None = None
@@ -84,7 +85,8 @@ class Reports:
             self._write_line(step, tally)
         rate = self._bar.rate(step)
         loss = losses[~bad].mean() if self._loss is None and not bad.all() else self._loss
-        text = "" if loss is None else f"loss {loss:.4f}"
+        text = f"epoch {step / self._steps_per_epoch:.2f}"
+        text += "" if loss is None else f"  loss {loss:.4f}"
         if rate:
             kind = kind_of(config.data).name
             text += f"  {amount(rate * config.data.batch_size)} {kind}/s"

@@ -32,6 +32,11 @@ def preview_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return run_folder.samples_path(workdir) / f"step_{step:06d}.png"
 
 
+def strip_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Return the path of the strip of the chain of these samples, if it is kept."""
+    return run_folder.samples_path(workdir) / f"step_{step:06d}_chain.png"
+
+
 class Previews:
     """Pictures drawn with the params of a run, each batch split over its mesh."""
 
@@ -63,6 +68,8 @@ class Previews:
     def draw(self, state: TrainState, step: int) -> None:
         """Draw samples/step_N.png, and reverse.png: noise becoming samples.
 
+        With `training.keep_strips`, samples/step_N_chain.png is what reverse.png is now.
+
         The samples are drawn with the main average; while those of the raw weights differ
         clearly, they are shown beside them. Nothing is drawn if the run was stopped.
         """
@@ -85,7 +92,9 @@ class Previews:
             return
         shown = self._drawing.frames
         titles = [f"{done} of {shown[-1]} steps" for done in shown]
-        self._save_strip("reverse.png", frames, titles)
+        strip = self._save_strip("reverse.png", frames, titles)
+        if self._config.training.keep_strips:
+            pictures.save_png(strip_path(self._workdir, step), strip)
         # This picture comes last: where it exists, all of them do.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
             picture = self._kind.draw(self._kind.from_network(ema))
@@ -137,6 +146,7 @@ class Previews:
         titles = [f"t = {t}" for t in shown]
         self._save_strip("forward.png", frames, titles)
 
-    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> None:
+    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> Any:
         strip = self._kind.draw_strip(self._kind.from_network(frames), titles)
         pictures.save_png(self._workdir / name, strip)
+        return strip

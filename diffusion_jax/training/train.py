@@ -10,7 +10,7 @@ import jax
 from diffusion_jax.config import Config, to_sha256
 from diffusion_jax.data import sources
 from diffusion_jax.diffusion.schedules import OddBetas
-from diffusion_jax.experiment import validation
+from diffusion_jax.experiment import epochs, validation
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
 from diffusion_jax.runs import checkpoint_choice, ema_snapshots, events, wandb_log
 from diffusion_jax.runs import folder as run_folder
@@ -110,7 +110,7 @@ def prepare(
                 warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
             mesh_of(config)
             plan = make_plan(config, data, prepare=not dry_run)
-        config = plan.config
+        in_epochs, config = epochs.are_used(config.training), plan.config
         window_of(request.profile, config.training.num_steps)
         if request.wandb is not None:
             wandb_log.check_installed()
@@ -130,6 +130,8 @@ def prepare(
     processes.check_same("the set of examples", of_data)
     if not goes_on:
         _warn_of_odd_lengths(plan)
+        if in_epochs:
+            _say_epochs(plan)
         if not request.is_smoke:
             _say_smaller_grids(plan)
         for said in without_effect(plan.config):
@@ -220,6 +222,13 @@ def _warn_of_odd_lengths(plan: Plan) -> None:
             "examples: each train step uses some of them more than once",
             stacklevel=3,
         )
+
+
+def _say_epochs(plan: Plan) -> None:
+    per_epoch = len(plan.data.train) / plan.config.data.batch_size
+    values = {name: getattr(plan.config.training, name) for name in epochs.IN_EPOCHS}
+    said = ", ".join(f"{name} {value:,}" for name, value in values.items() if value)
+    say(f"an epoch is {per_epoch:,.4g} train steps; in train steps: {said}")
 
 
 def _say_smaller_grids(plan: Plan) -> None:

@@ -118,7 +118,7 @@ class Trainer:
         for_reading = parts_of(abstract(first.state, host))
         self.saver = Saver(workdir, checkpoints, first.record, self._log, for_reading)
         self.reports = Reports(
-            plan.config,
+            plan,
             learning_rate_schedule(plan.config.optimizer, training.num_steps),
             self._log,
             self._bar,

@@ -358,6 +358,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 BAD = [
     ((), "data.path is empty; give the folder: --config.data.path=DIR"),
+    (
+        ("--config.data.origin=Ask the museum.",),
+        "data.path is empty; give it with --config.data.path=PATH. Ask the museum.",
+    ),
     (("--config.data.path=EMPTY",), "no images"),
     (("--config.data.path=BROKEN",), "zero.png: the file is empty"),
     (("--config.data.source=npz", "--config.data.path=FLOATS"), "arr_0 is float64"),

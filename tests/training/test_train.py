@@ -378,6 +378,16 @@ def test_a_run_leaves_what_a_user_looks_for(finished):
     assert run_folder.read_config(workdir) == points_config(sample_every=20)
 
 
+def test_strips_are_kept_for_each_grid_if_asked(tmp_path, points):
+    """The newest one is reverse.png. An epoch is 20,000 / 32 = 625 train steps."""
+    config = points_config(epochs=0.04, sample_every_epochs=0.016, keep_strips=True)
+    train.train(config, tmp_path, points)
+    strips = sorted((tmp_path / "samples").glob("*_chain.png"))
+    assert [path.name[5:11] for path in strips] == ["000010", "000020", "000025"]
+    assert strips[-1].read_bytes() == (tmp_path / "reverse.png").read_bytes()
+    assert strips[0].read_bytes() != strips[1].read_bytes()
+
+
 def test_metrics_hold_every_interval_once_and_fall(finished):
     lines = [
         json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()
