@@ -82,7 +82,15 @@ _ORIGIN = {
     for define, names in (
         (
             flags.DEFINE_string,
-            ("from_image", "inpaint", "mask", "encode", "decode", "interpolate"),
+            (
+                "from_image",
+                "upscale",
+                "inpaint",
+                "mask",
+                "encode",
+                "decode",
+                "interpolate",
+            ),
         ),
         (flags.DEFINE_float, ("strength",)),
         (flags.DEFINE_integer, ("resamplings", "jump_length")),
@@ -174,7 +182,7 @@ def _settings(config: Config, given: dict[str, Any]) -> list[sweep.Setting]:
     if _SWEEP.value is None:
         return []
     for flag in (_SHOW_CHAIN, _SHARD, _MERGE, *_ORIGIN.values()):
-        if flag.value not in (None, False):
+        if flag.value not in (None, False) and flag.name != "upscale":
             raise BadRequest(f"--{flag.name} and --sweep: give one of them")
     return sweep.parse(_SWEEP.value, config, given)
 

@@ -74,6 +74,18 @@ class DataConfig:
         "has.",
         range=(0, 4096),
     )
+    low_res: tuple[int, ...] = described(
+        (),
+        "Size of the low-resolution image that the network refines, (size,) or (height, "
+        "width); (): none.",
+        only_with={"data.image_size": SET},
+    )
+    reduced_from: tuple[int, ...] = described(
+        (),
+        "Size that images are made to fit before they are reduced to image_size, as "
+        "low_res is made; (): image_size.",
+        only_with={"data.source": ("folder", "npz", "tfds:*")},
+    )
     num_frames: int = described(
         0, "Frames of a clip of image_size; 0: no clips.", range=(0, 2**12)
     )
@@ -94,8 +106,9 @@ class DataConfig:
     )
     resize: str = described(
         "crop",
-        "How an image of another shape is made to fit: crop its middle, or squash it.",
-        choices=("crop", "squash"),
+        "How an image of another shape is made to fit: crop its middle, squash it, or pad "
+        "it with black.",
+        choices=("crop", "squash", "pad"),
         only_with={"data.source": ("folder", "npz", "tfds:*")},
     )
     unreadable: str = described(
@@ -159,6 +172,12 @@ class DataConfig:
         size = self.image_size * 2 if len(self.image_size) == 1 else self.image_size
         frames = (self.num_frames,) if self.num_frames else ()
         return (*frames, *size, self.channels)
+
+    @property
+    def low_res_shape(self) -> tuple[int, ...]:
+        """Shape of the low-resolution image of an example, (h, w, C)."""
+        size = self.low_res * 2 if len(self.low_res) == 1 else self.low_res
+        return (*size, self.channels)
 
 
 @dataclasses.dataclass(slots=True)
@@ -312,6 +331,13 @@ class LossConfig:
         "Probability that an example is learned without its label, as guidance needs.",
         range=(0, 1),
         only_with={"data.labels": SET},
+    )
+    aug_level: float = described(
+        0.5,
+        "Largest level of the noise in the low-resolution image, drawn per example; 0: no "
+        "noise.",
+        range=(0, 1),
+        only_with={"data.low_res": SET},
     )
     focus: float = described(
         0.0,
@@ -570,6 +596,12 @@ class SamplingConfig:
         "Share of the values of x_0 that threshold dynamic does not clip.",
         range=(0, 1),
         only_with={"sampling.threshold": ("dynamic",)},
+    )
+    aug_level: float = described(
+        0.1,
+        "Level of the noise in the low-resolution image, from 0 (none) to loss.aug_level.",
+        range=(0, 1),
+        only_with={"data.low_res": SET},
     )
     guidance: float = described(
         1.0,

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
 from diffusion_jax.runtime.errors import BadRequest
 
 
@@ -83,8 +85,13 @@ class Kind(abc.ABC):
         raise ValueError(f"{self.name} cannot be flipped")
 
     def network_batch(self, batch: Batch) -> Batch:
-        """Return the batch with x as the network sees it."""
-        return batch._replace(x=self.to_network(batch.x))
+        """Return the batch as the network sees it; a low-resolution image has no noise."""
+        cond = batch.cond
+        if LOW_RES in cond:
+            no_noise = jnp.zeros(len(batch.x), jnp.float32)
+            low_res = self.to_network(cond[LOW_RES])
+            cond = {**cond, LOW_RES: low_res, AUG_LEVEL: no_noise}
+        return Batch(self.to_network(batch.x), cond)
 
     def training_batch(self, key: jax.Array, batch: Batch, *, flip: bool) -> Batch:
         """Return the batch that a train step learns from.
@@ -95,7 +102,12 @@ class Kind(abc.ABC):
           flip: whether to mirror x at random.
         """
         batch = self.network_batch(batch)
-        return batch._replace(x=self.flipped(key, batch.x)) if flip else batch
+        if not flip:
+            return batch
+        cond = dict(batch.cond)
+        if LOW_RES in cond:  # By the same key, and so the same ones.
+            cond[LOW_RES] = self.flipped(key, cond[LOW_RES])
+        return Batch(self.flipped(key, batch.x), cond)
 
     @abc.abstractmethod
     def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:

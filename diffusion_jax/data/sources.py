@@ -20,11 +20,13 @@ from diffusion_jax.data.headers import Headers, in_common, read_headers
 from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.kinds import KINDS, PICTURES, kind_of
 from diffusion_jax.data.labels import check_labels, read_label_file
+from diffusion_jax.data.low_res import reduced
 from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.report import by_suffix, named
 from diffusion_jax.data.tfds_sets import PreparedImages, open_prepared
 from diffusion_jax.data.unreadable import Unreadable
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256
@@ -56,13 +58,23 @@ class Split:
     Attributes:
       source: of the examples.
       cond: arrays by name, with one row for each example of the source.
+      low_res: (h, w) of the low-resolution image of each example, `cond["low_res"]`, which
+        is made of it; () for none.
     """
 
     source: Source
     cond: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    low_res: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def cond_forms(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Return an array without rows for each condition of examples of this shape."""
+        forms = {name: rows[:0] for name, rows in self.cond.items()}
+        if self.low_res:
+            forms[LOW_RES] = np.zeros((0, *self.low_res, shape[-1]), np.uint8)
+        return forms
 
     def __getitem__(self, indices: np.ndarray, /) -> Batch:
         """Return the examples at these indices, int [n], as a batch of n rows."""
@@ -70,7 +82,10 @@ class Split:
             x, indices = self.source.read(indices)
         else:
             x = self.source[indices]
-        return Batch(x, {name: rows[indices] for name, rows in self.cond.items()})
+        cond = {name: rows[indices] for name, rows in self.cond.items()}
+        if self.low_res:
+            cond[LOW_RES] = reduced(x, self.low_res)
+        return Batch(x, cond)
 
 
 class DataSet(NamedTuple):
@@ -83,6 +98,7 @@ class DataSet(NamedTuple):
       labels, held_out_labels: int32, the class of each example, if the source tells.
       class_names: of the classes, if they have names.
       uses_labels: whether batches have the labels as a condition, `cond["label"]`.
+      low_res: of `Split`.
     """
 
     train: Source
@@ -92,6 +108,7 @@ class DataSet(NamedTuple):
     held_out_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     uses_labels: bool = False
+    low_res: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -106,11 +123,11 @@ class DataSet(NamedTuple):
         """Return the split of this name, "train" or "held_out", for batches.
 
         This is the one place that decides what examples are conditioned on: the label,
-        int32, if `uses_labels`; otherwise nothing.
+        int32, if `uses_labels`, and the low-resolution image, if `low_res`.
         """
         source = {"train": self.train, "held_out": self.held_out}[name]
         labels = getattr(self, _LABELS[name]) if self.uses_labels else None
-        return Split(source, {} if labels is None else {"label": labels})
+        return Split(source, {} if labels is None else {"label": labels}, self.low_res)
 
 
 def open_data_set(
@@ -143,7 +160,13 @@ def conditioned(data: DataSet, config: DataConfig) -> DataSet:
     """
     if config.labels:
         check_labels(config, data.labels, data.held_out_labels, data.num_classes)
-    return data._replace(uses_labels=config.labels)
+    return conditioned_as(data, config)
+
+
+def conditioned_as(data: DataSet, config: DataConfig) -> DataSet:
+    """Return a set whose batches have the conditions that a config asks for, unchecked."""
+    low_res = config.low_res_shape[:2] if config.low_res else ()
+    return data._replace(uses_labels=config.labels, low_res=low_res)
 
 
 def _opened(

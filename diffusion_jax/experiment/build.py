@@ -15,6 +15,7 @@ import numpy as np
 from diffusion_jax import networks
 from diffusion_jax.config import Config, ProcessConfig, UNetConfig
 from diffusion_jax.diffusion import loss_weighting, losses, schedules
+from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.parameterization import NEED_SIGNAL
 from diffusion_jax.diffusion.schedules import Schedule
@@ -99,7 +100,14 @@ def make_network(
     if platform and kind is networks.UNet:
         options["platform"] = platform
     module = kind(out_channels=channels, **options)
-    return networks.as_functions(module, config.data.shape)
+    return networks.as_functions(module, config.data.shape, _cond_shapes(config))
+
+
+def _cond_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape, for one example, of conditions that change a network's params."""
+    if not config.data.low_res:
+        return {}
+    return {LOW_RES: config.data.low_res_shape, AUG_LEVEL: ()}
 
 
 def without_network(process: ProcessConfig) -> Model:

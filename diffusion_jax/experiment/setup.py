@@ -91,7 +91,7 @@ def make_plan_of_shapes(config: Config, num_devices: int, platform: str) -> Plan
         none = np.zeros((0, *config.data.shape), kind_of(config.data).dtype)
         no_labels = np.zeros(0, np.int32) if config.data.labels else None
         data = sources.DataSet(none, none, config.data.shape, no_labels, no_labels)
-        data = data._replace(uses_labels=config.data.labels)
+        data = sources.conditioned_as(data, config.data)
     return _plan(config, data, model, platform)
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.data.kinds import PICTURES, kind_of
 from diffusion_jax.diffusion.timestep_sampling import MAX_STRATA
 from diffusion_jax.experiment.feature_names import metric_names
 from diffusion_jax.runtime.checks import check_choice
@@ -68,11 +68,30 @@ def _check_shape(data: Any) -> None:
             f"data.num_frames ({data.num_frames}) is for clips, which need the height and "
             "width of a frame: set data.image_size"
         )
+    _check_reduction(data)
     if data.sound_length and data.channels > 2:
         raise BadRequest(
             f"data.channels ({data.channels}) of sounds must be 1 (mono), 2 (stereo) or 0 "
             "(as the sounds have)"
         )
+
+
+def _check_reduction(data: Any) -> None:
+    """Refuse sizes of which one is not a whole multiple of the other."""
+    for large, small in (("image_size", "low_res"), ("reduced_from", "image_size")):
+        sizes = [getattr(data, field) for field in (large, small)]
+        if not getattr(data, "low_res" if small == "low_res" else large):
+            continue
+        of_images = [size * 2 if len(size) == 1 else size for size in sizes]
+        fits = all(len(size) == 2 and min(size) >= 1 for size in of_images) and all(
+            m > n and m % n == 0 for m, n in zip(*of_images, strict=True)
+        )
+        if not fits or kind_of(data) is not PICTURES:
+            raise BadRequest(
+                f"data.{large} {text(sizes[0])} must be a whole multiple of data.{small} "
+                f"{text(sizes[1])}, two or more times as large, in images: each pixel of "
+                "low resolution is the mean of a block"
+            )
 
 
 def _check_labels(data: Any) -> None:
@@ -121,6 +140,12 @@ def _check_sampling(config: Any) -> None:
         raise BadRequest(
             f"sampling.guidance_interval {text(interval)} must be two numbers that rise, "
             "such as (0.3, 5.0)"
+        )
+    level, largest = config.sampling.aug_level, config.loss.aug_level
+    if config.data.low_res and level > largest:
+        raise BadRequest(
+            f"sampling.aug_level ({level:g}) must be at most loss.aug_level ({largest:g}), "
+            "the largest level that the network is trained with"
         )
     if config.sampling.steps > config.process.num_timesteps and not (
         config.sampling.timesteps

@@ -1,5 +1,6 @@
 """The origin of a request, of `origins.py`, from the flags of a command line."""
 
+import dataclasses
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from diffusion_jax.jobs.origins import (
     Inpaint,
     Interpolate,
     Origin,
+    Upscale,
 )
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.errors import BadRequest
@@ -35,6 +37,8 @@ HELP = {
     "noise on them (SDEdit), picture i mod n for sample i.",
     "strength": "Share of the noise process that --from_image goes back, 0 .. 1; default "
     f"{STRENGTH}.",
+    "upscale": "Pictures, as of --from_image, of low resolution: the run, which was "
+    "trained with data.low_res, refines them.",
     "inpaint": "Pictures, as of --from_image, of which the part that --mask shows is "
     "painted again.",
     "mask": "Image: what is white is painted by --inpaint, what is black is kept.",
@@ -93,6 +97,23 @@ def _from_image(
     num, path = NUM if num is None else num, given["from_image"]
     found = read_pictures(path, "--from_image", config.data, num)
     return FromImage("from_image", path, found.pixels, strength), num
+
+
+def _upscale(
+    given: Mapping[str, Any], config: Config, num: int | None
+) -> tuple[Origin, int]:
+    path, data = given["upscale"], config.data
+    if not data.low_res:
+        raise BadRequest(
+            f"--upscale {path}: the run was trained without data.low_res; take one that "
+            "was, such as of configs/mnist8to32.py"
+        )
+    low = dataclasses.replace(
+        data, image_size=data.low_res, low_res=(), reduced_from=data.image_size
+    )
+    found = read_pictures(path, "--upscale", low, NUM if num is None else num)
+    num = len(found.pixels) if num is None else num
+    return Upscale("upscale", path, found.pixels), num
 
 
 def _inpaint(
@@ -201,6 +222,7 @@ def _interpolate(
 _Choice = Callable[[Mapping[str, Any], Config, int | None], tuple[Origin, int]]
 _CHOICES: dict[str, _Choice] = {
     "from_image": _from_image,
+    "upscale": _upscale,
     "inpaint": _inpaint,
     "encode": _encode,
     "decode": _decode,

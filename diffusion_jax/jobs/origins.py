@@ -20,6 +20,7 @@ from diffusion_jax.config import SamplingConfig
 from diffusion_jax.data import drawing
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import PICTURES
+from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.experiment import build_sampler
@@ -212,6 +213,21 @@ class FromImage(Given):
     def start(self, table: SamplerTable, indices: np.ndarray) -> Start:
         x0 = self.x0(indices)
         return inpainting.noised_start(x0, _first_level(table))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Upscale(Given):
+    """Pictures of low resolution, on which chains from pure noise are conditioned."""
+
+    @property
+    def is_noise(self) -> bool:
+        return True
+
+    def sampling(self, sampling: SamplingConfig, model: Model) -> SamplingConfig:
+        return sampling
+
+    def cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {LOW_RES: self.x0(indices)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from diffusion_jax.config import Config, hashes_of
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import DataSet
+from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES, augmented_samples
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps, guiding, labels, origins
@@ -117,7 +118,11 @@ class Job(NamedTuple):
         cond = guiding.cond_of(
             self.config, self.guiding, self.request.prior, classes, len(indices)
         )
-        return {**cond, **self.request.origin.cond(indices)}
+        cond |= self.request.origin.cond(indices)
+        if LOW_RES not in cond:
+            return cond
+        key, level = jax.random.key(self.request.seed), self.config.sampling.aug_level
+        return augmented_samples(key, cond, level, indices)
 
     def samples(self, indices: np.ndarray) -> chain.Samples:
         """Return these samples, with where their chains start."""
@@ -182,6 +187,7 @@ def generate(
       KeyboardInterrupt: after Ctrl-C, at the end of a batch, which is kept.
     """
     environment.check()
+    _check_has_low_res(config, request)
     results = results_of(workdir, out, request)
     auto = _chooses_timesteps(config, request)
     job, loaded = prepare(workdir, config, request, out)
@@ -242,6 +248,15 @@ def prepare(
     job = Job(request, config, model, table, loaded.params, mesh, partial, guided, counts)
     check_prior(job)
     return job, loaded
+
+
+def _check_has_low_res(config: Config, request: Request) -> None:
+    if config.data.low_res and LOW_RES not in request.origin.cond(np.zeros(1, np.int32)):
+        raise BadRequest(
+            f"the run makes {config.data.shape[0]}x{config.data.shape[1]} images out of "
+            "smaller ones: give these with --upscale, or the run that draws them with "
+            "--cascade"
+        )
 
 
 def _chooses_timesteps(config: Config, request: Request) -> bool:

@@ -4,14 +4,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import SamplingConfig
+from diffusion_jax.data.kinds import kind_of
+from diffusion_jax.diffusion.conditioning_augmentation import augmented_samples
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runtime import devices
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.samplers.chain import Samples, even_frames
+
+
+def held_out_cond(plan: Plan, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the conditions of samples of a run that refines images: of held-out examples.
+
+    Args:
+      plan: of the run.
+      indices: of the samples, int32 [N]; sample i has the conditions of example i.
+    """
+    config, held_out = plan.config, plan.data.split("held_out")
+    batch = held_out[indices % len(held_out)]
+    cond = kind_of(config.data).network_batch(jax.tree.map(jnp.asarray, batch)).cond
+    key, level = jax.random.key(config.seed), config.sampling.aug_level
+    return jax.tree.map(np.asarray, augmented_samples(key, cond, level, indices))
 
 
 class Drawing:

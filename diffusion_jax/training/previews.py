@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import guidance
+from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import events, pictures
@@ -19,7 +21,7 @@ from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
 from diffusion_jax.runtime.text import say
-from diffusion_jax.training.drawing import Drawing
+from diffusion_jax.training.drawing import Drawing, held_out_cond
 from diffusion_jax.training.train_state import TrainState
 
 SAMPLE_GRID = "sample grid"  # The sampling of one, on a stopwatch.
@@ -97,13 +99,22 @@ class Previews:
             pictures.save_png(strip_path(self._workdir, step), strip)
         # This picture comes last: where it exists, all of them do.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
-            picture = self._kind.draw(self._kind.from_network(ema))
+            drawn = {"samples": ema}
         else:
-            both = {"raw weights": raw, "moving average": ema}
-            picture = self._kind.draw_side_by_side(
-                {name: self._kind.from_network(x) for name, x in both.items()}
-            )
+            drawn = {"raw weights": raw, "moving average": ema}
+        picture = self._picture(drawn)
         pictures.save_png(preview_path(self._workdir, step), picture)
+
+    def _picture(self, drawn: dict[str, np.ndarray]) -> Image.Image:
+        """Return a picture of samples, by their names, with what they refine beside."""
+        sets = {name: self._kind.from_network(x) for name, x in drawn.items()}
+        if self._config.data.low_res:
+            held_out, num = self._plan.data.split("held_out"), self._drawing.size
+            wanted = np.arange(num)[: self._plan.preview.batch_size] % len(held_out)
+            sets = {"given": held_out[wanted].cond[LOW_RES], **sets}
+        if len(sets) == 1:
+            return self._kind.draw(*sets.values())
+        return self._kind.draw_side_by_side(sets)
 
     def _samples(
         self, params: Any, bar: ProgressBar, done: int
@@ -116,8 +127,10 @@ class Previews:
         return samples[:wanted], frames[:, :wanted]
 
     def _cond(self, count: int) -> dict[str, np.ndarray]:
-        """Return the classes of the samples, one after the other, of a run with labels."""
+        """Return the conditions of samples: the classes in turn, or those of examples."""
         data = self._config.data
+        if data.low_res:
+            return held_out_cond(self._plan, np.arange(count, dtype=np.int32))
         if not data.labels:
             return {}
         return {guidance.LABEL: np.arange(count, dtype=np.int32) % data.num_classes}

@@ -19,6 +19,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
 from diffusion_jax.experiment import build_sampler, validation
 from diffusion_jax.experiment.setup import Plan, make_plan_of_shapes
 from diffusion_jax.runtime import devices, files, flop, hlo, slices
@@ -123,7 +124,7 @@ def train_step(plan: Plan, mesh: jax.sharding.Mesh, state: TrainState) -> Progra
     shape = (most_steps(plan.config), data.batch_size, *data.shape)
     cond = {
         name: jax.ShapeDtypeStruct((*shape[:2], *rows.shape[1:]), rows.dtype)
-        for name, rows in plan.data.split("train").cond.items()
+        for name, rows in plan.data.split("train").cond_forms(data.shape).items()
     }
     batches = Batch(jax.ShapeDtypeStruct(shape, kind_of(data).dtype), cond)
     steps: Any = compiled_train_steps(plan, mesh)
@@ -146,6 +147,10 @@ def sampler(plan: Plan, mesh: jax.sharding.Mesh, state: TrainState) -> Program:
     indices = jax.ShapeDtypeStruct((size,), np.int32)
     samples = Samples(jax.eval_shape(lambda: jax.random.key(0)), indices)
     cond = {guidance.LABEL: indices} if config.data.labels else {}
+    if config.data.low_res:
+        shape = (size, *config.data.low_res_shape)
+        cond[LOW_RES] = jax.ShapeDtypeStruct(shape, np.float32)
+        cond[AUG_LEVEL] = jax.ShapeDtypeStruct((size,), np.float32)
     traced = sampler.trace(state.params, table, samples, cond)
     return Program(traced, size, table.num_rows, "network call")
 

@@ -18,7 +18,7 @@ from diffusion_jax.experiment import build_features, feature_names
 from diffusion_jax.experiment.setup import Plan, ddim_sampling
 from diffusion_jax.runtime.interrupts import Stop, Stopped
 from diffusion_jax.runtime.progress import ProgressBar
-from diffusion_jax.training.drawing import Drawing
+from diffusion_jax.training.drawing import Drawing, held_out_cond
 
 
 class SampleQuality:
@@ -90,7 +90,9 @@ class SampleQuality:
         return np.concatenate(found)[: training.quality_samples]
 
     def _cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the classes of samples, those of training examples drawn at random."""
+        """Return the conditions of samples: classes of training examples drawn at random."""
+        if self._plan.config.data.low_res:
+            return held_out_cond(self._plan, indices)
         labels = self._plan.data.split("train").cond.get(guidance.LABEL)
         if labels is None:
             return {}

@@ -14,6 +14,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.pipeline import Loader, StepBatches, WorkerDied
 from diffusion_jax.diffusion.batch import Batch
+from diffusion_jax.diffusion.conditioning_augmentation import augmented
 from diffusion_jax.diffusion.focus import draw_focus
 from diffusion_jax.diffusion.guidance import drop_labels
 from diffusion_jax.experiment.setup import Plan
@@ -318,6 +319,8 @@ def _training_batch(config: Config) -> Callable[[jax.Array, Batch], Batch]:
     if data.labels:
         rate = loss.label_dropout
         changes.append(partial(drop_labels, num_classes=data.num_classes, rate=rate))
+    if data.low_res and loss.aug_level:
+        changes.append(partial(augmented, largest=loss.aug_level))
     if data.num_frames and loss.focus:
         changes.append(partial(draw_focus, rate=loss.focus))
     if len(changes) == 1:
