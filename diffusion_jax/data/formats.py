@@ -1,4 +1,4 @@
-"""Kinds of files: images that are read, and what else lies where images should."""
+"""Kinds of files: what is read, and what else lies where images should."""
 
 import re
 from typing import NamedTuple
@@ -30,6 +30,9 @@ def _is_built_in(kind: str) -> bool:
 
 KINDS = tuple(kind for kind in _SUFFIXES if _is_built_in(kind))
 SUFFIXES = tuple(suffix for kind in KINDS for suffix in _SUFFIXES[kind])
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+CLIP_SUFFIXES = (".gif", ".webp", ".mp4")
+SUFFIXES_OF = {"images": SUFFIXES, "sounds": SOUND_SUFFIXES, "clips": CLIP_SUFFIXES}
 
 _MAGIC = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -101,6 +104,14 @@ def other_kind(head: bytes) -> Other | None:
     for magic, name, remedy in _OTHERS:
         if re.match(magic, head, re.DOTALL | re.IGNORECASE):
             return Other(name, remedy)
+    return None
+
+
+def kind_of_name(name: str) -> str | None:
+    """Return "images", "sounds" or "clips", by the suffix of a name; None for others."""
+    for kind, suffixes in SUFFIXES_OF.items():
+        if name.lower().endswith(suffixes):
+            return kind
     return None
 
 

@@ -1,13 +1,12 @@
-"""The images among files, by their headers, and the files that two sets have in common."""
+"""The examples among files, by their headers, and what two sets have in common."""
 
 from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.encoded_images import Progress
-from diffusion_jax.data.image_files import Files
-from diffusion_jax.data.images import num_channels
+from diffusion_jax.data.encoded import Progress
+from diffusion_jax.data.example_files import Files
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime.hashing import sha256
 
@@ -19,11 +18,11 @@ class Headers(NamedTuple):
 
     Attributes:
       files: the files.
-      indices: those of them that are images, each file once; int [n].
-      channels: 1 or 3 for each of these; int [n].
+      indices: those of them that hold examples, each file once; int [n].
+      channels: of each of these; int [n].
       identities: for each of these what is the same for one file under two names.
       sizes: of each of these in bytes, unpacked.
-      bad: "NAME: REASON" for what is no image.
+      bad: "NAME: REASON" for what holds no example that can be used.
       again: the names that are other names (links) of a file that counts.
     """
 
@@ -37,7 +36,7 @@ class Headers(NamedTuple):
 
 
 def read_headers(files: Files, progress: Progress | None = None) -> Headers:
-    """Return the contents of the headers of files; the pixels are not looked at."""
+    """Return the contents of the headers of files; nothing behind them is looked at."""
     good: dict[tuple[int, ...], tuple[int, int, int]] = {}
     bad, again = [], []
     for i in range(len(files)):
@@ -47,7 +46,7 @@ def read_headers(files: Files, progress: Progress | None = None) -> Headers:
                 if identity in good:
                     again.append(files.name(i))
                 else:
-                    good[identity] = (i, num_channels(file, size), size)
+                    good[identity] = (i, files.format.num_channels(file, size), size)
         except Exception as error:  # Whatever the disk or the zip does.
             bad.append(f"{files.name(i)}: {reason(error)}")
         if progress and (i % 256 == 255 or i + 1 == len(files)):

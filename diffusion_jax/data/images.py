@@ -1,18 +1,20 @@
 """Decoding of image files to uint8 pixels of the shape that is wanted."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Callable, Mapping
+from typing import IO, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from diffusion_jax.data import colours, formats, png
+from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.data.unreadable import Unreadable, reason
 
 _MAX_PIXELS = 90_000_000  # More in one picture is taken for a decompression bomb.
@@ -36,6 +38,31 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # A marker after compre
 # threads.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat(FileFormat):
+    """Image files, which become uint8 [H, W, C].
+
+    Attributes:
+      resize: "crop" or "squash"; see `fit`.
+    """
+
+    resize: str = "crop"
+
+    name: ClassVar[str] = "images"
+    one: ClassVar[str] = "image"
+    suffixes: ClassVar[tuple[str, ...]] = formats.SUFFIXES
+    dtype: ClassVar[type] = np.uint8
+    channels: ClassVar[Mapping[int, str]] = {1: "grey", 3: "colour"}
+    widened: ClassVar[str] = "coloured"
+
+    def num_channels(self, file: IO[bytes], size: int | None = None) -> int:
+        return num_channels(file, size)
+
+    def decode(self, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        height, width, channels = shape
+        return decode(content, (height, width, channels), self.resize)
 
 
 def num_channels(file: IO[bytes], size: int | None = None) -> int:

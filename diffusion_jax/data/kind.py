@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.config import DataConfig
+from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
 from diffusion_jax.runtime.errors import BadRequest
@@ -67,6 +68,11 @@ class Kind(abc.ABC):
                 f"{where}: arr_0 is {array.dtype} {list(array.shape)}, but must be "
                 f"{self.form}, and not empty{self._remedy(array)}"
             )
+
+    def file_format(self, config: DataConfig) -> FileFormat | None:
+        """Return how files with one example each are read; None if there are no such."""
+        del config
+        return None
 
     @abc.abstractmethod
     def _remedy(self, array: np.ndarray) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
 from diffusion_jax.data import drawing
 from diffusion_jax.data.clips import CLIPS
-from diffusion_jax.data.images import fit
+from diffusion_jax.data.file_format import FileFormat
+from diffusion_jax.data.images import ImageFormat, fit
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.levels import from_levels, to_levels
 from diffusion_jax.data.sounds import Sounds
@@ -88,6 +89,9 @@ class _Pictures(Kind):
                     f"2, 3, 1){self._remedy(array)}"
                 )
         return _fitted(super().from_file(array, where, config), where, config)
+
+    def file_format(self, config: DataConfig) -> FileFormat:
+        return ImageFormat(config.resize)
 
     def _remedy(self, array: np.ndarray) -> str:
         if not array.size:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffusion_jax.config import MAX_CLASSES, DataConfig
-from diffusion_jax.data.image_files import existing, is_image
+from diffusion_jax.data import formats
+from diffusion_jax.data.example_files import existing
 from diffusion_jax.data.report import named
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime import files
@@ -138,7 +139,7 @@ def _rows(path: str, where: str) -> dict[str, str]:
                 raise BadRequest(
                     f"{line} has {len(row)} fields, but must have two: file,label"
                 )
-            if i == 0 and not is_image(row[0]):
+            if i == 0 and not formats.kind_of_name(row[0]):
                 continue
             name, label = posixpath.normpath(row[0]), row[1].strip()
             if not label:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import formats
-from diffusion_jax.data.image_files import existing
+from diffusion_jax.data.example_files import existing
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.unreadable import reason
 from diffusion_jax.runtime import files as regular

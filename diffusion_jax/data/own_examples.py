@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.config import DataConfig
+from diffusion_jax.data.example_files import Files, existing, find_files
 from diffusion_jax.data.headers import read_headers
-from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.images import decode_whole, size_of
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import KINDS, PICTURES

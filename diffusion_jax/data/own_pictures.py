@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import formats
-from diffusion_jax.data.image_files import Files, existing, find_files
+from diffusion_jax.data.example_files import Files, existing, find_files
 from diffusion_jax.data.images import decode_whole, fit, fit_mask
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.npz import read_arrays

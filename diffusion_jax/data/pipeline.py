@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data.encoded_images import Pictures
+from diffusion_jax.data.encoded import EncodedExamples
 from diffusion_jax.data.sources import Split
 from diffusion_jax.data.unreadable import Unreadable
 from diffusion_jax.diffusion.batch import Batch
@@ -66,8 +66,8 @@ class WorkerDied(Exception):
 class Loader:
     """The batches of the steps to come, up to `most` steps at a time, as a context.
 
-    What lies in memory is gathered when it is asked for. `Pictures` are read ahead by
-    Grain, in worker processes or, with `num_workers` 0, in threads.
+    What lies in memory is gathered when it is asked for. `EncodedExamples` are read
+    ahead by Grain, in worker processes or, with `num_workers` 0, in threads.
     """
 
     def __init__(self, batches: StepBatches, start: int, most: int, num_workers: int = 0):
@@ -75,7 +75,7 @@ class Loader:
         self._batches, self._most, self._first = batches, most, start
         self._ready: collections.deque[Batch] = collections.deque()
         self._ahead: Any = None
-        if isinstance(batches.split.source, Pictures):
+        if isinstance(batches.split.source, EncodedExamples):
             self._ahead = _read_ahead(batches, start, most, num_workers)
 
     def load(self, step: int, count: int) -> Batch:
@@ -86,7 +86,7 @@ class Loader:
           count: at most `most`; what comes after these is 0.
 
         Raises:
-          Unreadable: naming an image that cannot be read.
+          Unreadable: naming a file that cannot be read.
           WorkerDied: if a worker process was killed.
         """
         while self._first < step:

@@ -22,7 +22,7 @@ def named(lines: Sequence[str]) -> str:
         return said
     said += f" and {len(lines) - _MAX_NAMED:,} more"
     with contextlib.suppress(OSError):  # A full disk is told of by what needs it.
-        handle, path = tempfile.mkstemp(prefix="diffusion_jax_images_", suffix=".txt")
+        handle, path = tempfile.mkstemp(prefix="diffusion_jax_files_", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.writelines(f"{shown(line)}\n" for line in lines)
         said += f" (all of them: {shown(path)})"

@@ -2,7 +2,7 @@
 
 A source of examples is anything that has a length and, indexed with an array of n
 integers, gives n examples: [n, *shape], in the form of their kind (kinds.py). A NumPy
-array is one as it stands; `Pictures`, which reads files, is another.
+array is one as it stands; `EncodedExamples`, which read files, are another.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ import numpy as np
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded
-from diffusion_jax.data.encoded_images import Form, Pictures, Progress, decode_all
+from diffusion_jax.data.encoded import EncodedExamples, Form, Progress, decode_all
+from diffusion_jax.data.example_files import Files, existing, find_files
+from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.data.headers import Headers, in_common, read_headers
-from diffusion_jax.data.image_files import Files, existing, find_files
 from diffusion_jax.data.kinds import KINDS, PICTURES, kind_of
 from diffusion_jax.data.labels import check_labels, read_label_file
 from diffusion_jax.data.low_res import reduced
@@ -78,7 +79,7 @@ class Split:
 
     def __getitem__(self, indices: np.ndarray, /) -> Batch:
         """Return the examples at these indices, int [n], as a batch of n rows."""
-        if isinstance(self.source, Pictures):
+        if isinstance(self.source, EncodedExamples):
             x, indices = self.source.read(indices)
         else:
             x = self.source[indices]
@@ -137,7 +138,7 @@ def open_data_set(
     prepare: bool = True,
     progress: Progress | None = None,
 ) -> DataSet:
-    """Open the data set of a config; images in files are found, but not decoded yet.
+    """Open the data set of a config; examples in files are found, but not decoded yet.
 
     Args:
       config: describes the data set, and what its examples become.
@@ -193,20 +194,31 @@ def _opened(
     if source != "folder" and not source.startswith(_TFDS):
         known = (*SOURCES, "tfds:cifar10", "tfds:mnist")
         raise BadRequest(f"data.source ({source!r}) is unknown; {nearest(source, known)}")
-    kind = kind_of(config)
-    if kind is not PICTURES:
+    return _of_files(config, prepare, progress)
+
+
+def _of_files(config: DataConfig, prepare: bool, progress: Progress | None) -> DataSet:
+    source, kind = config.source, kind_of(config)
+    format = kind.file_format(config)
+    if format is None:
         raise BadRequest(
             f"data.image_size () is for {kind.name}, but {source} is of {PICTURES.name}; "
             "set it to (height, width)"
         )
-    if config.channels not in (0, 1, 3):
+    if source != "folder" and kind is not PICTURES:
         raise BadRequest(
-            f"data.channels ({config.channels}) must be 1 (grey), 3 (colour) or 0 (as the "
-            "images have)"
+            f"data.source ({source!r}) is of {PICTURES.name}, but the config is of "
+            f"{kind.name}; {kind.name} are read from --config.data.source=folder"
+        )
+    if config.channels not in (0, *format.channels):
+        known = ", ".join(f"{n} ({word})" for n, word in format.channels.items())
+        raise BadRequest(
+            f"data.channels ({config.channels}) must be {known} or 0 (as the "
+            f"{format.name} have)"
         )
     if source == "folder":
-        return _folder(config, progress)
-    return _tfds(config, prepare, progress)
+        return _folder(config, format, progress)
+    return _tfds(config, format, prepare, progress)
 
 
 def arrays(
@@ -267,14 +279,14 @@ def _digits() -> DataSet:
     return data._replace(class_names=tuple(map(str, range(10))))
 
 
-def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
-    """Open images in a folder or zip; headers are read, so that other files show now."""
-    files = find_files(config.path)
+def _folder(config: DataConfig, format: FileFormat, progress: Progress | None) -> DataSet:
+    """Open files in a folder or zip; headers are read, so that other files show now."""
+    files = find_files(config.path, "data.path", format)
     mine = _usable(files, config, f"data.path ({config.path!r})", progress)
     both = [mine]
     if config.held_out:
         _check_apart(config, "folder or zip")
-        other = find_files(config.held_out, "data.held_out")
+        other = find_files(config.held_out, "data.held_out", format)
         if other.class_names != files.class_names and not _has_label_file(config):
             raise BadRequest(
                 f"data.held_out ({config.held_out!r}) has other classes than data.path: "
@@ -288,9 +300,11 @@ def _folder(config: DataConfig, progress: Progress | None) -> DataSet:
     else:
         other = files
         train, held_out = _split(mine.indices, config.held_out_fraction)
-    form = _form(config, config.channels or _common_channels(both))
+    form = _form(config, format, config.channels or _common_channels(both, format))
     data = DataSet(
-        Pictures(files, train, form), Pictures(other, held_out, form), form.shape
+        EncodedExamples(files, train, form),
+        EncodedExamples(other, held_out, form),
+        form.shape,
     )
     labels, class_names = [files.labels, other.labels], files.class_names
     if _has_label_file(config):
@@ -333,8 +347,8 @@ def _usable(
     headers = read_headers(files, progress)
     if files.others:
         say(
-            f"left out of {where}, as they are not images: {by_suffix(files.others)} "
-            f"({named(files.others)})"
+            f"left out of {where}, as they are not {files.format.name}: "
+            f"{by_suffix(files.others)} ({named(files.others)})"
         )
     if headers.again:
         say(
@@ -346,29 +360,33 @@ def _usable(
     return headers
 
 
-def _common_channels(both: Sequence[Headers]) -> int:
-    """Return 1 if all images are grey, else 3; report grey ones that become coloured."""
+def _common_channels(both: Sequence[Headers], format: FileFormat) -> int:
+    """Return the most channels that any example has; report those with fewer."""
     channels = np.concatenate([headers.channels for headers in both])
-    grey = int((channels == 1).sum())
-    if 0 < grey < len(channels):
+    least, most = int(channels.min()), int(channels.max())
+    fewer = int((channels == least).sum())
+    if least < most:
+        word = format.channels[least]
         say(
-            f"{grey:,} grey images become coloured, as the other {len(channels) - grey:,} "
-            "are (data.channels=1 makes all of them grey)"
+            f"{fewer:,} {word} {format.name} become {format.widened}, as the other "
+            f"{len(channels) - fewer:,} are (data.channels={least} makes all of them "
+            f"{word})"
         )
-    return int(channels.max())
+    return most
 
 
 def _report_unreadable(
     bad: Sequence[str], total: int, where: str, config: DataConfig, *, all_bad: bool
 ) -> None:
-    """Name the images that cannot be read.
+    """Name the files that cannot be read.
 
     Raises:
       BadRequest: unless the config skips them and some can be read.
     """
     if not bad:
         return
-    said = f"{len(bad):,} of {total:,} images cannot be read: {named(bad)}"
+    kind = kind_of(config).name
+    said = f"{len(bad):,} of {total:,} {kind} cannot be read: {named(bad)}"
     if all_bad:
         raise BadRequest(f"{where}: {said}")
     if config.unreadable == "refuse":
@@ -378,12 +396,14 @@ def _report_unreadable(
     say(f"skipped: {said}")
 
 
-def _tfds(config: DataConfig, prepare: bool, progress: Progress | None) -> DataSet:
+def _tfds(
+    config: DataConfig, format: FileFormat, prepare: bool, progress: Progress | None
+) -> DataSet:
     name = config.source.removeprefix(_TFDS)
     train, held_out, channels, class_names = open_prepared(
         name, config.path, config.split, config.held_out, prepare=prepare
     )
-    form = _form(config, config.channels or channels or 3)
+    form = _form(config, format, config.channels or channels or 3)
     everything = np.arange(len(train))
     if held_out is None:
         mine, theirs = _split(everything, config.held_out_fraction)
@@ -391,8 +411,8 @@ def _tfds(config: DataConfig, prepare: bool, progress: Progress | None) -> DataS
     else:
         mine, theirs = everything, np.arange(len(held_out))
     data = DataSet(
-        Pictures(train, mine, form),
-        Pictures(held_out, theirs, form),
+        EncodedExamples(train, mine, form),
+        EncodedExamples(held_out, theirs, form),
         form.shape,
         class_names=class_names,
     )
@@ -452,16 +472,17 @@ def _check_apart(config: DataConfig, what: str) -> None:
 def _check_nothing_in_common(mine: Headers, theirs: Headers, config: DataConfig) -> None:
     common = in_common(mine, theirs)
     if common:
+        kind = mine.files.format.name
         raise BadRequest(
             f"data.held_out ({config.held_out!r}) and data.path ({config.path!r}) have "
-            f"{len(common):,} images in common, so that what is held out would be trained "
+            f"{len(common):,} {kind} in common, so that what is held out would be trained "
             f"on; remove them from one of the two: {named(common)}"
         )
 
 
-def _form(config: DataConfig, channels: int) -> Form:
-    height, width = config.shape[:2]
-    return Form((height, width, channels), config.resize, config.unreadable == "skip")
+def _form(config: DataConfig, format: FileFormat, channels: int) -> Form:
+    shape = (*config.shape[:-1], channels)
+    return Form(format, shape, config.unreadable == "skip")
 
 
 def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -478,32 +499,33 @@ def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray
 def into_memory(
     data: DataSet, config: DataConfig, progress: Progress | None = None
 ) -> DataSet:
-    """Decode a set's images once, if their pixels fit into `config.memory_gib`.
+    """Decode a set's files once, if the examples fit into `config.memory_gib`.
 
     Raises:
       BadRequest: if some cannot be read, unless the config skips them.
     """
     splits = {"train": data.train, "held_out": data.held_out}
-    pictures = {k: s for k, s in splits.items() if isinstance(s, Pictures)}
-    if not pictures:
+    encoded = {k: s for k, s in splits.items() if isinstance(s, EncodedExamples)}
+    if not encoded:
         return data
-    total = sum(len(split) for split in pictures.values())
-    num_bytes = sum(p.num_bytes for p in pictures.values())
+    total = sum(len(split) for split in encoded.values())
+    num_bytes = sum(split.num_bytes for split in encoded.values())
+    kind = kind_of(config).name
     if num_bytes > config.memory_gib * 2**30:
         if config.unreadable == "refuse":
             say(
-                f"streamed: {total:,} images need {num_bytes / 2**30:,.1f} GiB in memory "
+                f"streamed: {total:,} {kind} need {num_bytes / 2**30:,.1f} GiB in memory "
                 f"(data.memory_gib is {config.memory_gib:g}), so they are decoded for each "
                 "batch: a damaged one stops the run when its batch comes"
             )
         return data
     decoded: dict[str, Any] = {}
     bad, all_bad = [], False
-    for name, split in pictures.items():
+    for name, split in encoded.items():
         decoded[name], which, unread = decode_all(split, progress)
         of_labels = _LABELS[name]
         labels = getattr(data, of_labels)
-        if labels is not None:  # Labels of the images that are there instead.
+        if labels is not None:  # Labels of the examples that are there instead.
             decoded[of_labels] = labels[which]
         bad += unread
         all_bad |= len(unread) == len(split)

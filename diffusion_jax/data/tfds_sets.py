@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.encoded_images import Progress
+from diffusion_jax.data.encoded import Progress
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
 from diffusion_jax.runtime import locks

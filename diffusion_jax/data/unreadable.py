@@ -1,10 +1,10 @@
-"""Images that cannot be read: the exception, and the reason in words."""
+"""Files that cannot be read: the exception, and the reason in words."""
 
 from diffusion_jax.runtime import text
 
 
 class Unreadable(ValueError):
-    """An image that cannot be read; str() is the reason."""
+    """A file that cannot be read; str() is the reason."""
 
 
 def reason(error: BaseException) -> str:

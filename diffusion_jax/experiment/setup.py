@@ -208,7 +208,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
     def progress(what: str, done: int, total: int) -> None:
         if what not in bars:
-            bars[what] = ProgressBar(what, total, "images")
+            bars[what] = ProgressBar(what, total, "examples")
         bars[what].report(done)
         if done == total:
             bars.pop(what).close()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import sources
-from diffusion_jax.data.encoded_images import Pictures
+from diffusion_jax.data.encoded import EncodedExamples
 from diffusion_jax.data.images import Unreadable
 from diffusion_jax.data.pipeline import Loader, StepBatches
 from diffusion_jax.runtime.errors import BadRequest
@@ -446,7 +446,8 @@ def test_what_does_not_fit_is_streamed_with_the_same_batches(folder, tmp_path):
     streamed = sources.into_memory(data, config)
     config.memory_gib = 1.01 * size
     memory = sources.into_memory(data, config)
-    assert isinstance(streamed.train, Pictures) and isinstance(memory.train, np.ndarray)
+    assert isinstance(streamed.train, EncodedExamples)
+    assert isinstance(memory.train, np.ndarray)
     config.path = str(zipped(folder, tmp_path / "pictures.zip"))
     unpacked = sources.open_data_set(config).train
     unpacked[np.array([0])]  # The zip is open; a worker opens it for itself.
@@ -659,20 +660,20 @@ def test_a_list_that_is_cut_short_is_whole_in_a_file(folder, tmp_path, monkeypat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for i in range(7):
         (folder / f"ants/bad{i}\n.png").touch()
-        (folder / f"clip{i}.mp4").touch()
+        (folder / f"photo{i}.heic").touch()
     opened(folder, unreadable="skip")
     others, bad = capsys.readouterr().out.splitlines()
-    assert "7 .mp4, 1 .txt" in others and "and 3 more" in others
+    assert "7 .heic, 1 .txt" in others and "and 3 more" in others
     lines = listed(bad).read_text().splitlines()
     assert lines == [f"ants/bad{i}\\n.png: the file is empty" for i in range(7)]
     names = listed(others).read_text().splitlines()
-    assert sorted(names) == [*(f"clip{i}.mp4" for i in range(7)), "notes.txt"]
+    assert sorted(names) == [*(f"photo{i}.heic" for i in range(7)), "notes.txt"]
     assert listed(bad).stat().st_mode & 0o077 == 0
     for path in (listed(bad), listed(others)):
         path.unlink()
     # If the message names all of them, there is no file.
     for i in range(4):
-        (folder / f"clip{i}.mp4").unlink()
+        (folder / f"photo{i}.heic").unlink()
         (folder / f"ants/bad{i}\n.png").unlink()
     opened(folder, unreadable="skip")
     assert "all of them" not in capsys.readouterr().out
@@ -1000,3 +1001,12 @@ def test_arrays_that_are_trained_on_are_not_held_out(tmp_path):
             opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / f"{name}.npz"))
     np.savez(tmp_path / "other.npz", np.concatenate([UINT8[:1], 255 - UINT8[:1]]))
     opened(tmp_path / "a.npz", source="npz", held_out=str(tmp_path / "other.npz"))
+
+
+@pytest.mark.parametrize("name", ["ants/song.WAV", "trip.mp4", "cats/a.flac"])
+def test_a_mixture_of_kinds_in_a_folder_is_refused(name, folder, tmp_path):
+    (folder / name).touch()
+    for place in (folder, zipped(folder, tmp_path / "pictures.zip")):
+        with pytest.raises(BadRequest, match="mixes images with") as error:
+            opened(place)
+        assert name in str(error.value) and "to a folder of its own" in str(error.value)

@@ -1,4 +1,4 @@
-"""Image files in a folder or a zip: which ones, of which class, and their bytes."""
+"""Files of examples in a folder or a zip: which ones, of which class, and their bytes."""
 
 import os
 import pathlib
@@ -10,7 +10,9 @@ from typing import IO, Any
 import numpy as np
 
 from diffusion_jax.data import formats
-from diffusion_jax.data.report import by_suffix
+from diffusion_jax.data.file_format import FileFormat
+from diffusion_jax.data.images import ImageFormat
+from diffusion_jax.data.report import by_suffix, named
 from diffusion_jax.data.unreadable import Unreadable, reason
 from diffusion_jax.runtime import files as regular
 from diffusion_jax.runtime.errors import BadRequest
@@ -19,27 +21,36 @@ from diffusion_jax.runtime.text import shown
 _MAX_BYTES = 2**29  # A larger file, unpacked, is taken for a bomb.
 # A file that is larger, and packed more tightly than any image, is taken for a bomb too.
 _MAX_PACKED_BYTES, _MAX_RATIO = 2**26, 100
+_IMAGES = ImageFormat()
 
 
 class Files:
-    """Image files in the order of their names.
+    """Files of examples in the order of their names.
 
     Attributes:
+      format: of the files that count.
       names: path of each file below the folder, with "/".
-      others: the same of the files that are left out, since they are no images.
+      others: the same of the files that are left out, since they hold no examples.
       class_names: the sub-folders, if all files lie in two or more of them; else ().
       labels: which of them each file lies in, int32; all 0 if there are none.
     """
 
-    def __init__(self, root: pathlib.Path, names: Sequence[str], others: Sequence[str]):
+    def __init__(
+        self,
+        root: pathlib.Path,
+        names: Sequence[str],
+        others: Sequence[str],
+        format: FileFormat = _IMAGES,
+    ):
         self.root, self.names, self.others = root, sorted(names), others
+        self.format = format
         self.class_names, self.labels = _classes(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages; it can be printed, whatever it is."""
+        """Return the name of a file for messages; it can be printed, whatever it is."""
         return shown(self.names[index])
 
     def open(self, index: int) -> IO[bytes]:
@@ -76,7 +87,7 @@ class Files:
 
 
 class ZippedFiles(Files):
-    """Image files inside a zip, which is not unpacked."""
+    """Files of examples inside a zip, which is not unpacked."""
 
     _archive: zipfile.ZipFile | None = None
 
@@ -85,10 +96,11 @@ class ZippedFiles(Files):
         root: pathlib.Path,
         entries: Sequence[tuple[str, int, int]],
         others: Sequence[str],
+        format: FileFormat = _IMAGES,
     ):
         """Take entries as (name, position in the zip's table, place in the zip)."""
         self._entries = sorted(entries)
-        super().__init__(root, [name for name, *_ in entries], others)
+        super().__init__(root, [name for name, *_ in entries], others, format)
 
     def _entry(self, index: int) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
         if self._archive is None:
@@ -161,15 +173,17 @@ def existing(path: str, field: str, what: str) -> pathlib.Path:
     return found
 
 
-def find_files(path: str, field: str = "data.path") -> Files:
-    """Return the image files below a folder, or in a zip.
+def find_files(path: str, field: str = "data.path", format: FileFormat = _IMAGES) -> Files:
+    """Return the files of examples below a folder, or in a zip.
 
     Args:
       path: of the folder or zip.
       field: of the config that names it, for messages.
+      format: of the files that count.
 
     Raises:
-      BadRequest: if there is no such thing, or no image in it.
+      BadRequest: if there is no such thing, no such file in it, files of other kinds of
+        example beside them, or no library that reads them.
     """
     if not path:
         raise BadRequest(f"{field} is empty; give the folder: --config.{field}=DIR")
@@ -181,23 +195,31 @@ def find_files(path: str, field: str = "data.path") -> Files:
         entries = _entries(root, f"{field} ({path!r})")
         names = [name for name, *_ in entries]
     seen = [name for name in names if not _is_hidden(name)]
-    images = [name for name in seen if is_image(name)]
-    others = [name for name in seen if not is_image(name)]
-    if not images:
+    wanted = [name for name in seen if format.has(name)]
+    others = [name for name in seen if not format.has(name)]
+    if not wanted:
         said = f"it holds {by_suffix(others)}" if others else "it is empty"
         if any(name.endswith(".npy") for name in others):
             said += "; for arrays: --config.data.source=npz"
-        known = " ".join(formats.SUFFIXES)
-        raise BadRequest(f"{field} ({path!r}) has no images ({known}); {said}")
+        known = " ".join(format.suffixes)
+        raise BadRequest(f"{field} ({path!r}) has no {format.name} ({known}); {said}")
+    _check_one_kind(others, format, f"{field} ({path!r})")
+    format.check_installed(wanted)
     if root.is_dir():
-        return Files(root, images, others)
-    chosen = [e for e in entries if not _is_hidden(e[0]) and is_image(e[0])]
-    return ZippedFiles(root, chosen, others)
+        return Files(root, wanted, others, format)
+    chosen = [e for e in entries if not _is_hidden(e[0]) and format.has(e[0])]
+    return ZippedFiles(root, chosen, others, format)
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file counts as an image, by its suffix."""
-    return name.lower().endswith(formats.SUFFIXES)
+def _check_one_kind(others: Sequence[str], format: FileFormat, where: str) -> None:
+    """Refuse files of examples of other kinds beside those that count."""
+    mixed = [name for name in others if formats.kind_of_name(name)]
+    if mixed:
+        kinds = sorted({formats.kind_of_name(name) or "" for name in mixed})
+        raise BadRequest(
+            f"{where} mixes {format.name} with {' and '.join(kinds)}: {named(mixed)}; move "
+            "one kind to a folder of its own"
+        )
 
 
 def _is_hidden(name: str) -> bool:

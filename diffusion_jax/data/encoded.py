@@ -1,4 +1,4 @@
-"""Encoded images as a source of examples: decoded when asked for, or once and for all."""
+"""Encoded examples, one per file: decoded when asked for, or once and for all."""
 
 import concurrent.futures
 import os
@@ -7,14 +7,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from diffusion_jax.data.images import Unreadable, decode
+from diffusion_jax.data.file_format import FileFormat
+from diffusion_jax.data.unreadable import Unreadable
 
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 _CHUNK = 256
 
 
 class Encoded(Protocol):
-    """Images as the bytes of their files."""
+    """Examples as the bytes of their files."""
 
     def __len__(self) -> int: ...
 
@@ -24,22 +25,22 @@ class Encoded(Protocol):
 
 
 class Form(NamedTuple):
-    """The form that an image is brought into.
+    """The form that an example is brought into.
 
     Attributes:
-      shape: (H, W, C).
-      resize: "crop" or "squash".
-      skip: an image that cannot be read is replaced by the next one that can, instead of
+      format: of the files.
+      shape: of an example.
+      skip: an example that cannot be read is replaced by the next one that can, instead of
         being an error.
     """
 
-    shape: tuple[int, int, int]
-    resize: str = "crop"
+    format: FileFormat
+    shape: tuple[int, ...]
     skip: bool = False
 
 
-class Pictures:
-    """A source of examples that decodes at each access; uint8 [n, H, W, C].
+class EncodedExamples:
+    """A source of examples that decodes at each access; [n, *form.shape].
 
     Attributes:
       encoded: the files.
@@ -55,14 +56,15 @@ class Pictures:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all pixels, decoded."""
-        return len(self) * int(np.prod(self.form.shape))
+        """Bytes of all examples, decoded."""
+        itemsize = np.dtype(self.form.format.dtype).itemsize
+        return len(self) * int(np.prod(self.form.shape)) * itemsize
 
     def __getitem__(self, wanted: np.ndarray, /) -> np.ndarray:
         """Return the examples.
 
         Raises:
-          Unreadable: naming an image, unless `form.skip`; with it if no image can be read.
+          Unreadable: naming a file, unless `form.skip`; with it if no file can be read.
         """
         return self.read(wanted)[0]
 
@@ -70,21 +72,21 @@ class Pictures:
         """Return examples and their indices; with `form.skip` others may replace some.
 
         Raises:
-          Unreadable: naming the image.
+          Unreadable: naming the file.
         """
-        images, indices = zip(*(self._next_readable(int(i)) for i in wanted), strict=True)
-        return np.stack(images), np.array(indices)
+        examples, indices = zip(*(self._next_readable(int(i)) for i in wanted), strict=True)
+        return np.stack(examples), np.array(indices)
 
     def decode(self, index: int) -> np.ndarray:
-        """Return example `index`, decoded; uint8 [H, W, C].
+        """Return example `index`, decoded; [*form.shape].
 
         Raises:
-          Unreadable: naming the image.
+          Unreadable: naming the file.
         """
         where = int(self.indices[index])
         try:
             content = self.encoded.read(where)
-            return decode(content, self.form.shape, self.form.resize)
+            return self.form.format.decode(content, self.form.shape)
         except Unreadable as error:
             raise Unreadable(f"{self.encoded.name(where)}: {error}") from error
 
@@ -99,34 +101,35 @@ class Pictures:
 
 
 def decode_all(
-    pictures: Pictures, progress: Progress | None = None
+    source: EncodedExamples, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Decode all examples at once, with one thread per core.
 
     Returns:
-      uint8 [N, H, W, C] and int [N], the same as `pictures.read(np.arange(N))` would give,
-      and what could not be read ("NAME: REASON"): then with `form.skip` unset the pixels
-      are void.
+      [N, *form.shape] and int [N], the same as `source.read(np.arange(N))` would give, and
+      what could not be read ("NAME: REASON"): then with `form.skip` unset the values are
+      void.
     """
-    pixels = np.empty((len(pictures), *pictures.form.shape), np.uint8)
+    form = source.form
+    examples = np.empty((len(source), *form.shape), form.format.dtype)
     bad: dict[int, str] = {}
 
     def one(i: int) -> None:
         try:
-            pixels[i] = pictures.decode(i)
+            examples[i] = source.decode(i)
         except Unreadable as error:
             bad[i] = str(error)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        for begin in range(0, len(pictures), _CHUNK):
-            end = min(begin + _CHUNK, len(pictures))
+        for begin in range(0, len(source), _CHUNK):
+            end = min(begin + _CHUNK, len(source))
             list(threads.map(one, range(begin, end)))
             if progress:
-                progress("decoding images", end, len(pictures))
-    which = np.arange(len(pictures))
-    if len(bad) < len(pictures):
+                progress(f"decoding {form.format.name}", end, len(source))
+    which = np.arange(len(source))
+    if len(bad) < len(source):
         for i in bad:
             while which[i] in bad:
-                which[i] = (which[i] + 1) % len(pictures)
-            pixels[i] = pixels[which[i]]
-    return pixels, which, [bad[i] for i in sorted(bad)]
+                which[i] = (which[i] + 1) % len(source)
+            examples[i] = examples[which[i]]
+    return examples, which, [bad[i] for i in sorted(bad)]
