@@ -23,6 +23,7 @@ from diffusion_jax.config import Config, SamplingConfig
 from diffusion_jax.diffusion.schedules import OddBetas
 from diffusion_jax.experiment import build_sampler as samplings
 from diffusion_jax.jobs import (
+    cascade,
     command_line,
     guiding,
     labels,
@@ -97,6 +98,7 @@ _ORIGIN = {
     )
     for name in names
 }
+_CASCADE = flags.DEFINE_string("cascade", None, cascade.HELP)
 _SWEEP = flags.DEFINE_string("sweep", None, sweep.HELP)
 _SHOW_CHAIN = flags.DEFINE_bool("show_chain", False, "Also draw how noise becomes samples.")
 _SHARD = flags.DEFINE_string("shard", None, shards.SHARD_HELP)
@@ -117,6 +119,9 @@ def main() -> None:
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
     shard = shards.parse(_SHARD.value, merge=_MERGE.value)
+    if _CASCADE.value is not None:
+        _draw_cascade(weights, wanted)
+        return
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
     warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
@@ -175,6 +180,33 @@ def main() -> None:
         out=_prefix(workdir, name, request),
         overwrite=_OVERWRITE.value,
     )
+
+
+def _draw_cascade(weights: str, step: str) -> None:
+    """Draw the stages of --cascade."""
+    for flag in (
+        *(_WORKDIR, _SWEEP, _SHARD, _MERGE, _GUIDE, _PRIOR, *_ORIGIN.values()),
+        *(_DATA_PATH, _DATA_HELD_OUT, _DATA_LABEL_FILE),
+    ):
+        if flag.value not in (None, False):
+            raise BadRequest(f"--{flag.name} and --cascade: give one of them")
+    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
+    given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
+    stages = cascade.parse(_CASCADE.value, given, step)
+    first, last = stages[0], stages[-1]
+    names = class_names(first.workdir) if first.config.data.labels else []
+    request = sample.Request(
+        num=origin_flags.NUM if _NUM.value is None else _NUM.value,
+        seed=_SEED.value,
+        weights=weights,
+        show_chain=_SHOW_CHAIN.value,
+        label=labels.parse(_LABEL.value, first.config, names),
+    )
+    devices.say_devices()
+    compilation_cache.use(_CACHE.value)
+    name = f"cascade_{samplings.short_name(last.config.sampling)}"
+    out = _prefix(last.workdir, name, request)
+    cascade.draw(stages, request, out=out, overwrite=_OVERWRITE.value)
 
 
 def _settings(config: Config, given: dict[str, Any]) -> list[sweep.Setting]:

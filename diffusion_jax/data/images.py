@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusion_jax.data import colours, formats, png
 from diffusion_jax.data.file_format import FileFormat
+from diffusion_jax.data.low_res import reduced
 from diffusion_jax.data.unreadable import Unreadable, reason
 
 _MAX_PIXELS = 90_000_000  # More in one picture is taken for a decompression bomb.
@@ -45,10 +46,11 @@ class ImageFormat(FileFormat):
     """Image files, which become uint8 [H, W, C].
 
     Attributes:
-      resize: "crop" or "squash"; see `fit`.
+      resize, reduced_from: see `fit`.
     """
 
     resize: str = "crop"
+    reduced_from: tuple[int, ...] = ()
 
     name: ClassVar[str] = "images"
     one: ClassVar[str] = "image"
@@ -62,7 +64,8 @@ class ImageFormat(FileFormat):
 
     def decode(self, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
         height, width, channels = shape
-        return decode(content, (height, width, channels), self.resize)
+        wanted = (height, width, channels)
+        return decode(content, wanted, self.resize, self.reduced_from)
 
 
 def num_channels(file: IO[bytes], size: int | None = None) -> int:
@@ -103,7 +106,12 @@ def size_of(content: bytes) -> tuple[int, int]:
     return image.height, image.width
 
 
-def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarray:
+def decode(
+    content: bytes,
+    shape: tuple[int, int, int],
+    resize: str,
+    reduced_from: tuple[int, ...] = (),
+) -> np.ndarray:
     """Return the pixels of an image file; uint8 [H, W, C].
 
     A rotation that EXIF asks for is done; an embedded colour profile is converted to sRGB;
@@ -115,12 +123,12 @@ def decode(content: bytes, shape: tuple[int, int, int], resize: str) -> np.ndarr
     Args:
       content: of a file of one of `formats.KINDS`.
       shape: (H, W, C) with C 1 or 3.
-      resize: "crop" or "squash"; see `fit`.
+      resize, reduced_from: see `fit`.
 
     Raises:
       Unreadable: if it is none of these, truncated, or larger than 90 million pixels.
     """
-    return _read(content, shape[2], lambda image: fit(image, shape, resize))
+    return _read(content, shape[2], lambda image: fit(image, shape, resize, reduced_from))
 
 
 def decode_whole(content: bytes, channels: int) -> np.ndarray:
@@ -176,20 +184,39 @@ def _decoded(image: Image.Image, whole: png.Png | None, channels: int) -> Image.
     return image if rotation is None else image.transpose(rotation)
 
 
-def fit(image: Image.Image, shape: tuple[int, int, int], resize: str) -> np.ndarray:
+def fit(
+    image: Image.Image,
+    shape: tuple[int, int, int],
+    resize: str,
+    reduced_from: tuple[int, ...] = (),
+) -> np.ndarray:
     """Return an image of any mode and size as uint8 [H, W, C].
 
     Args:
       image: with any mode.
       shape: (H, W, C). An image that has it already is not resampled.
       resize: "crop" keeps the aspect and cuts the middle out; "squash" keeps all of the
-        image. Both use one Lanczos filter that is as wide as the pixels that it averages.
+        image; "pad" keeps its aspect too, never enlarges it, and has black around it. They
+        use one Lanczos filter that is as wide as the pixels that it averages.
+      reduced_from: size, (side,) or (H', W'), that the image is made to fit first, and then
+        reduced from, as for the low resolution of a larger image; () is without.
     """
     height, width, channels = shape
     image = _plain(image, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
+        if reduced_from:
+            rows, columns = (reduced_from * 2)[-2:]
+            larger = (rows, columns, channels)
+            return reduced(fit(image, larger, resize), shape[:2])
         box = _box(image.size, (width, height), resize)
-        image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+        left, top, right, bottom = _filled(image.size, (width, height), resize)
+        filled = (right - left, bottom - top)
+        if image.size != filled:
+            image = image.resize(filled, Image.Resampling.LANCZOS, box=box)
+        if filled != (width, height):
+            canvas = Image.new(image.mode, (width, height))
+            canvas.paste(image, (left, top))
+            image = canvas
     return np.asarray(image).reshape(shape)
 
 
@@ -203,9 +230,12 @@ def fit_mask(is_set: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarr
     """
     height, width = size
     left, top, right, bottom = _box(is_set.shape[::-1], (width, height), resize)
-    rows, columns = _areas(top, bottom, height), _areas(left, right, width)
+    x0, y0, x1, y1 = _filled(is_set.shape[::-1], (width, height), resize)
+    rows, columns = _areas(top, bottom, y1 - y0), _areas(left, right, x1 - x0)
     found = np.array([is_set[a:b].any(axis=0) for a, b in rows])
-    return np.array([found[:, a:b].any(axis=1) for a, b in columns]).T
+    mask = np.zeros(size, bool)
+    mask[y0:y1, x0:x1] = np.array([found[:, a:b].any(axis=1) for a, b in columns]).T
+    return mask
 
 
 def _areas(first: float, last: float, count: int) -> list[tuple[int, int]]:
@@ -225,6 +255,18 @@ def _box(
     left = (size[0] - wanted[0] * scale) / 2
     top = (size[1] - wanted[1] * scale) / 2
     return left, top, left + wanted[0] * scale, top + wanted[1] * scale
+
+
+def _filled(
+    size: tuple[int, ...], wanted: tuple[int, int], resize: str
+) -> tuple[int, int, int, int]:
+    """Return the part of the result (left, top, right, bottom) that is no padding."""
+    if resize != "pad":
+        return 0, 0, *wanted
+    scale = max(size[0] / wanted[0], size[1] / wanted[1], 1)
+    width, height = (max(1, round(side / scale)) for side in size[:2])
+    left, top = (wanted[0] - width) // 2, (wanted[1] - height) // 2
+    return left, top, left + width, top + height
 
 
 def _kind(head: bytes) -> str:

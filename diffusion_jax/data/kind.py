@@ -12,8 +12,7 @@ from PIL import Image
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data.file_format import FileFormat
-from diffusion_jax.diffusion.batch import Batch
-from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
+from diffusion_jax.diffusion.batch import AUG_LEVEL, LOW_RES, Batch
 from diffusion_jax.runtime.errors import BadRequest
 
 

@@ -91,7 +91,7 @@ class _Pictures(Kind):
         return _fitted(super().from_file(array, where, config), where, config)
 
     def file_format(self, config: DataConfig) -> FileFormat:
-        return ImageFormat(config.resize)
+        return ImageFormat(config.resize, config.reduced_from)
 
     def _remedy(self, array: np.ndarray) -> str:
         if not array.size:
@@ -169,7 +169,8 @@ def _fitted(images: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
             f"and data.channels say {list(shape)}"
         )
     flat = images[..., 0] if channels == 1 else images
-    return np.stack([fit(Image.fromarray(x), shape, config.resize) for x in flat])
+    how = (config.resize, config.reduced_from)
+    return np.stack([fit(Image.fromarray(x), shape, *how) for x in flat])
 
 
 POINTS, PICTURES = _Points(), _Pictures()

@@ -66,7 +66,8 @@ def read_pictures(path: str, flag: str, config: DataConfig, most: int) -> OwnPic
     for name, content in _contents(path, flag, most):
         whole = _decoded(content, channels, f"{flag} ({name!r})")
         flat = whole[..., 0] if channels == 1 else whole
-        fitted.append(fit(Image.fromarray(flat), shape, config.resize))
+        how = (config.resize, config.reduced_from)
+        fitted.append(fit(Image.fromarray(flat), shape, *how))
         sizes.add((whole.shape[0], whole.shape[1]))
     return OwnPictures(np.stack(fitted), frozenset(sizes))
 

@@ -26,8 +26,7 @@ from diffusion_jax.data.npz import read_npz
 from diffusion_jax.data.report import by_suffix, named
 from diffusion_jax.data.tfds_sets import PreparedImages, open_prepared
 from diffusion_jax.data.unreadable import Unreadable
-from diffusion_jax.diffusion.batch import Batch
-from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
+from diffusion_jax.diffusion.batch import LOW_RES, Batch
 from diffusion_jax.runtime.checks import nearest
 from diffusion_jax.runtime.errors import BadRequest
 from diffusion_jax.runtime.hashing import sha256

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# Names of conditions: the low-resolution image that is refined, [B, h, w, C], the level of
+# the noise in it, [B], and which clips are learned as images, bool [B].
+LOW_RES, AUG_LEVEL, FOCUS = "low_res", "aug_level", "focus"
+
 
 class Batch(NamedTuple):
     """Examples and their conditions, one row per example; a pytree.

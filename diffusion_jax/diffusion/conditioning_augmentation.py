@@ -17,9 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.batch import Batch
-
-LOW_RES, AUG_LEVEL = "low_res", "aug_level"  # Names of conditions: [B, h, w, C] and [B].
+from diffusion_jax.diffusion.batch import AUG_LEVEL, LOW_RES, Batch
 
 
 def with_noise(low_res: jax.Array, level: jax.Array, noise: jax.Array) -> jax.Array:
@@ -51,7 +49,7 @@ def augmented(key: jax.Array, batch: Batch, largest: float) -> Batch:
 
 
 def augmented_samples(
-    key: jax.Array, cond: Mapping[str, Any], level: float, indices: jax.Array
+    key: jax.Array, cond: Mapping[str, Any], level: float, indices: Any
 ) -> dict[str, Any]:
     """Return the conditions of samples with noise in their low-resolution images.
 
@@ -63,7 +61,7 @@ def augmented_samples(
     """
     low_res = jnp.asarray(cond[LOW_RES])
     key = jax.random.fold_in(key, 2**32 - 7)  # As in `init_state`.
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
     noise = jax.vmap(lambda k: jax.random.normal(k, low_res.shape[1:]))(keys)
     levels = jnp.full(len(low_res), level, jnp.float32)
     noised = with_noise(low_res, levels, noise)

@@ -7,9 +7,7 @@ frame itself, so that the network learns from them as from images.
 
 import jax
 
-from diffusion_jax.diffusion.batch import Batch
-
-FOCUS = "focus"  # Name of the condition, bool [B].
+from diffusion_jax.diffusion.batch import FOCUS, Batch
 
 
 def draw_focus(key: jax.Array, batch: Batch, rate: float) -> Batch:

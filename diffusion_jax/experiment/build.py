@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax import networks
 from diffusion_jax.config import Config, ProcessConfig, UNetConfig
 from diffusion_jax.diffusion import loss_weighting, losses, schedules
-from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
+from diffusion_jax.diffusion.batch import AUG_LEVEL, LOW_RES
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.parameterization import NEED_SIGNAL
 from diffusion_jax.diffusion.schedules import Schedule

@@ -187,6 +187,8 @@ def short_name(sampling: SamplingConfig) -> str:
         parts.append(f"langevin{steps}{'' if usual else size}")
     if sampling.threshold != "static":
         parts.append(sampling.threshold)
+    if sampling.aug_level != SamplingConfig().aug_level:
+        parts.append(f"aug{sampling.aug_level:g}")
     return "_".join(parts + _guidance_name(sampling))
 
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.config import SamplingConfig
+from diffusion_jax.config import DataConfig, SamplingConfig
 from diffusion_jax.data import drawing
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import PICTURES
-from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
+from diffusion_jax.data.sources import DataSet
+from diffusion_jax.diffusion.batch import LOW_RES
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.noise_level import NoiseLevel
 from diffusion_jax.experiment import build_sampler
@@ -228,6 +229,19 @@ class Upscale(Given):
 
     def cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {LOW_RES: self.x0(indices)}
+
+
+def held_out(config: DataConfig, data: DataSet, num: int) -> Origin:
+    """Return what samples are drawn from where nothing is given.
+
+    That is noise; for a run that refines images, also the low resolution of held-out
+    examples, of which there are `num` at most.
+    """
+    if not config.low_res:
+        return NOISE
+    split = data.split("held_out")
+    low_res = split[np.arange(min(num, len(split)))].cond[LOW_RES]
+    return Upscale("upscale", "held-out examples", low_res)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -175,6 +175,11 @@ def prepare(
       BadRequest: before anything is compiled or written.
     """
     environment.check()
+    if config is not None and config.data.low_res and not request.samples:
+        raise BadRequest(
+            "--quality: the run refines smaller images; draw samples with sample.py "
+            "--upscale or --cascade, and give their .npz with --samples"
+        )
     data = None
     if workdir is not None and config is not None and not request.reference:
         data = load_plan(workdir, config).data

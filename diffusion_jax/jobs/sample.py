@@ -19,7 +19,8 @@ from diffusion_jax.config import Config, hashes_of
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.data.sources import DataSet
-from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES, augmented_samples
+from diffusion_jax.diffusion.batch import LOW_RES
+from diffusion_jax.diffusion.conditioning_augmentation import augmented_samples
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps, guiding, labels, origins
@@ -70,6 +71,7 @@ class Request:
       guide: another run that guides.
       prior: a file with a function that guides.
       origin: what the chains start from.
+      stage: of a cascade; the noise of each stage is its own.
     """
 
     num: int
@@ -83,6 +85,14 @@ class Request:
     guide: guiding.Guide | None = None
     prior: guiding.PriorFile | None = None
     origin: Origin = NOISE
+    stage: int = 0
+
+    @property
+    def key(self) -> jax.Array:
+        """Return the PRNG key of all noise of its samples."""
+        key = jax.random.key(self.seed)
+        # As in `init_state`.
+        return jax.random.fold_in(key, 2**32 - 8 - self.stage) if self.stage else key
 
 
 class Job(NamedTuple):
@@ -121,13 +131,13 @@ class Job(NamedTuple):
         cond |= self.request.origin.cond(indices)
         if LOW_RES not in cond:
             return cond
-        key, level = jax.random.key(self.request.seed), self.config.sampling.aug_level
-        return augmented_samples(key, cond, level, indices)
+        level = self.config.sampling.aug_level
+        return augmented_samples(self.request.key, cond, level, indices)
 
     def samples(self, indices: np.ndarray) -> chain.Samples:
         """Return these samples, with where their chains start."""
         start = self.request.origin.start(self.table, indices)
-        return chain.Samples(jax.random.key(self.request.seed), indices, start)
+        return chain.Samples(self.request.key, indices, start)
 
     @property
     def params_of_chain(self) -> Any:
@@ -167,6 +177,7 @@ def generate(
     *,
     out: pathlib.Path,
     overwrite: bool = False,
+    keep_finished: bool = False,
 ) -> bool:
     """Draw samples with a checkpoint and write them to `out`.*.
 
@@ -177,6 +188,7 @@ def generate(
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
         first 1,024 as a grid) and P.json (how they were made).
       overwrite: replace files that exist.
+      keep_finished: leave them as they are if they are of this very request.
 
     Returns:
       Whether Ctrl-C came while the last batch was drawn, when there was nothing to stop.
@@ -192,6 +204,9 @@ def generate(
     auto = _chooses_timesteps(config, request)
     job, loaded = prepare(workdir, config, request, out)
     partial = job.partial
+    if keep_finished and not overwrite and processes.of_first(is_finished(partial)):
+        say(f"{result_path(out, '.npz')} has these samples already")
+        return False
     if job.is_without_class:
         say("without --label, the samples are of no class")
     if request.merge:
@@ -250,6 +265,12 @@ def prepare(
     return job, loaded
 
 
+def is_finished(partial: Partial) -> bool:
+    """Return whether the results of a request are there, and whole."""
+    is_there = result_path(partial.out, ".npz").is_file() and not partial.folder.exists()
+    return is_there and partial.finished() is not None
+
+
 def _check_has_low_res(config: Config, request: Request) -> None:
     if config.data.low_res and LOW_RES not in request.origin.cond(np.zeros(1, np.int32)):
         raise BadRequest(
@@ -271,8 +292,8 @@ def _chooses_timesteps(config: Config, request: Request) -> bool:
 
 def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
     """Draw one batch for a smoke run; True, as there are samples of every run."""
-    del data
-    request = Request(num=config.sampling.batch_size)
+    num = config.sampling.batch_size
+    request = Request(num=num, origin=origins.held_out(config.data, data, num))
     out = run_folder.samples_path(workdir) / "smoke"
     if generate(workdir, config, request, out=out, overwrite=True):
         raise KeyboardInterrupt

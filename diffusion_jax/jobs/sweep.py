@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.config import Config, SamplingConfig
+from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler
-from diffusion_jax.jobs import guiding, sample
+from diffusion_jax.jobs import field_values, guiding, sample
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs import pictures
@@ -41,9 +41,8 @@ from diffusion_jax.runtime import (
     locks,
     processes,
 )
-from diffusion_jax.runtime.checks import nearest, values_refused
+from diffusion_jax.runtime.checks import values_refused
 from diffusion_jax.runtime.errors import BadRequest
-from diffusion_jax.runtime.fields import leaves_of
 from diffusion_jax.runtime.interrupts import Stop, stop_on_interrupt
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
@@ -62,6 +61,7 @@ FIELDS = (
     "langevin_steps",
     "langevin_step_size",
     "guidance",
+    "aug_level",
 )
 HELP = (
     'Draw every combination of these values by one compiled program: "steps=10,20 '
@@ -131,7 +131,7 @@ def parse(text: str, config: Config, given: Mapping[str, Any]) -> list[Setting]:
       BadRequest: for a field or a value that cannot be swept, or a setting that the flags
         of the same names would not allow.
     """
-    swept = _values_of(text)
+    swept = field_values.parse("--sweep", text, FIELDS)
     for field in swept.keys() & given.keys():
         raise BadRequest(f"--{field} and --sweep {field}=...: give one of them")
     number = math.prod(map(len, swept.values()))
@@ -152,40 +152,6 @@ def parse(text: str, config: Config, given: Mapping[str, Any]) -> list[Setting]:
         settings.append(Setting(values, changed))
     _check_different(settings)
     return settings
-
-
-def _values_of(text: str) -> dict[str, list[Any]]:
-    """Return the values of each field, as they are written."""
-    leaves = {leaf.path: leaf for leaf in leaves_of(SamplingConfig())}
-    swept: dict[str, list[Any]] = {}
-    for part in text.split():
-        field, equals, listed = part.partition("=")
-        field = field.lstrip("-").replace("-", "_")
-        if not equals:
-            raise BadRequest(
-                f'--sweep {part}: must be fields with values, such as "steps=10,20 eta=0,1"'
-            )
-        if field not in FIELDS:
-            also = f"; give --{field} beside --sweep" if field in leaves else ""
-            raise BadRequest(
-                f"--sweep: {field!r} cannot be swept{also}; {nearest(field, FIELDS)}"
-            )
-        if field in swept:
-            raise BadRequest(f"--sweep: {field} is given twice")
-        swept[field] = [_value(field, leaves[field].kind, v) for v in listed.split(",")]
-    if not swept:
-        raise BadRequest('--sweep is empty; give fields and values, such as "steps=10,20"')
-    return swept
-
-
-def _value(field: str, kind: type, text: str) -> Any:
-    try:
-        if not text:
-            raise ValueError
-        return kind(text)
-    except ValueError as error:
-        what = {int: "a whole number", float: "a number"}.get(kind, "a name")
-        raise BadRequest(f"--sweep {field}={text}: must be {what}") from error
 
 
 def _sampler_with_eta(
@@ -384,9 +350,7 @@ def _program(table: SamplerTable, guided: guiding.Guiding) -> dict[str, Any]:
 
 
 def _is_done(job: sample.Job) -> bool:
-    partial = job.partial
-    is_there = result_path(partial.out, ".npz").is_file() and not partial.folder.exists()
-    return bool(processes.of_first(is_there and partial.finished() is not None))
+    return bool(processes.of_first(sample.is_finished(job.partial)))
 
 
 def calls_per_sample(job: sample.Job) -> int:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import guidance
-from diffusion_jax.diffusion.conditioning_augmentation import LOW_RES
+from diffusion_jax.diffusion.batch import LOW_RES
 from diffusion_jax.diffusion.forward_process import q_trajectory
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import events, pictures
@@ -113,7 +113,7 @@ class Previews:
             wanted = np.arange(num)[: self._plan.preview.batch_size] % len(held_out)
             sets = {"given": held_out[wanted].cond[LOW_RES], **sets}
         if len(sets) == 1:
-            return self._kind.draw(*sets.values())
+            return self._kind.draw(next(iter(sets.values())))
         return self._kind.draw_side_by_side(sets)
 
     def _samples(

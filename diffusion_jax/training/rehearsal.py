@@ -18,8 +18,7 @@ import numpy as np
 from diffusion_jax.config import Config
 from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import guidance
-from diffusion_jax.diffusion.batch import Batch
-from diffusion_jax.diffusion.conditioning_augmentation import AUG_LEVEL, LOW_RES
+from diffusion_jax.diffusion.batch import AUG_LEVEL, LOW_RES, Batch
 from diffusion_jax.experiment import build_sampler, validation
 from diffusion_jax.experiment.setup import Plan, make_plan_of_shapes
 from diffusion_jax.runtime import devices, files, flop, hlo, slices

@@ -90,7 +90,7 @@ class SampleQuality:
         return np.concatenate(found)[: training.quality_samples]
 
     def _cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the conditions of samples: classes of training examples drawn at random."""
+        """Return the conditions of samples: classes of training examples, at random."""
         if self._plan.config.data.low_res:
             return held_out_cond(self._plan, indices)
         labels = self._plan.data.split("train").cond.get(guidance.LABEL)

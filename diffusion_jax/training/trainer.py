@@ -279,7 +279,11 @@ class Trainer:
         events.add(self.workdir, events.FINISHED, step, f"finished{''.join(said)}")
         say(f"finished {step:,} steps{''.join(said)}{best_at}")
         say(f"look at {self.workdir}/: forward.png, reverse.png, loss.png, samples/")
-        say(f"sample with: {command('sample')} --workdir {quoted(self.workdir)} --num 64")
+        given = " --upscale PICTURES" if self.config.data.low_res else ""
+        say(
+            f"sample with: {command('sample')} --workdir {quoted(self.workdir)}{given} "
+            "--num 64"
+        )
 
 
 def loss_curve_path(workdir: pathlib.Path) -> pathlib.Path:
