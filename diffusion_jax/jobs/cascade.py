@@ -116,8 +116,8 @@ def _check_classes(before: Stage, stage: Stage) -> None:
     ):
         if values[0] != values[1]:
             raise BadRequest(
-                f"--cascade: {folders[0]} and {folders[1]} have other {what} of classes, so "
-                "that the class of a sample would not be the same in both"
+                f"--cascade: {folders[0]} and {folders[1]} have other {what} of classes, "
+                "so that the class of a sample would not be the same in both"
             )
 
 
