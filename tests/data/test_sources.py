@@ -667,7 +667,7 @@ def test_a_list_that_is_cut_short_is_whole_in_a_file(folder, tmp_path, monkeypat
     lines = listed(bad).read_text().splitlines()
     assert lines == [f"ants/bad{i}\\n.png: the file is empty" for i in range(7)]
     names = listed(others).read_text().splitlines()
-    assert sorted(names) == [*(f"photo{i}.heic" for i in range(7)), "notes.txt"]
+    assert sorted(names) == ["notes.txt", *(f"photo{i}.heic" for i in range(7))]
     assert listed(bad).stat().st_mode & 0o077 == 0
     for path in (listed(bad), listed(others)):
         path.unlink()
