@@ -28,7 +28,8 @@ class Kind(abc.ABC):
       has_levels: whether values lie on 256 levels, which the L_0 of the likelihood needs.
       can_flip: whether an example can be mirrored left to right.
       num_forward: examples that a forward trajectory shows.
-      suffixes: of the files of samples beside .png, .npz and .json; see `save`.
+      suffixes: of the files of samples beside .png, .npz and .json; see `save`. One without
+        a dot is that of a folder.
     """
 
     name: ClassVar[str]
@@ -153,7 +154,8 @@ class Kind(abc.ABC):
         """Write the further files of samples, such as sounds or an animation.
 
         Args:
-          paths: the file to write, for each of `suffixes`.
+          paths: the file or folder to write, for each of `suffixes`. A folder may be there,
+            with files of the user's, which stay.
           x: the first samples, as files have them, [N, ...].
         """
         del paths, x

@@ -174,7 +174,7 @@ def _check_free(
     stage: Stage, request: sample.Request, out: pathlib.Path, overwrite: bool
 ) -> None:
     """Refuse results of the last stage that exist, before the first one is drawn."""
-    results = sample.results_of(stage.workdir, out, request)
+    results = sample.results_of(stage.workdir, out, request, stage.config)
     existing = [path for path in results if path.exists()]
     # While they are written, the folder of the parts is still there.
     if existing and not overwrite and not result_path(out, ".partial").exists():

@@ -7,6 +7,7 @@ where it stopped (resumable.py); at the end the parts become P.npz, P.png and P.
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
@@ -186,7 +187,7 @@ def generate(
       config: its config, with `sampling` as wanted.
       request: which samples.
       out: P of P.npz (arr_0: uint8 [num, H, W, C], or float32 points), P.png (the
-        first 1,024 as a grid) and P.json (how they were made).
+        first 1,024 as a grid), P.json (how they were made), and what `Kind.save` writes.
       overwrite: replace files that exist.
       keep_finished: leave them as they are if they are of this very request.
 
@@ -200,7 +201,7 @@ def generate(
     """
     environment.check()
     _check_has_low_res(config, request)
-    results = results_of(workdir, out, request)
+    results = results_of(workdir, out, request, config)
     auto = _chooses_timesteps(config, request)
     job, loaded = prepare(workdir, config, request, out)
     partial = job.partial
@@ -301,16 +302,20 @@ def try_out(workdir: pathlib.Path, config: Config, data: DataSet) -> bool:
 
 
 def results_of(
-    workdir: pathlib.Path, out: pathlib.Path, request: Request
+    workdir: pathlib.Path, out: pathlib.Path, request: Request, config: Config
 ) -> list[pathlib.Path]:
-    """The files that will be written, none of which belongs to the run."""
-    chain_suffixes = ("_chain.png", "_chain.gif") if request.show_chain else ()
-    results = [result_path(out, s) for s in (".png", ".json", *chain_suffixes, ".npz")]
-    for path in results:
+    """The files and folders that will be written, none of which belongs to the run."""
+    of_chain = ("_chain.png", "_chain.gif") if request.show_chain else ()
+    suffixes = (".png", ".json", *kind_of(config.data).suffixes, *of_chain, ".npz")
+    results = [result_path(out, suffix) for suffix in suffixes]
+    for suffix, path in zip(suffixes, results, strict=True):
         if run_folder.is_part(workdir, path):
             raise BadRequest(f"--out {out}: {path} belongs to the run; give another --out")
-        if path.is_dir():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if "." in suffix and path.is_dir():
             raise BadRequest(f"--out {out}: {path} is a folder; give another --out")
+        if "." not in suffix and not is_folder and os.path.lexists(path):
+            raise BadRequest(f"--out {out}: {path} is not a folder; give another --out")
         for given in request.origin.inputs:
             if given.resolve() in (path.resolve(), *path.resolve().parents):
                 raise BadRequest(
@@ -572,6 +577,7 @@ def finish(job: Job, **more: Any) -> None:
         classes = len(job.request.label)  # In turn, a row each.
         picture = job.request.origin.draw(kind, shown, classes if classes > 1 else 0)
         pictures.save_png(result_path(partial.out, ".png"), picture)
+        kind.save({s: result_path(partial.out, s) for s in kind.suffixes}, shown)
         if job.frames:
             _save_chain(partial, kind, job.frames)
         note = {**partial.request, "timesteps": job.config.sampling.timesteps, **more}

@@ -238,7 +238,10 @@ def draw(
     _check_folder(workdir, out, overwrite)
     sweep = _prepared(workdir, settings, request, out)
     left = [i for i in range(len(settings)) if overwrite or not _is_done(sweep.jobs[i])]
-    results = [sample.results_of(workdir, job.partial.out, request) for job in sweep.jobs]
+    results = [
+        sample.results_of(workdir, job.partial.out, request, job.config)
+        for job in sweep.jobs
+    ]
     for i in left:
         with settings[i].named():
             sweep.jobs[i].partial.check(results[i], overwrite, "--out or --seed")
