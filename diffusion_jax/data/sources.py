@@ -37,9 +37,10 @@ _TOYS = {
     "two_moons": embedded.two_moons,
     "eight_gaussians": embedded.eight_gaussians,
 }
-EMBEDDED = ("digits", *_TOYS)
+EMBEDDED = ("digits", "moving_digits", *_TOYS)
 SOURCES = (*EMBEDDED, "folder", "npz")  # Without tfds:NAME.
 _TFDS = "tfds:"
+_CLIPS_PER_DIGIT = 3
 _LABELS = {"train": "labels", "held_out": "held_out_labels"}
 
 
@@ -141,7 +142,8 @@ def open_data_set(
 
     Args:
       config: describes the data set, and what its examples become.
-      seed: of the points that a toy draws; nothing else depends on it.
+      seed: of the points of a toy and of the motion of moving_digits; nothing else depends
+        on it.
       prepare: whether to download and prepare a tfds set that is not there.
       progress: told of what takes long.
 
@@ -180,6 +182,8 @@ def _opened(
         )
     if source == "digits":
         return _digits()
+    if source == "moving_digits":
+        return _moving_digits(seed)
     if source in _TOYS:
         num = embedded.NUM_POINTS
         points = _TOYS[source](num + embedded.NUM_HELD_OUT_POINTS, seed)
@@ -276,6 +280,20 @@ def _digits() -> DataSet:
     num = embedded.NUM_HELD_OUT_DIGITS
     data = arrays(images[:-num], images[-num:], labels[:-num], labels[-num:])
     return data._replace(class_names=tuple(map(str, range(10))))
+
+
+def _moving_digits(seed: int) -> DataSet:
+    """Return three clips of each digit to train on, and one of each held-out digit."""
+    still = _digits()
+    train = np.concatenate([still.train] * _CLIPS_PER_DIGIT)
+    clips = embedded.moving(np.concatenate([train, still.held_out]), seed)
+    assert still.labels is not None
+    return still._replace(
+        train=clips[: len(train)],
+        held_out=clips[len(train) :],
+        shape=clips.shape[1:],
+        labels=np.tile(still.labels, _CLIPS_PER_DIGIT),
+    )
 
 
 def _folder(config: DataConfig, format: FileFormat, progress: Progress | None) -> DataSet:
