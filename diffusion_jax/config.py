@@ -416,10 +416,9 @@ class EMAConfig:
     )
 
 
-_OF_GRIDS = {"training.sample_every": SET, "training.sample_every_epochs": SET}
-_OF_QUALITY = {"training.quality_every": SET, "training.quality_every_epochs": SET}
-_OF_BOUND = {"training.likelihood_every": SET, "training.likelihood_every_epochs": SET}
-_OF_LOSS = {"training.eval_every": SET, "training.eval_every_epochs": SET}
+# An interval in epochs sets the one in train steps.
+_OF_GRIDS = {"training.sample_every": SET}
+_OF_QUALITY = {"training.quality_every": SET}
 
 
 def _epochs(name: str) -> Any:
@@ -452,7 +451,7 @@ class TrainingConfig:
         50,
         "Timesteps per image of the bound of likelihood_every.",
         range=(1, 2**31 - 1),
-        only_with=_OF_BOUND,
+        only_with={"training.likelihood_every": SET},
     )
     checkpoint_every: int = described(5000, "Interval of checkpoints.", range=_STEPS)
     checkpoint_every_epochs: float = _epochs("Interval of checkpoints")
@@ -464,7 +463,7 @@ class TrainingConfig:
         "three digits of a prediction loss, but with loss.kind variational, where few t "
         "contribute most, only for comparing runs.",
         range=(1, 2**31 - 1),
-        only_with=_OF_LOSS | _OF_BOUND,
+        only_with={"training.eval_every": SET, "training.likelihood_every": SET},
     )
     num_samples: int = described(
         64,

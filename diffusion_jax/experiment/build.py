@@ -65,14 +65,7 @@ def make_loss(config: Config, model: Model) -> LossFn:
     loss = config.loss
     if loss.kind == "variational":
         return functools.partial(losses.variational_loss, model)
-    weights = None
-    if loss.weighting != "simple":
-        with values_refused():
-            parameters = loss_weighting.Parameters(
-                loss.min_snr_gamma, loss.p2_gamma, loss.p2_k, loss.sigmoid_bias
-            )
-            weights = loss_weighting.loss_weights(model, loss.weighting, parameters)
-    distance = losses.Distance(loss.norm, loss.huber_delta, weights)
+    distance = make_distance(config, model)
     if loss.kind == "prediction":
         return functools.partial(losses.prediction_loss, model, distance=distance)
     return functools.partial(
@@ -81,6 +74,22 @@ def make_loss(config: Config, model: Model) -> LossFn:
         distance=distance,
         variational_scale=loss.variational_scale,
     )
+
+
+def make_distance(config: Config, model: Model) -> losses.Distance:
+    """Return the distance of a prediction from its target in a config's loss.
+
+    Raises:
+      BadRequest: for a parameter that a weighting refuses.
+    """
+    loss, weights = config.loss, None
+    if loss.weighting != "simple":
+        with values_refused():
+            parameters = loss_weighting.Parameters(
+                loss.min_snr_gamma, loss.p2_gamma, loss.p2_k, loss.sigmoid_bias
+            )
+            weights = loss_weighting.loss_weights(model, loss.weighting, parameters)
+    return losses.Distance(loss.norm, loss.huber_delta, weights)
 
 
 def make_network(

@@ -1,5 +1,6 @@
 """Work at intervals beside the steps: held-out loss, the bound, sample pictures."""
 
+import functools
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -8,23 +9,27 @@ import jax
 
 from diffusion_jax.config import Config, TrainingConfig
 from diffusion_jax.evaluation.bound import BatchTerms, rate_distortion, standard_error
+from diffusion_jax.evaluation.reference_losses import ReferenceLosses
 from diffusion_jax.evaluation.timestep_scan import strata
 from diffusion_jax.experiment import feature_names
 from diffusion_jax.experiment.setup import Plan
 from diffusion_jax.runs import events, pictures
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.ema import average_names
-from diffusion_jax.runs.metrics_log import MetricLog, read_metrics
-from diffusion_jax.runtime import devices, processes
+from diffusion_jax.runs.metrics_log import MetricLog, losses_by_step, read_metrics
+from diffusion_jax.runtime import devices, first_process, processes
 from diffusion_jax.runtime.interrupts import Stop
 from diffusion_jax.runtime.progress import ProgressBar
 from diffusion_jax.runtime.stopwatch import Stopwatch
+from diffusion_jax.training import stalled
 from diffusion_jax.training.held_out import HeldOut
 from diffusion_jax.training.previews import Previews, preview_path
+from diffusion_jax.training.references import references_of
 from diffusion_jax.training.sample_quality import SampleQuality
 from diffusion_jax.training.train_state import TrainState
 
 LOSS, BITS = "held_out_loss", "bits_per_dim"
+REFERENCE = "reference_loss"  # Those of denoisers without training, by their names.
 # The names of the work on a stopwatch.
 HELD_OUT_LOSS, BITS_PER_DIM, QUALITY = "held-out loss", "bits/dim", "quality"
 
@@ -98,6 +103,8 @@ class Periodic:
         self._preview, self._stopwatch = plan.preview, stopwatch
         self._log, self._bar = log, bar
         self._main = average_names(plan.config.ema)[0]
+        self._curve = losses_by_step(workdir / "metrics.jsonl", LOSS)
+        self._reference = functools.cache(lambda: references_of(plan))
 
     def run_due(self, state: TrainState, step: int, due: Due) -> dict[str, float]:
         """Do what is due, unless somebody waits for the run to stop.
@@ -132,8 +139,29 @@ class Periodic:
         if not math.isfinite(loss):
             self._warn(step, f"the held-out loss at step {step:,} is {loss}")
             return {}
-        self._log.write(step, {LOSS: loss, f"{LOSS}_by_t": by_quarter})
+        values: dict[str, Any] = {LOSS: loss, f"{LOSS}_by_t": by_quarter}
+        reference = self._reference() if first_process.is_here() else None
+        if reference is not None and not self._curve:
+            values[REFERENCE] = reference._asdict()
+            said = f"step {step:,}: held-out loss {loss:.4g}"
+            self._bar.say(f"{said}; for comparison: {stalled.in_short(reference)}")
+        self._log.write(step, values)
+        self._curve[step] = loss
+        if reference is not None:
+            self._warn_if_stalled(step, reference)
         return {LOSS: loss}
+
+    def _warn_if_stalled(self, step: int, reference: ReferenceLosses) -> None:
+        """Warn of a stall, once in the life of a run."""
+        config = self._config
+        settled, length = stalled.settled_after(config), config.training.num_steps
+        stall = stalled.find_stall(self._curve, reference, settled, length)
+        if stall is not None and not self._has_warned():
+            self._warn(step, stalled.in_words(stall, reference, config))
+
+    def _has_warned(self) -> bool:
+        said = (event.text for event in events.read(self._workdir))
+        return any(text.startswith(stalled.BEGINNING) for text in said)
 
     def _warn(self, step: int, said: str) -> None:
         self._bar.say(f"warning: {said}")
