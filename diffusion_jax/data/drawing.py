@@ -1,7 +1,7 @@
 """Arrays as pictures: images side by side, points as scatter plots."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GAP = 2  # Pixels between images.
+_GREY = 64  # Level of these.
 _TITLE = 16  # Pixels above a sheet that has a name.
 _APART = 8  # Pixels between sheets.
 _MIN_SIDE = 48  # Smaller images are enlarged to about this, by whole factors.
@@ -34,15 +35,53 @@ def tile(images: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
     factor = max(1, round(_MIN_SIDE / max(h, w)))
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     h, w = h * factor, w * factor
-    rows = -(-n // columns)
+    rows = turns or -(-n // columns)
     sheet = np.full(
-        (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, c), 64, np.uint8
+        (rows * (h + _GAP) + _GAP, columns * (w + _GAP) + _GAP, c), _GREY, np.uint8
     )
     for i, image in enumerate(images):
         row, column = (i % turns, i // turns) if turns else divmod(i, columns)
         top, left = _GAP + row * (h + _GAP), _GAP + column * (w + _GAP)
         sheet[top : top + h, left : left + w] = image
     return Image.fromarray(sheet[..., 0] if c == 1 else sheet)
+
+
+def film_strips(clips: np.ndarray) -> np.ndarray:
+    """Return the frames of each clip from left to right, as one image for each clip.
+
+    Args:
+      clips: uint8 [N, F, H, W, C]; small frames are enlarged as `tile` does.
+
+    Returns:
+      uint8 [N, H', W', C], with gaps between the frames.
+    """
+    factor = max(1, round(_MIN_SIDE / max(clips.shape[2:4])))
+    frames = clips.repeat(factor, axis=2).repeat(factor, axis=3)
+    around = ((0, 0), (0, 0), (0, 0), (0, _GAP), (0, 0))
+    spaced = np.pad(frames, around, constant_values=_GREY)
+    n, _, height, _, channels = spaced.shape
+    strips = spaced.transpose(0, 2, 1, 3, 4).reshape(n, height, -1, channels)
+    return strips[:, :, :-_GAP]
+
+
+def write_gif(
+    file: BinaryIO, frames: Sequence[Image.Image], milliseconds: Sequence[int]
+) -> None:
+    """Write pictures as an animated GIF that begins again without end.
+
+    Args:
+      file: to write to.
+      frames: the pictures, of one size.
+      milliseconds: that each of them is shown for.
+    """
+    frames[0].save(
+        file,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=list(milliseconds),
+        loop=0,
+    )
 
 
 def side_by_side(sheets: Mapping[str, Image.Image]) -> Image.Image:

@@ -106,6 +106,24 @@ def size_of(content: bytes) -> tuple[int, int]:
     return image.height, image.width
 
 
+def open_image(file: IO[bytes], size: int | None = None) -> Image.Image:
+    """Return an image of which only the header is read yet, at its first frame.
+
+    Args:
+      file: that can be sought in; the image reads on from it.
+      size: of it, if that is known.
+
+    Raises:
+      Unreadable: as `num_channels`.
+    """
+    head = file.read(formats.HEAD)
+    kind = _kind(head)
+    file.seek(0)
+    if kind == "WEBP":
+        _check_webp(head, size)
+    return _open(file, kind)
+
+
 def decode(
     content: bytes,
     shape: tuple[int, int, int],

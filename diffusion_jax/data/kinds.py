@@ -18,7 +18,7 @@ from diffusion_jax.data.clips import CLIPS
 from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.data.images import ImageFormat, fit
 from diffusion_jax.data.kind import Kind
-from diffusion_jax.data.levels import from_levels, to_levels
+from diffusion_jax.data.levels import from_levels, how_to_save, to_levels
 from diffusion_jax.data.sounds import Sounds
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -100,7 +100,7 @@ class _Pictures(Kind):
             return "; if it holds grey images [N, H, W], save arr_0[..., None]"
         if array.ndim != self.ndim:
             return ""
-        return _to_8_bits(array)
+        return how_to_save(array)
 
     def to_network(self, x: jax.Array) -> jax.Array:
         return from_levels(x)
@@ -130,29 +130,6 @@ class _Pictures(Kind):
     def draw_frames(self, frames: np.ndarray) -> list[Image.Image]:
         """Return the frames of up to 25 images."""
         return [self.draw(frame) for frame in frames[:, :_ANIMATED]]
-
-
-def _to_8_bits(images: np.ndarray) -> str:
-    kind, name = images.dtype.kind, images.dtype.name
-    if kind == "f" and np.isfinite(images).all():
-        low, high = float(images.min()), float(images.max())
-        if 0 <= low and high <= 1:
-            return "; convert values from 0 to 1 with np.rint(arr_0 * 255).astype(np.uint8)"
-        if -1 <= low and high <= 1:
-            return (
-                "; convert values from -1 to 1 with "
-                "np.rint((arr_0 + 1) * 127.5).astype(np.uint8)"
-            )
-        return "; scale it to 0 to 255, and save np.rint(arr_0).astype(np.uint8)"
-    if kind == "b":
-        return "; save arr_0.astype(np.uint8) * 255"
-    if name == "uint8":
-        return ""
-    if kind in "iu" and images.min() >= 0 and images.max() <= 255:
-        return "; its values fit: save arr_0.astype(np.uint8)"
-    if name == "uint16":
-        return "; save np.rint(arr_0 / 257).astype(np.uint8)"
-    return ""
 
 
 def _fitted(images: np.ndarray, where: str, config: DataConfig) -> np.ndarray:

@@ -18,3 +18,27 @@ def from_levels(x: jax.Array) -> jax.Array:
 def to_levels(x: Any) -> np.ndarray:
     """Return the nearest levels; uint8. Numbers outside of [-1, 1] are clipped."""
     return np.clip(np.rint((np.asarray(x) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def how_to_save(array: np.ndarray) -> str:
+    """Return how numbers of another form become levels, for messages; begins with "; "."""
+    kind, name = array.dtype.kind, array.dtype.name
+    if kind == "f" and np.isfinite(array).all():
+        low, high = float(array.min()), float(array.max())
+        if 0 <= low and high <= 1:
+            return "; convert values from 0 to 1 with np.rint(arr_0 * 255).astype(np.uint8)"
+        if -1 <= low and high <= 1:
+            return (
+                "; convert values from -1 to 1 with "
+                "np.rint((arr_0 + 1) * 127.5).astype(np.uint8)"
+            )
+        return "; scale it to 0 to 255, and save np.rint(arr_0).astype(np.uint8)"
+    if kind == "b":
+        return "; save arr_0.astype(np.uint8) * 255"
+    if name == "uint8":
+        return ""
+    if kind in "iu" and array.min() >= 0 and array.max() <= 255:
+        return "; its values fit: save arr_0.astype(np.uint8)"
+    if name == "uint16":
+        return "; save np.rint(arr_0 / 257).astype(np.uint8)"
+    return ""

@@ -145,8 +145,10 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
         of_data["num_classes"] = data.num_classes
     config = _with_epochs(_with_data(config, of_data), len(data.train))
     if data.shape != config.data.shape:
+        frames = f"data.num_frames ({config.data.num_frames}), "
         raise BadRequest(
-            f"data.image_size {config.data.image_size} and data.channels "
+            f"{frames if config.data.num_frames else ''}data.image_size "
+            f"{config.data.image_size} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have the shape "
             f"{data.shape}"

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.data.drawing import figure, render
+from diffusion_jax.data.drawing import figure, render, write_gif
 from diffusion_jax.runtime import files
 
 
@@ -21,14 +21,7 @@ def save_gif(path: pathlib.Path, frames: list[Image.Image]) -> None:
     durations = [80] * (len(frames) - 1) + [2000]
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
-        frames[0].save(
-            file,
-            format="GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=durations,
-            loop=0,
-        )
+        write_gif(file, frames, durations)
 
 
 def save_loss_curve(path: pathlib.Path, lines: list[dict[str, float]], title: str) -> None:

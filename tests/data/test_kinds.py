@@ -277,7 +277,7 @@ def test_a_trajectory_is_a_strip_and_an_animation(row):
         assert dots_show(pixels[:, first : 2 * first], frames[1])
 
 
-@pytest.mark.parametrize("turns", [2, 3, 20])
+@pytest.mark.parametrize("turns", [2, 3, 5, 20])
 def test_rows_take_images_in_turn_and_none_is_left_out(turns):
     """Image i is in row i mod turns, also where the last column is not full."""
     shown = images(8, 4, 4, 1)
