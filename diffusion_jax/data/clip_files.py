@@ -69,7 +69,7 @@ class ClipFormat(FileFormat):
         channels = images.num_channels(file, size)
         file.seek(0)
         with _reading(), images.open_image(file, size) as image:
-            self._check(image.n_frames, image.width, image.height)
+            self._check(_num_frames(image), image.width, image.height)
         return channels
 
     def _check(self, count: int, width: int, height: int) -> None:
@@ -144,9 +144,13 @@ def _kind(head: bytes) -> str:
     raise Unreadable("it is not a GIF, WebP or MP4" if head else "the file is empty")
 
 
+def _num_frames(image: Any) -> int:
+    return image.n_frames  # Only the classes of Pillow's formats with frames have it.
+
+
 def _frames_of_image(content: bytes) -> Iterator[Image.Image]:
     with images.open_image(io.BytesIO(content), len(content)) as image:
-        for index in range(image.n_frames):
+        for index in range(_num_frames(image)):
             image.seek(index)
             yield image
 

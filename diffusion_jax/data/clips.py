@@ -17,6 +17,7 @@ from diffusion_jax.data.levels import from_levels, how_to_save, to_levels
 from diffusion_jax.runtime import files
 
 _DRAWN = 16  # Clips of a picture, a row of frames each.
+_SHOWN = 64  # Clips of an animated sheet.
 _IN_A_GRID = 2  # Clips of each set among many.
 _ANIMATED = 8  # Clips of an animation of a trajectory.
 _STRIP_ROWS = 8  # Frames of the clip of a trajectory, a row for each.
@@ -78,8 +79,8 @@ class _Clips(Kind):
         return [self.draw(frame[:_ANIMATED]) for frame in frames]
 
     def draw_animated(self, x: np.ndarray) -> list[Image.Image]:
-        """Return a sheet of the clips at each of their frames."""
-        return [drawing.tile(frame) for frame in x.swapaxes(0, 1)]
+        """Return a sheet of the first clips, up to 64, at each of their frames."""
+        return [drawing.tile(frame) for frame in x[:_SHOWN].swapaxes(0, 1)]
 
     def save(self, paths: Mapping[str, pathlib.Path], x: np.ndarray) -> None:
         """Write an animated sheet of the clips as a GIF, and as an MP4 if PyAV is there."""

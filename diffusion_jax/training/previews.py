@@ -70,6 +70,8 @@ class Previews:
     def draw(self, state: TrainState, step: int) -> None:
         """Draw samples/step_N.png, and reverse.png: noise becoming samples.
 
+        Beside step_N.png are the further files that the kind of example has.
+
         With `training.keep_strips`, samples/step_N_chain.png is what reverse.png is now.
 
         The samples are drawn with the main average; while those of the raw weights differ
@@ -97,13 +99,16 @@ class Previews:
         strip = self._save_strip("reverse.png", frames, titles)
         if self._config.training.keep_strips:
             pictures.save_png(strip_path(self._workdir, step), strip)
+        path, samples = preview_path(self._workdir, step), self._kind.from_network(ema)
+        further = {s: path.with_name(path.stem + s) for s in self._kind.suffixes}
+        self._kind.save(further, samples)
         # This picture comes last: where it exists, all of them do.
         if not np.isfinite(raw).all() or np.abs(raw - ema).mean() < 2 * _AGREE:
             drawn = {"samples": ema}
         else:
             drawn = {"raw weights": raw, "moving average": ema}
         picture = self._picture(drawn)
-        pictures.save_png(preview_path(self._workdir, step), picture)
+        pictures.save_png(path, picture)
 
     def _picture(self, drawn: dict[str, np.ndarray]) -> Image.Image:
         """Return a picture of samples, by their names, with what they refine beside."""
