@@ -54,8 +54,8 @@ class DataConfig:
 
     source: str = described(
         "digits",
-        "digits, moving_digits, swiss_roll, two_moons, eight_gaussians, folder (or zip), "
-        "npz, tfds:NAME.",
+        "digits, moving_digits, chirps, swiss_roll, two_moons, eight_gaussians, folder (or "
+        "zip), npz, tfds:NAME.",
     )
     path: str = described(
         "", "Path of the folder, .zip or .npz; for tfds its data_dir, if not the usual one."

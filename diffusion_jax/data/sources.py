@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from diffusion_jax.config import DataConfig
-from diffusion_jax.data import embedded
+from diffusion_jax.data import chirps, embedded
 from diffusion_jax.data.encoded import EncodedExamples, Form, Progress, decode_all
 from diffusion_jax.data.example_files import Files, existing, find_files
 from diffusion_jax.data.file_format import FileFormat
@@ -37,10 +37,11 @@ _TOYS = {
     "two_moons": embedded.two_moons,
     "eight_gaussians": embedded.eight_gaussians,
 }
-EMBEDDED = ("digits", "moving_digits", *_TOYS)
+EMBEDDED = ("digits", "moving_digits", "chirps", *_TOYS)
 SOURCES = (*EMBEDDED, "folder", "npz")  # Without tfds:NAME.
 _TFDS = "tfds:"
 _CLIPS_PER_DIGIT = 3
+_PIECE = 256  # Examples between two reports of progress.
 _LABELS = {"train": "labels", "held_out": "held_out_labels"}
 
 
@@ -142,8 +143,8 @@ def open_data_set(
 
     Args:
       config: describes the data set, and what its examples become.
-      seed: of the points of a toy and of the motion of moving_digits; nothing else depends
-        on it.
+      seed: of the points of a toy, of the motion of moving_digits, and of chirps; nothing
+        else depends on it.
       prepare: whether to download and prepare a tfds set that is not there.
       progress: told of what takes long.
 
@@ -184,6 +185,8 @@ def _opened(
         return _digits()
     if source == "moving_digits":
         return _moving_digits(seed)
+    if source == "chirps":
+        return _chirps(config, seed)
     if source in _TOYS:
         num = embedded.NUM_POINTS
         points = _TOYS[source](num + embedded.NUM_HELD_OUT_POINTS, seed)
@@ -294,6 +297,18 @@ def _moving_digits(seed: int) -> DataSet:
         shape=clips.shape[1:],
         labels=np.tile(still.labels, _CLIPS_PER_DIGIT),
     )
+
+
+def _chirps(config: DataConfig, seed: int) -> DataSet:
+    if config.sound_length and config.sample_rate != chirps.SAMPLE_RATE:
+        raise BadRequest(
+            f"data.sample_rate ({config.sample_rate}) must be {chirps.SAMPLE_RATE} for "
+            "data.source chirps"
+        )
+    num = chirps.NUM_SOUNDS
+    sounds, bands, _ = chirps.chirps(num + chirps.NUM_HELD_OUT, seed)
+    data = arrays(sounds[:num], sounds[num:], bands[:num], bands[num:])
+    return data._replace(class_names=chirps.BAND_NAMES)
 
 
 def _folder(config: DataConfig, format: FileFormat, progress: Progress | None) -> DataSet:
@@ -513,6 +528,13 @@ def _split(indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray
     return indices[np.sort(order[count:])], indices[np.sort(order[:count])]
 
 
+def fits_in_memory(data: DataSet, config: DataConfig) -> bool:
+    """Return whether examples in files, decoded, take at most `config.memory_gib`."""
+    splits = (data.train, data.held_out)
+    num_bytes = sum(s.num_bytes for s in splits if isinstance(s, EncodedExamples))
+    return num_bytes <= config.memory_gib * 2**30
+
+
 def into_memory(
     data: DataSet, config: DataConfig, progress: Progress | None = None
 ) -> DataSet:
@@ -528,7 +550,7 @@ def into_memory(
     total = sum(len(split) for split in encoded.values())
     num_bytes = sum(split.num_bytes for split in encoded.values())
     kind = kind_of(config).name
-    if num_bytes > config.memory_gib * 2**30:
+    if not fits_in_memory(data, config):
         if config.unreadable == "refuse":
             say(
                 f"streamed: {total:,} {kind} need {num_bytes / 2**30:,.1f} GiB in memory "
@@ -549,6 +571,26 @@ def into_memory(
     where = f"data.source ({config.source!r})"
     _report_unreadable(bad, total, where, config, all_bad=all_bad)
     return data._replace(**decoded)
+
+
+def loudest(data: DataSet, config: DataConfig, progress: Progress | None = None) -> float:
+    """Return the largest |value| of the examples to train on, a pass over those in files.
+
+    Raises:
+      BadRequest: naming a file that cannot be read, unless it is skipped.
+    """
+    source = data.train
+    if isinstance(source, np.ndarray):
+        return float(np.abs(source).max())
+    peak, total = 0.0, len(source)
+    for i in range(total):
+        try:
+            peak = max(peak, float(np.abs(source[np.array([i])]).max()))
+        except Unreadable as error:
+            _report_unreadable([str(error)], total, "data.path", config, all_bad=False)
+        if progress and (i % _PIECE == _PIECE - 1 or i + 1 == total):
+            progress("looking for the loudest value", i + 1, total)
+    return peak
 
 
 def fixed_choice(total: int, most: int) -> np.ndarray:

@@ -67,14 +67,32 @@ def make_plan(
             )
         else:
             data = sources.conditioned(data, config.data)
+        if config.data.sound_length and not config.data.gain:
+            config, data = _with_gain(config, data, progress)
     return _plan(config, data, model, jax.default_backend())
+
+
+def _with_gain(
+    config: Config, data: sources.DataSet, progress: sources.Progress
+) -> tuple[Config, sources.DataSet]:
+    """Return the config with the gain of its sounds, decoded if they fit into memory."""
+    if sources.fits_in_memory(data, config.data):
+        data = sources.into_memory(data, config.data, progress)
+    peak = sources.loudest(data, config.data, progress)
+    if not peak:
+        raise BadRequest(
+            f"data.source ({config.data.source!r}): all sounds to train on are silent, so "
+            "that no data.gain makes the loudest value 1; give other sounds"
+        )
+    return _with_data(config, {"gain": 1 / peak}), data
 
 
 def make_plan_of_shapes(config: Config, num_devices: int, platform: str) -> Plan:
     """Return the plan of a run on other devices, whose files are neither needed nor read.
 
     Examples of sources that read files have the shape of the config, and there are none
-    of them; channels 0 ("as many as the data has") are 3, and num_classes 0 is 1,000.
+    of them; channels 0 ("as many as the data has") are 3, of sounds 2, and num_classes 0 is
+    1,000.
 
     Args:
       config: the experiment.
@@ -99,8 +117,9 @@ def _with_assumptions(config: Config) -> Config:
     """Return the config with numbers in place of what only the data tell."""
     assumed: dict[str, Any] = {}
     if not config.data.channels:
-        say("data.channels is 0, and the data are not read: 3 channels are assumed")
-        assumed["channels"] = 3
+        assumed["channels"] = 2 if config.data.sound_length else 3
+        said = f"{assumed['channels']} channels are assumed"
+        say(f"data.channels is 0, and the data are not read: {said}")
     if config.data.labels and not config.data.num_classes:
         say("data.num_classes is 0, and the data are not read: 1,000 classes are assumed")
         assumed["num_classes"] = 1000
@@ -145,10 +164,11 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
         of_data["num_classes"] = data.num_classes
     config = _with_epochs(_with_data(config, of_data), len(data.train))
     if data.shape != config.data.shape:
-        frames = f"data.num_frames ({config.data.num_frames}), "
+        fields = ("sound_length",) if config.data.sound_length else ("image_size",)
+        fields = ("num_frames", *fields) if config.data.num_frames else fields
+        said = ", ".join(f"data.{name} ({getattr(config.data, name)})" for name in fields)
         raise BadRequest(
-            f"{frames if config.data.num_frames else ''}data.image_size "
-            f"{config.data.image_size} and data.channels "
+            f"{said} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have the shape "
             f"{data.shape}"

@@ -124,6 +124,8 @@ def check_examples(
     if config.data.labels and data.labels is not None:
         counts = np.bincount(data.labels, minlength=config.data.num_classes)
         about |= {"class_counts": counts.tolist(), "class_names": list(data.class_names)}
+    if config.data.sound_length:
+        about |= {"sample_rate": config.data.sample_rate, "gain": config.data.gain}
     differ = _differences({} if old is None else old.data, about)
     if differ:
         raise BadRequest(
