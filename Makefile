@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
-	bench-promises bench-guidance bench-features pictures constraints clean
+	bench-promises bench-guidance bench-cascade bench-features pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -68,6 +68,15 @@ bench-guidance: $(VENV)/dev
 	test -d runs/digits_conditional || $(BIN)/python train.py --config digits_conditional
 	test -f runs/digit_classifier.npz || $(BIN)/python examples/digit_classifier.py
 	$(BIN)/python benchmarks/guidance.py
+
+# A cascade on MNIST; runs that are missing are trained first. TRAIN_FLAGS may say where the
+# set is: make bench-cascade TRAIN_FLAGS=--config.data.path=DIR
+bench-cascade: $(VENV)/dev
+	test -d runs/mnist8 || $(BIN)/python train.py --config mnist8 $(TRAIN_FLAGS)
+	test -d runs/mnist8to32 || $(BIN)/python train.py --config mnist8to32 $(TRAIN_FLAGS)
+	test -d runs/mnist8to32_plain || $(BIN)/python train.py --config mnist8to32 $(TRAIN_FLAGS) \
+		--config.loss.aug_level=0 --config.sampling.aug_level=0 --workdir runs/mnist8to32_plain
+	$(BIN)/python benchmarks/cascade.py
 
 # The pictures of docs/; they need the runs digits, digits_conditional and swiss_roll, and
 # runs/digit_classifier.npz.
