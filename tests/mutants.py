@@ -55,6 +55,7 @@ MODULES = {
     "evaluation/inception_score": "inception_score",
     "evaluation/precision_recall": "precision_recall",
     "evaluation/nearest": "nearest",
+    "evaluation/reference_losses": "reference_losses",
 }
 
 

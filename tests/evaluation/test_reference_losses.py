@@ -73,6 +73,30 @@ def test_they_are_what_such_denoisers_lose(prediction, distance):
     np.testing.assert_allclose(found, expected, rtol=0.01)
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+def test_they_are_those_of_the_best_line_through_four_points(prediction, weights):
+    """x_0 = m +- sqrt(v) and eps = +- 1 have the moments; least squares gives the line."""
+    model = Model(PROCESS, prediction)
+    signs = np.array([(a, b) for a in (-1, 1) for b in (-1, 1)])
+    losses = []
+    for t in range(PROCESS.num_timesteps):
+        weight = 1.0 if weights is None else weights[t]
+        for m, v in zip(MEAN, VARIANCE, strict=True):
+            x0, eps = m + np.sqrt(v) * signs[:, :1], signs[:, 1:].astype(float)
+            with jax.enable_x64(True):
+                at = jnp.full(4, t)
+                y = np.asarray(model.target(jnp.asarray(x0), at, jnp.asarray(eps)))[:, 0]
+            x_t = PROCESS.sqrt_alphas_cumprod[t] * x0[:, 0]
+            x_t = x_t + PROCESS.sqrt_one_minus_alphas_cumprod[t] * eps[:, 0]
+            line = np.stack([np.ones(4), x_t], axis=1)
+            best = line @ np.linalg.lstsq(line, y, rcond=None)[0]
+            errors = [y, y - y.mean(), y - best]
+            losses.append([weight * np.square(error).mean() for error in errors])
+    found = reference_losses(model, MEAN, VARIANCE, Distance(weights=weights))
+    np.testing.assert_allclose(found, np.mean(losses, axis=0), rtol=1e-5)
+
+
 def test_a_network_of_eps_that_has_learned_nothing_loses_what_a_normal_number_does():
     """E[eps^2] = 1 and E|eps| = sqrt(2 / pi), whatever the data are."""
     model = Model(PROCESS, "eps")

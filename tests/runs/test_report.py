@@ -58,6 +58,25 @@ def test_the_curves_have_the_numbers_of_metrics_jsonl(tmp_path):
         assert curve_of(page, "Held-out loss by quarter of t", f"t = {part}") == wanted
 
 
+def test_the_losses_of_denoisers_without_training_are_level_lines(tmp_path):
+    """Two that are the same are one line; of several runs there are none."""
+    reference = {"untrained": 1.0, "mean": 1.0, "linear": 0.3}
+    lines = [
+        {"step": 5, "loss": 0.9},
+        {"step": 10, "held_out_loss": 0.8, "reference_loss": reference},
+        {"step": 30, "held_out_loss": 0.2},
+    ]
+    run = make_run(tmp_path / "run", lines)
+    page = page_of(run)
+    assert curve_of(page, "Loss", "untrained") == [(10, 1.0), (30, 1.0)]
+    assert curve_of(page, "Loss", "linear denoiser") == [(10, 0.3), (30, 0.3)]
+    charts = page.data["charts"]
+    assert [len(chart["curves"]) for chart in charts] == [4]
+    both = page_of(run, make_run(tmp_path / "other", lines), out=tmp_path / "both.html")
+    titles = [chart["title"] for chart in both.data["charts"]]
+    assert titles == ["Loss, training", "Loss, held out"]
+
+
 def test_the_terms_of_the_bound_add_up_to_the_bits(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
     (chart,) = (c for c in page.data["charts"] if c["title"] == "Terms of the bound")

@@ -11,6 +11,13 @@ from diffusion_jax.runs.report.facts import Facts
 MOST_POINTS = 1000  # Of a curve; longer ones are thinned.
 _ERROR = "_standard_error"
 _BOUND, _BY_T = "bits_per_dim", "bits_per_dim_by_t"
+_LOSS, _REFERENCE = "held_out_loss", "reference_loss"
+# Denoisers without training, by their names in the metrics.
+_REFERENCES = {
+    "untrained": "untrained",
+    "mean": "predicting the mean",
+    "linear": "linear denoiser",
+}
 # Metrics that others show: the rate in examples, and the bound.
 _SHOWN_ELSEWHERE = ("steps_per_sec", "skipped_steps", "prior_L_T", _BY_T)
 
@@ -70,7 +77,7 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = (
-    _Family("Loss", "loss", True, {"loss": "training", "held_out_loss": "held out"}),
+    _Family("Loss", "loss", True, {"loss": "training", _LOSS: "held out"}),
     _Family("Bits per dimension", "bits/dim", False, {_BOUND: "held out"}),
     _Family("Gradient norm", "norm", True, {"grad_norm": "gradient"}),
     _Family("Speed", "examples/s", False, {"images_per_sec": "training"}),
@@ -136,11 +143,26 @@ def _families(runs: Sequence[Facts]) -> Iterator[Chart]:
         }
         if len(runs) == 1:
             curves = [curve for curves in by_name.values() for curve in curves]
+            if _LOSS in labels:
+                curves += _references(runs[0])
             yield Chart(title, _STEPS, y, is_log, curves)
             continue
         for name, curves in by_name.items():
             of = f", {labels[name]}" if len(labels) > 1 else ""
             yield Chart(f"{title}{of}", _STEPS, y, is_log, _by_run(runs, curves))
+
+
+def _references(facts: Facts) -> Iterator[Curve]:
+    """Return level lines of the losses that the held-out loss is compared with."""
+    steps = list(_points(facts.lines, _LOSS))
+    of_lines = (line.get(_REFERENCE) for line in facts.lines)
+    found = next((losses for losses in of_lines if isinstance(losses, dict)), {})
+    seen = set[float]()
+    for name, label in _REFERENCES.items():
+        loss = found.get(name, math.nan)
+        if steps and math.isfinite(loss) and loss not in seen:
+            yield Curve(label, 0, [steps[0], steps[-1]], [loss, loss])
+        seen.add(loss)
 
 
 def _curve(facts: Facts, run: int, name: str, label: str) -> Iterator[Curve]:
@@ -169,10 +191,10 @@ def _parts(runs: Sequence[Facts]) -> Iterator[Parts]:
         for facts in runs
         for line in facts.lines
         for name, value in line.items()
-        if isinstance(value, dict) and name != _BY_T
+        if isinstance(value, dict) and name not in (_BY_T, _REFERENCE)
     }
     for name in names:
-        title = _QUARTERS if name == "held_out_loss_by_t" else name
+        title = _QUARTERS if name == f"{_LOSS}_by_t" else name
         prefix = "t = " if name.endswith("_by_t") else ""
         found = [
             {prefix + part: points for part, points in _split(facts.lines, name).items()}
