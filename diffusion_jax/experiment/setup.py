@@ -166,7 +166,11 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
     if data.shape != config.data.shape:
         fields = ("sound_length",) if config.data.sound_length else ("image_size",)
         fields = ("num_frames", *fields) if config.data.num_frames else fields
-        said = ", ".join(f"data.{name} ({getattr(config.data, name)})" for name in fields)
+        values = [getattr(config.data, name) for name in fields]
+        said = ", ".join(
+            f"data.{name} {value if isinstance(value, tuple) else f'({value})'}"
+            for name, value in zip(fields, values, strict=True)
+        )
         raise BadRequest(
             f"{said} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
