@@ -164,8 +164,8 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
         of_data["num_classes"] = data.num_classes
     config = _with_epochs(_with_data(config, of_data), len(data.train))
     if data.shape != config.data.shape:
-        fields = ("sound_length",) if config.data.sound_length else ("image_size",)
-        fields = ("num_frames", *fields) if config.data.num_frames else fields
+        fields = ["sound_length" if config.data.sound_length else "image_size"]
+        fields += ["num_frames"] if config.data.num_frames else []
         values = [getattr(config.data, name) for name in fields]
         said = ", ".join(
             f"data.{name} {value if isinstance(value, tuple) else f'({value})'}"
