@@ -24,6 +24,7 @@ from diffusion_jax.config import (
     TrainingConfig,
     UNetConfig,
 )
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.diffusion import oracle
 from diffusion_jax.diffusion.schedules import cosine_betas, linear_betas, make_schedule
 
@@ -48,6 +49,22 @@ ODD_NAMES = [
 ]
 
 SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
+
+
+# Fields of DataConfig for small examples of each kind that a U-Net takes.
+SMALL = {
+    "images": {"image_size": (8,), "channels": 1},
+    "sounds": {"image_size": (), "sound_length": 16, "channels": 1},
+    "clips": {"image_size": (8,), "num_frames": 3, "channels": 1},
+}
+
+
+def random_examples(config, num, seed=0):
+    """Random examples of the shape and the kind of a DataConfig, as files have them."""
+    rng = np.random.default_rng(seed)
+    if kind_of(config).dtype == np.uint8:
+        return rng.integers(0, 256, (num, *config.shape), np.uint8)
+    return np.float32(rng.uniform(-1, 1, (num, *config.shape)))
 
 
 def points_config(**training):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.networks import convolution
 
@@ -207,7 +208,7 @@ class TimeAttention(nn.Module):
         k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
         v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
         table = self.param("bias", nn.initializers.zeros, (self.num_heads, 2 * frames - 1))
-        distance = jnp.arange(frames)[:, None] - jnp.arange(frames)[None]
+        distance = np.arange(frames)[:, None] - np.arange(frames)[None]
         bias = table[:, distance + frames - 1]
         logits = jnp.einsum("bipnd,bjpnd->bpnij", q, k) * heads[-1] ** -0.5
         logits = logits.astype(jnp.float32) + bias[None, None]

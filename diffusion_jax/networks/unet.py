@@ -1,4 +1,12 @@
-"""The DDPM U-Net (Ho et al. 2020, appendix B), block for block as in the authors' code."""
+"""The DDPM U-Net (Ho et al. 2020, appendix B), block for block as in the authors' code.
+
+For clips it is that of "Video Diffusion Models" (Ho et al. 2022): frames go through it as
+images, also where a GroupNorm takes its statistics, and meet only in attention over time.
+So a clip whose frames attend to themselves alone is learned from as single images are, and
+a network of images fits into one of clips. Attention over time follows every residual block
+(and its attention over space, if any), at each level: convolutions are 1x3x3, so that
+without it nothing would move at the finest level.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -22,14 +22,16 @@ TINY = {
     "attn_resolutions": (),
     "num_groups": 2,
 }
-# Size of the images, channels in and out, taps, stride, padding. The last is wide enough
-# for winograd.py.
+# Size of the images, channels in and out, taps, stride, padding. One is wide enough for
+# winograd.py.
 CASES = [
     ((5, 5), 3, 4, 1, 1, "SAME"),
     ((8, 6), 3, 4, 3, 1, "SAME"),
     ((8, 6), 3, 4, 3, 2, "SAME"),
     ((7, 9), 3, 4, 3, 2, ((1, 0), (0, 2))),
     ((4, 6), 64, 64, 3, 1, "SAME"),
+    ((1, 9), 3, 4, (1, 3), 1, "SAME"),  # A sound.
+    ((1, 8), 3, 4, (1, 3), (1, 2), "SAME"),
 ]
 
 
@@ -37,13 +39,20 @@ def draw(*shape):
     return RNG.standard_normal(shape)
 
 
+def pair(n):
+    return n if isinstance(n, tuple) else (n, n)
+
+
 def convolution(stride, padding, x, kernel):
-    return conv_general_dilated(x, kernel, (stride, stride), padding)
+    return conv_general_dilated(x, kernel, pair(stride), padding)
 
 
-def small_unet(platform="cpu"):
+SHAPES = [(4, 4, 1), (4, 1), (2, 4, 4, 1)]  # An image, a sound and a clip.
+
+
+def small_unet(platform="cpu", shape=(4, 4, 1)):
     """(apply_fn, params), where no parameter is 0."""
-    init_fn, apply_fn = as_functions(UNet(platform=platform, **TINY), (4, 4, 1))
+    init_fn, apply_fn = as_functions(UNet(platform=platform, **TINY), shape)
     shapes = jax.eval_shape(init_fn, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda s: np.float32(0.3 * rng.standard_normal(s.shape)), shapes)
@@ -55,7 +64,7 @@ def test_forward_mode_is_a_central_difference(case):
     """Tangents in float64. A central difference of a bilinear map is exact at any step."""
     size, channels, out, taps, stride, padding = case
     f = functools.partial(convolution, stride, padding)
-    point = draw(2, *size, channels), draw(taps, taps, channels, out)
+    point = draw(2, *size, channels), draw(*pair(taps), channels, out)
     direction = draw(*point[0].shape), draw(*point[1].shape)
     with jax.enable_x64(True):
         ahead, behind = (
@@ -69,12 +78,12 @@ def test_forward_mode_is_a_central_difference(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_modes_are_adjoints(case):
-    """<J v, w> = <v, J^T w>, in float32, where the last case is one of winograd.py."""
+    """<J v, w> = <v, J^T w>, in float32, where one case is wide enough for winograd.py."""
     size, channels, out, taps, stride, padding = case
     f = functools.partial(convolution, stride, padding)
     point = (
         np.float32(draw(2, *size, channels)),
-        np.float32(draw(taps, taps, channels, out)),
+        np.float32(draw(*pair(taps), channels, out)),
     )
     direction = np.float32(draw(*point[0].shape)), np.float32(draw(*point[1].shape))
     y, tangent = jax.jvp(f, point, direction)
@@ -96,7 +105,7 @@ def test_derivatives_of_derivatives(case):
     """
     size, channels, out, taps, stride, padding = case
     f = functools.partial(convolution, stride, padding)
-    point = draw(2, *size, channels), draw(taps, taps, channels, out)
+    point = draw(2, *size, channels), draw(*pair(taps), channels, out)
     direction = draw(*point[0].shape), draw(*point[1].shape)
 
     gradient = jax.grad(lambda p: jnp.sum(f(*p) ** 2) / 2)
@@ -120,7 +129,7 @@ def test_derivatives_of_derivatives(case):
 def test_vmap_is_one_by_one(case, axes):
     """The convolution and both of its gradients under vmap, against one by one."""
     size, channels, out, taps, stride, padding = case
-    arrays = [draw(3, 2, *size, channels), draw(3, taps, taps, channels, out)]
+    arrays = [draw(3, 2, *size, channels), draw(3, *pair(taps), channels, out)]
 
     def gradients(x, kernel):
         f = functools.partial(convolution, stride, padding)
@@ -204,11 +213,12 @@ def test_a_network_for_another_platform_holds_stock_convolutions_alone():
         assert not [n for n in found if "custom_vjp" in n or "platform" in n or "cpu" in n]
 
 
-def test_a_network_for_another_platform_computes_the_same():
-    x, t = jnp.asarray(draw(2, 4, 4, 1), jnp.float32), jnp.array([3, 700])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_network_for_another_platform_computes_the_same(shape):
+    x, t = jnp.asarray(draw(2, *shape), jnp.float32), jnp.array([3, 700])
     outs = []
     for platform in ("cpu", "tpu"):
-        apply_fn, params = small_unet(platform)
+        apply_fn, params = small_unet(platform, shape)
         along = functools.partial(lambda f, p, x: f(p, x, t), apply_fn, params)
         outs.append(jax.jvp(along, (x,), (jnp.ones_like(x),)))
     for own, stock in zip(*outs, strict=True):

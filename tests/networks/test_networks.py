@@ -23,6 +23,8 @@ TINY = {
     "num_groups": 4,
 }
 
+SHAPES = [(8, 8, 1), (8, 1), (3, 8, 8, 1)]  # An image, a sound and a clip.
+
 
 def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -48,7 +50,15 @@ def random_params(shapes, key=0):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((8, 4, 3), "float32"), ((12, 6, 5), "float32"), ((8, 8, 1), "bfloat16")],
+    [
+        ((8, 4, 3), "float32"),
+        ((12, 6, 5), "float32"),
+        ((8, 8, 1), "bfloat16"),
+        ((10, 2), "float32"),
+        ((8, 1), "bfloat16"),
+        ((1, 8, 4, 3), "float32"),
+        ((5, 8, 8, 1), "bfloat16"),
+    ],
 )
 def test_any_size_and_channel_count(shape, dtype):
     module = UNet(out_channels=shape[-1], dtype=dtype, **TINY)
@@ -61,8 +71,8 @@ def test_any_size_and_channel_count(shape, dtype):
     assert np.isfinite(out).all()
 
 
-def test_bfloat16_computes_in_bfloat16_and_agrees_roughly():
-    shape = (8, 8, 1)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_computes_in_bfloat16_and_agrees_roughly(shape):
     outs = {}
     for dtype in ("float32", "bfloat16"):
         module = UNet(out_channels=1, dtype=dtype, **TINY)
@@ -130,6 +140,20 @@ def test_initialisers_are_those_of_the_ddpm_code():
         assert 0 < abs(np.asarray(silent["kernel"])).max() < 1e-5  # No noise predicted.
     biases = [v for path, v in jax.tree.leaves_with_path(params) if "bias" in str(path[-1])]
     assert len(biases) > 30 and all((np.asarray(b) == 0).all() for b in biases)
+
+
+def test_attention_over_time_follows_every_residual_block_of_a_clip():
+    """But the second one in the middle; sounds and images have the names of the paper."""
+    options = {"num_res_blocks": 2, "attn_resolutions": (16,)}
+    names = {
+        len(shape): list(shapes_of(UNet(**options, base_channels=32), shape))
+        for shape in [(32, 3), (32, 32, 3), (2, 32, 32, 3)]
+    }
+    assert sorted(names[2]) == sorted(names[3])
+    times = {name for name in names[4] if "time" in name}
+    assert set(names[4]) - times == set(names[3])
+    blocks_of = {name for name in names[3] if "_res" in name} - {"mid_res0", "mid_res1"}
+    assert times == {name.replace("res", "time") for name in blocks_of} | {"mid_time"}
 
 
 def test_attention_lies_where_the_paper_has_it():
@@ -257,8 +281,10 @@ def test_group_norm_of_a_constant_is_finite():
     assert np.isfinite(norm.apply(params, jnp.tile(constants, (1, 7, 5, 6)))).all()
 
 
-def test_attention_takes_its_softmax_in_float32():
-    block, x = blocks.AttentionBlock(1, 4, jnp.bfloat16), jnp.ones((1, 4, 4, 8))
+@pytest.mark.parametrize("attention", [blocks.AttentionBlock, blocks.TimeAttention])
+def test_attention_takes_its_softmax_in_float32(attention):
+    frames = (2,) if attention is blocks.TimeAttention else ()
+    block, x = attention(*frames, 1, 4, jnp.bfloat16), jnp.ones((2, 4, 4, 8))
     params = jax.eval_shape(block.init, jax.random.key(0), x)
     text = jax.jit(block.apply).lower(params, x).as_text()
     exponentials = [line for line in text.splitlines() if "stablehlo.exponential" in line]
@@ -309,13 +335,14 @@ def test_mlp_blocks_add_to_their_input():
 
 
 @pytest.mark.slow
-def test_blocks_computed_again_have_the_same_gradient_and_keep_less(capsys):
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]])
+def test_blocks_computed_again_have_the_same_gradient_and_keep_less(shape, capsys):
     """The gradient with dropout, whose masks are drawn twice; and what is kept for it."""
     options = {**TINY, "dropout": 0.5, "out_channels": 1}
-    plain = as_functions(UNet(**options), (8, 8, 1))
-    again = as_functions(UNet(remat=True, **options), (8, 8, 1))
+    plain = as_functions(UNet(**options), shape)
+    again = as_functions(UNet(remat=True, **options), shape)
     params = random_params(jax.eval_shape(plain[0], jax.random.key(0)))
-    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.array([3, 900])
+    x, t = jax.random.normal(jax.random.key(1), (2, *shape)), jnp.array([3, 900])
 
     def gradient(apply_fn):
         def loss(params):

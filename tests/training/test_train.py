@@ -60,7 +60,7 @@ from diffusion_jax.training.train_step import (
     make_train_steps,
     value_and_grad_in_parts,
 )
-from helpers import assert_same_bits, points_config, tiny_unet
+from helpers import SMALL, assert_same_bits, points_config, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def step_and_state(config, num_steps=100, placement=AS_THEY_LIE):
     return step, jax.jit(lambda: init_state(init_fn, tx, config))()
 
 
-@pytest.fixture(scope="module")
-def unet_steps():
+@pytest.fixture(scope="module", params=SMALL)
+def unet_steps(request):
     """The compiled train steps of a tiny U-Net of every block, and how often traced."""
     config = points_config()
-    config.data = DataConfig(image_size=(8,), channels=1, batch_size=8)
+    config.data = DataConfig(batch_size=8, **SMALL[request.param])
     config.model = UNetConfig(
         base_channels=8,
         channel_mults=(1, 1),
@@ -137,8 +137,10 @@ def unet_steps():
         num_groups=4,
     )
     step, initial = step_and_state(config)
+    chex.clear_trace_counter()
     traced = chex.assert_max_traces(make_train_steps(step), n=1)
-    batches = jax.random.uniform(jax.random.key(1), (4, 8, 8, 8, 1), minval=-1, maxval=1)
+    shape = (4, 8, *config.data.shape)
+    batches = jax.random.uniform(jax.random.key(1), shape, minval=-1, maxval=1)
     return jax.jit(traced), initial, Batch(batches), step
 
 
