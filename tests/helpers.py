@@ -51,6 +51,9 @@ ODD_NAMES = [
 SHARED = ROOT.parent / "shared"  # Real data, on machines that have it.
 
 
+# Shapes of one example of each kind, for what is the same whatever the axes.
+SHAPES = {"point": (2,), "sound": (3, 2), "image": (2, 1, 2), "clip": (2, 3, 1, 2)}
+
 # Fields of DataConfig for small examples of each kind that a U-Net takes.
 SMALL = {
     "images": {"image_size": (8,), "channels": 1},

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.diffusion import guidance, oracle, parameterization
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.diffusion.noise_level import noise_level_at
-from helpers import SCHEDULE
+from helpers import SCHEDULE, SHAPES
 
 MEANS = np.array([[-0.6, 0.1], [0.2, 0.5], [0.7, -0.4]])
 VARIANCES = np.array([[0.02, 0.05], [0.04, 0.01], [0.03, 0.03]])
@@ -126,9 +126,10 @@ def test_projected_guidance_is_classifier_free_guidance_by_default():
     np.testing.assert_allclose(found, guidance.combined(x0, base, scale), atol=1e-5)
 
 
-def test_projected_guidance_has_no_part_along_the_prediction():
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_projected_guidance_has_no_part_along_the_prediction(shape):
     """eta = 0 leaves what is orthogonal to D_c; eta takes that share of the rest."""
-    x0, base, scale = pair()
+    x0, base, scale = pair((5, *shape))
     flat = np.float64(x0).reshape(5, -1)
     length = (flat**2).sum(1)
     difference = np.float64(x0 - base).reshape(5, -1)
@@ -163,10 +164,11 @@ def test_a_prediction_of_zero_is_no_direction():
     np.testing.assert_array_equal(same, zero)
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_rescaling_moves_the_deviation_to_that_of_the_prediction(share):
+def test_rescaling_moves_the_deviation_to_that_of_the_prediction(share, shape):
     """The deviation is phi std(D_c) + (1 - phi) std(D), and the shape that of D."""
-    x0, base, scale = pair()
+    x0, base, scale = pair((5, *shape))
     plain = guidance.combined(x0, base, scale)
     found = guidance.Guidance(None, None, rescale=share).combine(x0, base, scale, None)[0]
 
@@ -176,8 +178,8 @@ def test_rescaling_moves_the_deviation_to_that_of_the_prediction(share):
     np.testing.assert_allclose(
         std(found), share * std(x0) + (1 - share) * std(plain), rtol=1e-5
     )
-    factor = std(found) / std(plain)
-    np.testing.assert_allclose(found, plain * factor[:, None, None], atol=1e-5)
+    factor = (std(found) / std(plain)).reshape(5, *(1,) * len(shape))
+    np.testing.assert_allclose(found, plain * factor, atol=1e-5)
     flat = jnp.full((1, 4), 0.3)  # Of no deviation, which is left as it is.
     np.testing.assert_array_equal(guidance.rescaled(flat, flat * 2, share), flat)
 

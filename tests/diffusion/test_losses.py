@@ -23,6 +23,7 @@ from diffusion_jax.diffusion import (
 from diffusion_jax.diffusion.batch import Batch, Draw
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import linear_betas, make_schedule
+from helpers import SHAPES
 
 SCHEDULE = make_schedule(linear_betas(100, 1e-3, 0.14))
 PIXELS = oracle.discrete([[0, 30], [255, 128], [127, 127]], [0.5, 0.2, 0.3])
@@ -256,6 +257,19 @@ def test_every_loss_is_one_number_of_each_example_alone(loss, pixels):
     np.testing.assert_allclose(alone, found[some], rtol=1e-5)
     compiled = jax.jit(lambda *args: ask(loss, network_of(loss), *args))(*pixels)
     np.testing.assert_allclose(compiled, found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_is_the_mean_over_the_points_of_an_example(loss, shape):
+    """Whatever the axes, an example is as many points (two channels) side by side."""
+    num = math.prod(shape[:-1])
+    x0 = oracle.sample(PIXELS, jax.random.key(0), 100 * num)
+    noise, t = jax.random.normal(jax.random.key(1), x0.shape), jnp.arange(100)
+    points = ask(loss, network_of(loss), x0, jnp.repeat(t, num), noise)
+    x0, noise = (a.reshape(100, *shape) for a in (x0, noise))
+    found = ask(loss, network_of(loss), x0, t, noise)
+    np.testing.assert_allclose(found, points.reshape(100, num).mean(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

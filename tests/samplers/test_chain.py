@@ -13,7 +13,7 @@ from diffusion_jax.diffusion import oracle, parameterization
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.diffusion.schedules import jsd_betas, linear_betas, make_schedule
 from diffusion_jax.samplers import chain, methods, thresholding, timesteps
-from helpers import gaussian_moments, run_table
+from helpers import SHAPES, gaussian_moments, run_table
 
 T = 1000
 SCHEDULE = make_schedule(linear_betas(T))
@@ -33,6 +33,8 @@ ALL = (
     "euler churn=20",
     "heun churn=20 +langevin",
 )
+# Of these, for examples of other axes.
+SOME = ("ddpm", "unipc +langevin", "heun churn=20 +langevin")
 
 
 def model_of(answer, prediction="eps", variance="fixed_small"):
@@ -48,7 +50,8 @@ def gaussian_eps(x_t, t, cond=None):
     """E[eps | x_t] for x_0 ~ N(MEAN, STD^2), at real-valued t."""
     log_of = jnp.asarray(np.log(SCHEDULE.alphas_cumprod), jnp.float32)
     log_share = jnp.interp(t, jnp.arange(T, dtype=jnp.float32), log_of)
-    share, rest = jnp.exp(log_share)[:, None], -jnp.expm1(log_share)[:, None]
+    log_share = log_share.reshape(-1, *(1,) * (x_t.ndim - 1))
+    share, rest = jnp.exp(log_share), -jnp.expm1(log_share)
     return jnp.sqrt(rest) * (x_t - jnp.sqrt(share) * MEAN) / (share * STD**2 + rest)
 
 
@@ -119,12 +122,18 @@ def as_numpy(network):
 # Against a plain loop and exact moments
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_scan_equals_a_python_loop_in_float64(name):
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, (1,)) for name in ALL),
+        *((name, SHAPES[kind]) for name in SOME for kind in ("sound", "image", "clip")),
+    ],
+)
+def test_scan_equals_a_python_loop_in_float64(name, shape):
     """A chain that clips, so that the hook counts, and has noise drawn by its contract."""
     table = make(name, UNEVEN)
-    found = run(table, 5, start=3, hook=thresholding.static_threshold)[0]
-    noises = noises_of(range(3, 8), table.num_rows, (1,))
+    found = run(table, 5, start=3, shape=shape, hook=thresholding.static_threshold)[0]
+    noises = noises_of(range(3, 8), table.num_rows, shape)
     looped = run_table(
         table,
         as_numpy(gaussian_eps),
