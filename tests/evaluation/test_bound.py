@@ -32,13 +32,11 @@ def bound_of(
 
     def apply_fn(params, x_t, t, cond=None, **options):
         each = jnp.repeat(t, math.prod(shape))
-        output = of_one.apply_fn(params, x_t.reshape(-1, 1), each)
-        outputs = jnp.moveaxis(
-            output, -1, 0
-        )  # The prediction, and the variance if learned.
-        return jnp.concatenate([*outputs], axis=-1)
+        output = of_one.apply_fn(params, x_t.reshape(-1, 1), each).reshape(*x_t.shape, -1)
+        # The prediction, and the variance if learned.
+        return jnp.concatenate([*jnp.moveaxis(output, -1, 0)], axis=-1)
 
-    model = dataclasses.replace(model, apply_fn=apply_fn)
+    model = dataclasses.replace(of_one, apply_fn=apply_fn)
     return Bound(model, mesh_of(num_devices), num_strata, seed=seed)
 
 
