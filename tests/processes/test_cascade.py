@@ -1,0 +1,274 @@
+"""Cascades of tiny runs, 2x2 to 4x4 to 8x8: what they draw, resuming, and refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.experiment import build_sampler
+from diffusion_jax.jobs import cascade, likelihood, origins, quality, sample, sweep
+from diffusion_jax.runs import folder as run_folder
+from diffusion_jax.runtime.errors import BadRequest
+from diffusion_jax.training import train
+from helpers import ROOT, pictures_config
+
+NAMES = ("small", "middle", "large")
+REQUEST = sample.Request(num=6)  # Two batches of 4, of which the second is not full.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three short runs on 8x8 pictures of three classes: dark, grey and bright ones."""
+    folder = tmp_path_factory.mktemp("cascade")
+    classes = np.arange(40, dtype=np.int32) % 3
+    noise = np.random.default_rng(0).integers(0, 20, (40, 8, 8, 1))
+    images = (20 + 100 * classes[:, None, None, None] + noise).astype(np.uint8)
+    for name, size, low_res in zip(NAMES, (2, 4, 8), ((), (2,), (4,)), strict=True):
+        train.train(config_of(folder, images, classes, size, low_res), folder / name)
+    return folder
+
+
+def config_of(folder, images, classes, size, low_res):
+    training = {"num_steps": 400, "checkpoint_every": 400, "eval_every": 400}
+    config = pictures_config(folder, 1, 8, 0.1, steps_per_dispatch=50, **training)
+    np.savez(folder / "x.npz", arr_0=images, arr_1=classes)
+    config.data.image_size, config.data.low_res = (size,), low_res
+    config.data.reduced_from = (8,) if size < 8 else ()
+    config.data.labels = True
+    config.model.num_groups = 1  # A group of one channel would take the label out.
+    config.sampling.batch_size, config.sampling.steps = 4, 5
+    return config
+
+
+def paths(runs, *names):
+    return ",".join(str(runs / name) for name in names)
+
+
+def drawn(runs, out, names=NAMES, request=REQUEST, **given):
+    stages = cascade.parse(paths(runs, *names), given, "newest")
+    cascade.draw(stages, request, out=out)
+    return archive(out)
+
+
+def archive(out):
+    return np.load(out.with_name(out.name + ".npz"))["arr_0"]
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".json"}
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES])
+def test_every_stage_refines_the_samples_of_the_one_before(runs, tmp_path, names):
+    """Dark pictures stay dark and bright ones bright, and each file says its run."""
+    request = sample.Request(num=6, label=(0, 2))
+    last = drawn(runs, tmp_path / "x", names, request).astype(float)
+    assert last.shape == (6, 2 ** len(names), 2 ** len(names), 1)
+    brightness = [last.mean(axis=(1, 2, 3))]
+    for i in range(1, len(names)):
+        earlier = archive(tmp_path / f"x_stage{i}").astype(float)
+        assert earlier.shape == (6, 2**i, 2**i, 1)
+        brightness.append(earlier.mean(axis=(1, 2, 3)))
+    assert np.ptp(brightness, axis=0).max() < 40
+    assert (brightness[0][::2] < 90).all() and (brightness[0][1::2] > 150).all()
+    notes = [tmp_path / f"x_stage{i}.json" for i in range(1, len(names))]
+    for name, path in zip(names, [*notes, tmp_path / "x.json"], strict=True):
+        note = json.loads(path.read_text())
+        assert (note["run"], note["checkpoint_step"]) == (str(runs / name), 400)
+
+
+def test_a_sample_does_not_depend_on_its_batch_or_the_number(runs, tmp_path):
+    whole = drawn(runs, tmp_path / "a").astype(int)
+    few = drawn(runs, tmp_path / "b", request=sample.Request(num=3)).astype(int)
+    np.testing.assert_array_equal(few, whole[:3])
+    larger = drawn(runs, tmp_path / "c", batch_size=8).astype(int)
+    assert np.abs(larger - whole).max() <= 1
+    other = drawn(runs, tmp_path / "d", request=sample.Request(num=6, seed=1)).astype(int)
+    assert np.abs(other - whole).max() > 10
+
+
+def test_stages_of_one_seed_have_noise_of_their_own(runs):
+    keys = [sample.Request(num=1, stage=i).key for i in range(3)]
+    assert len({str(key) for key in keys}) == 3
+    other = sample.Request(num=1, seed=1).key
+    assert str(other) not in {str(key) for key in keys}
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2, 4])
+def test_an_interrupted_cascade_goes_on(runs, tmp_path, monkeypatch, stopped):
+    """Ctrl-C in one of the six batches: the same request gives the same files."""
+    drawn(runs, tmp_path / "whole" / "x")
+    draw_batch, count = sample.draw_batch, iter(range(100))
+
+    def interrupted(*arguments):
+        if next(count) == stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+        return draw_batch(*arguments)
+
+    monkeypatch.setattr(sample, "draw_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(runs, tmp_path / "again" / "x")
+    assert not (tmp_path / "again" / "x.npz").exists()
+    drawn(runs, tmp_path / "again" / "x")
+    assert next(count) == 6  # No batch was drawn twice.
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
+
+
+def test_a_finished_cascade_is_not_replaced(runs, tmp_path):
+    drawn(runs, tmp_path / "x")
+    before = files_of(tmp_path)
+    with pytest.raises(BadRequest, match="exists already; give another --out"):
+        drawn(runs, tmp_path / "x")
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_may_have_values_of_its_own(runs):
+    text = f"{runs / 'small'} steps=3 guidance=2,{runs / 'middle'} aug_level=0.25"
+    first, second = cascade.parse(text, {"steps": 4}, "newest")
+    assert (first.config.sampling.steps, first.config.sampling.guidance) == (3, 2)
+    assert (second.config.sampling.steps, second.config.sampling.guidance) == (4, 1)
+    assert second.config.sampling.aug_level == 0.25
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["small"], "give two runs or more"),
+        (["middle", "large"], "the first run refines smaller images"),
+        (["small", "small"], "was trained without data.low_res"),
+        (["small", "large"], "draws 2x2 images of 1 channels, but .* refines 4x4"),
+        (["small", "middle", "middle"], "draws 4x4 images .* refines 2x2"),
+        (["small", "nothing"], "nothing"),
+        (["small", "middle steps=x"], "steps=x: must be a whole number"),
+        (["small", "middle num=3"], "'num' cannot be given here"),
+        (["small", "middle aug_level=1.5"], "aug_level .1.5. must be in 0 .. 1"),
+        (["small", "middle aug_level=0.6"], "must be at most loss.aug_level .0.5."),
+    ],
+)
+def test_stages_that_do_not_meet_are_refused(runs, names, said):
+    with pytest.raises(BadRequest, match=said):
+        cascade.parse(paths(runs, *names), {}, "newest")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"channels": 3}, "draws 2x2 images of 3 channels"),
+        ({"labels": False, "num_classes": 0}, "has classes, and .* draws images of none"),
+    ],
+)
+def test_channels_and_classes_that_do_not_meet_are_refused(runs, monkeypatch, change, said):
+    read_config = run_folder.read_config
+
+    def changed(workdir):
+        config = read_config(workdir)
+        if workdir.name == "small":
+            for field, value in change.items():
+                setattr(config.data, field, value)
+        return config
+
+    monkeypatch.setattr(run_folder, "read_config", changed)
+    with pytest.raises(BadRequest, match=said):
+        cascade.parse(paths(runs, "small", "middle"), {}, "newest")
+
+
+def upscale_of(runs, pictures):
+    return origins.Upscale("upscale", "given", pictures)
+
+
+def test_a_run_that_refines_needs_something_to_refine(runs, tmp_path):
+    config = run_folder.read_config(runs / "middle")
+    with pytest.raises(BadRequest, match="give these with --upscale, or the run"):
+        sample.generate(runs / "middle", config, REQUEST, out=tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_over_levels_draws_what_plain_calls_draw(runs, tmp_path):
+    """Levels are data of one program, and change the samples."""
+    pictures = np.array([20, 230], np.uint8).repeat(4).reshape(2, 2, 2, 1)
+    config = run_folder.read_config(runs / "middle")
+    request = sample.Request(num=4, origin=upscale_of(runs, pictures))
+    settings = sweep.parse("aug_level=0,0.2,0.5", config, {})
+    sweep.draw(runs / "middle", settings, request, out=tmp_path / "sweep")
+    found = []
+    for setting in settings:
+        own = setting.config
+        sample.generate(runs / "middle", own, request, out=tmp_path / setting.name)
+        swept = archive(tmp_path / "sweep" / setting.name).astype(int)
+        assert np.abs(swept - archive(tmp_path / setting.name)).max() <= 1
+        found.append(swept)
+    assert np.abs(found[0] - found[2]).max() > 10
+    assert (found[0][::2].mean(), found[0][1::2].mean()) == pytest.approx((20, 230), abs=40)
+
+
+@pytest.mark.parametrize("level", [-0.1, 1.5, 0.6])
+def test_a_level_that_was_not_trained_is_refused(runs, level):
+    config = run_folder.read_config(runs / "middle")
+    with pytest.raises(BadRequest, match=f"--aug_level .{level}. must be"):
+        build_sampler.change(config, {"aug_level": level})
+
+
+def test_the_bound_is_that_given_the_low_resolution(runs, tmp_path):
+    """It is finite, and smaller than without: the low resolution tells much of an image."""
+    config = run_folder.read_config(runs / "large")
+    request = likelihood.Request(max_examples=4, num_timesteps_sampled=20)
+    jobs = likelihood.prepare(runs / "large", config, request, bound=tmp_path / "x")
+    found = jobs[0]()["bits_per_dim"]
+    assert np.isfinite(found) and 0 < found < 8
+
+
+def test_quality_needs_samples_of_a_cascade(runs, tmp_path):
+    config = run_folder.read_config(runs / "large")
+    with pytest.raises(BadRequest, match="--samples"):
+        quality.prepare(runs / "large", config, quality.Request(), folder=tmp_path)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.process
+def test_the_command_draws_a_cascade_and_refines_a_picture(runs, tmp_path):
+    done = command(
+        *("--cascade", paths(runs, "small", "middle"), "--num", 3, "--steps", 4),
+        *("--aug_level", 0.2, "--label", "0,2", "--out", tmp_path / "x"),
+    )
+    assert done.returncode == 0, done.stderr
+    written = {p.name for p in tmp_path.iterdir()}
+    assert {"x.npz", "x.png", "x.json", "x_stage1.npz"} <= written
+    assert not [name for name in written if "partial" in name]
+    stored = np.load(tmp_path / "x.npz")
+    np.testing.assert_array_equal(stored["arr_1"], [0, 2, 0])
+    assert json.loads((tmp_path / "x.json").read_text())["aug_level"] == 0.2
+    Image.fromarray(np.full((8, 8), 220, np.uint8)).save(tmp_path / "bright.png")
+    done = command(
+        *("--workdir", runs / "middle", "--upscale", tmp_path / "bright.png"),
+        *("--label", 2, "--out", tmp_path / "up"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert archive(tmp_path / "up").shape == (1, 4, 4, 1)
+    assert archive(tmp_path / "up").mean() > 180
+
+
+@pytest.mark.process
+def test_a_refused_command_is_one_line_and_writes_nothing(runs, tmp_path):
+    before = sorted(runs.rglob("*"))
+    for arguments, said in (
+        (("--cascade", paths(runs, "small", "large")), "refines 4x4"),
+        (("--cascade", paths(runs, "small", "middle"), "--shard", "1/2"), "--shard"),
+        (("--workdir", runs / "small", "--upscale", "x.png"), "data.low_res"),
+    ):
+        done = command(*arguments, "--out", tmp_path / "x")
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and said in done.stderr
+    assert not list(tmp_path.iterdir()) and sorted(runs.rglob("*")) == before
