@@ -20,7 +20,7 @@ the score they are exact for the first two).
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
@@ -57,32 +57,33 @@ def reference_losses(
       mean, variance: of each value of the data, [D...].
       distance: the norm, and the weight of each timestep.
     """
+    # Unseen: the indices are rounded to whole numbers.
     chosen = np.unique(np.linspace(0, mean.size - 1, _MOST_VALUES).round().astype(int))
     m, v = (np.asarray(x, np.float64).ravel()[chosen] for x in (mean, variance))
     process = model.process
     alpha = process.sqrt_alphas_cumprod[:, None]
     sigma = process.sqrt_one_minus_alphas_cumprod[:, None]
-    zero = np.zeros_like(alpha)
-    p, q = {
-        "eps": (zero + 1, zero),
-        "x0": (zero, zero + 1),
+    of_target: dict[str, tuple[Any, Any]] = {
+        "eps": (1.0, 0.0),
+        "x0": (0.0, 1.0),
         "v": (alpha, -sigma),
-        "score": (-1 / sigma, zero),
-    }[model.prediction]
+        "score": (-1 / sigma, 0.0),
+    }
+    p, q = of_target[model.prediction]
     whole = p**2 + q**2 * v
     left = (p * alpha - q * sigma) ** 2 * v / (alpha**2 * v + sigma**2)
     weights = 1.0 if distance.weights is None else distance.weights[:, None]
 
-    def averaged(mean_error: np.ndarray, variance: np.ndarray) -> float:
+    def averaged(mean_error: Any, variance: np.ndarray) -> float:
         losses = expected_distance(distance, mean_error, np.sqrt(variance))
         return float((weights * losses).mean())
 
     return ReferenceLosses(
-        averaged(-q * m, whole), averaged(0 * whole, whole), averaged(0 * left, left)
+        averaged(-q * m, whole), averaged(0.0, whole), averaged(0.0, left)
     )
 
 
-def expected_distance(distance: Distance, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def expected_distance(distance: Distance, mean: Any, std: Any) -> np.ndarray:
     """Return E[distance(e)] of a Gaussian error e, without the loss weight.
 
     With a = (-delta - mean) / std, b = (delta - mean) / std and the standard normal's
@@ -104,6 +105,7 @@ def expected_distance(distance: Distance, mean: np.ndarray, std: np.ndarray) -> 
     if distance.norm == "l2":
         return mean**2 + std**2
     delta = distance.huber_delta if distance.norm == "huber" else 0.0
+    # Unseen (1e-300): a divisor for errors without chance, whatever it is.
     safe = np.maximum(std, 1e-300)
     a, b = (-delta - mean) / safe, (delta - mean) / safe
     low, high = ndtr(a), ndtr(-b)

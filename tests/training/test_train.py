@@ -534,6 +534,7 @@ MAY_CHANGE = {
         "ema.snapshots",
         "name",
         "data.path",
+        "data.origin",
         "data.held_out",
         "data.label_file",
         "data.memory_gib",
