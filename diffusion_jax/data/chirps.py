@@ -9,7 +9,7 @@ EDGES = _LOWEST * 2.0 ** (np.arange(_BANDS + 1) / 2)
 BAND_NAMES = tuple(
     f"{low:.0f}-{high:.0f} Hz" for low, high in zip(EDGES[:-1], EDGES[1:], strict=True)
 )
-_MOST_SWEPT = 0.1  # Of the pitch, from the middle of a sweep to each of its ends.
+_MOST_SWEPT = 0.25  # Of the pitch, from the middle of a sweep to each of its ends.
 
 
 def chirps(num: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -18,7 +18,7 @@ def chirps(num: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     A sound is a sin^2(pi t / T) sin(2 pi (f t + s (t - T/2)^2 / 2) + phase), T = 0.128 s:
     it is loudest in the middle, where its frequency is the pitch f, uniform in log f from
     200 to 3,200 Hz. One half are tones, s = 0; the others sweep linearly, up or down, over
-    at most f / 10 to each side. The amplitude a is uniform from 1/2 to 1.
+    at most f / 4 to each side. The amplitude a is uniform from 1/2 to 1.
 
     Returns:
       float32 [num, 1024, 1] at 8 kHz; int32 [num], the half octave from 200 Hz on in which

@@ -12,6 +12,7 @@ import pytest
 from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import KINDS, PICTURES, POINTS, kind_of
+from diffusion_jax.data.sounds import Sounds
 from diffusion_jax.diffusion.batch import Batch
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -33,6 +34,7 @@ class Row(NamedTuple):
       size: (width, height) of a drawing of the examples.
       beside: size of a drawing of two sets of examples, side by side.
       strip: size of a drawing of a trajectory of 3 frames.
+      in_grid: height of a row of examples in a grid of many sets, and how many it shows.
       shown: function that returns whether a drawing shows these examples.
     """
 
@@ -45,6 +47,7 @@ class Row(NamedTuple):
     size: tuple[int, int]
     beside: tuple[int, int]
     strip: tuple[int, int]
+    in_grid: tuple[int, int]
     shown: Callable[[np.ndarray, np.ndarray], bool]
 
 
@@ -72,12 +75,29 @@ def dots_show(pixels, points):
     return distance.min(0).max() < 0.05 and distance.min(1).max() < 0.05
 
 
+def spectra_show(pixels, sounds):
+    """Return whether the brightest row of each spectrogram, 3 per row, is at its tone."""
+    for i, sound in enumerate(sounds):
+        top, left = (
+            GAP + n * (size + GAP) for n, size in zip(divmod(i, 3), CELL, strict=True)
+        )
+        spectrogram = pixels[top + 32 : top + 96, left : left + 160].astype(int).sum(-1)
+        cycles = np.abs(np.fft.rfft(sound[:, 0])).argmax()  # Over 512 values; 256 is half.
+        if abs(spectrogram.sum(1).argmax() - (63 - cycles // 4)) > 1:
+            return False
+    return True
+
+
 def images(*shape):
     return RNG.integers(0, 256, shape, np.uint8)
 
 
 GREY = np.concatenate([np.arange(16, dtype=np.uint8), np.arange(176, 256, dtype=np.uint8)])
 SPREAD = np.float32([[-2, -1], [0, 0.5], [1, 2], [2, -2], [-1, 1.5], [0.3, -0.7]])
+CELL = (96, 160)  # Of a sound.
+PERIODS = np.array([16, 200, 40, 120, 80, 240])  # In 512 values.
+TONES = np.sin(2 * np.pi * PERIODS[:, None, None] * np.arange(512)[:, None] / 512)
+TONES = (TONES / 2).astype(np.float32)
 ROWS = [
     Row(
         PICTURES,
@@ -101,6 +121,7 @@ ROWS = [
         (3 * 50 + GAP, 2 * 50 + GAP),
         (2 * (3 * 50 + GAP) + 8, 2 * 50 + GAP + TITLE),
         (3 * 50 + GAP, 6 * 50 + GAP),
+        (50 + GAP, 6),
         tiles_show,
     ),
     Row(
@@ -119,7 +140,28 @@ ROWS = [
         (240, 280),
         (480, 280),
         (720, 280),
+        (280, 6),
         dots_show,
+    ),
+    Row(
+        Sounds(8000, 2.0),
+        DataConfig(image_size=(), channels=1, sound_length=512, sample_rate=8000, gain=2.0),
+        TONES,
+        2 * TONES,
+        ([-3.0, 3.0, 0.25], [-1.5, 1.5, 0.125]),
+        [
+            (np.zeros((2, 512, 1), np.int16), "arr_0.astype(np.float32) / 32768"),
+            (np.zeros((2, 512), np.float32), "mono sounds [N, L], save arr_0[..., None]"),
+            (np.zeros((2, 1, 512), np.float32), "save arr_0.transpose(0, 2, 1)"),
+            (np.zeros((2, 512, 2), np.float32), "2 channels must be 1"),
+            (np.zeros((0, 512, 1), np.float32), "and not empty"),
+            (images(2, 4, 4, 1), "but must be sounds, float32 [N, L, C]"),
+        ],
+        (3 * 162 + GAP, 2 * 98 + GAP),
+        (2 * (3 * 162 + GAP) + 8, 2 * 98 + GAP + TITLE),
+        (3 * 162 + GAP, 4 * 98 + GAP),
+        (98 + GAP, 3),
+        spectra_show,
     ),
 ]
 of_every_kind = pytest.mark.parametrize("row", ROWS, ids=[row.kind.name for row in ROWS])
@@ -138,7 +180,8 @@ def test_the_config_chooses_the_kind(row):
 
 @of_every_kind
 def test_an_array_of_a_file_fits_one_kind_alone(row):
-    assert [kind for kind in KINDS if kind.fits(row.examples)] == [row.kind]
+    fitting = [type(kind) for kind in KINDS if kind.fits(row.examples)]
+    assert fitting == [type(row.kind)]
     found = row.kind.from_file(row.examples, "data.path ('a.npz')", row.config)
     np.testing.assert_array_equal(found, row.examples)
     assert not row.kind.fits(row.examples[:0])
@@ -172,7 +215,7 @@ def test_what_a_kind_claims_holds(row):
     assert row.kind.is_bounded == (-1 <= low and high <= 1)
     levels = (row.seen.astype(float) + 1) * 127.5
     assert row.kind.has_levels == (np.abs(levels - np.rint(levels)).max() < 1e-4)
-    assert row.kind.network is {4: UNetConfig, 2: MLPConfig}[row.examples.ndim]
+    assert row.kind.network is (UNetConfig if row.examples.ndim > 2 else MLPConfig)
 
 
 @of_every_kind
@@ -226,11 +269,11 @@ def test_two_sets_are_drawn_side_by_side(row):
     assert (pixels[:TITLE, :half] < 200).any() and (pixels[:TITLE, half:] < 200).any()
     others = row.kind.draw_side_by_side({"a": row.examples, "b": row.examples[::-1]})
     assert (np.asarray(others) != pixels).any()  # The names differ.
-    if row.kind is PICTURES:
-        for x, left in ((row.examples, 0), (row.examples[::-1], row.size[0] + 8)):
-            assert tiles_show(pixels[TITLE:, left:], x)
-    else:
+    if row.kind is POINTS:
         assert dots_show(pixels[:, : row.size[0]], row.examples)
+        return
+    for x, left in ((row.examples, 0), (row.examples[::-1], row.size[0] + 8)):
+        assert row.shown(pixels[TITLE:, left:], x)
 
 
 @of_every_kind
@@ -238,24 +281,24 @@ def test_many_sets_are_drawn_in_a_grid(row):
     """Three sets, two in a row; the name of the third, a long one, is whole."""
     sets = {"a": row.examples, "b": row.examples[::-1], "c" * 80: row.examples}
     pixels = np.asarray(row.kind.draw_grid(sets, 2))
-    height = row.size[1] if row.kind is POINTS else 48 + 2 * GAP
+    height, num = row.in_grid
     assert pixels.shape[0] == 2 * (TITLE + height) + 8
     dark = (pixels < 200).reshape(*pixels.shape[:2], -1).any(-1)
     title = np.flatnonzero(dark[TITLE + height + 8 :][:TITLE].any(0))
     assert 400 < title.max() < (pixels.shape[1] - 8) // 2
-    if row.kind is PICTURES:
-        for x, top, left in (
-            (row.examples, 0, 0),
-            (row.examples[::-1], 0, (pixels.shape[1] - 8) // 2 + 8),
-            (row.examples, TITLE + height + 8, 0),
-        ):
-            for i in range(len(x)):
-                cell = pixels[top + TITLE + GAP :, left + GAP + 50 * i :]
-                np.testing.assert_array_equal(cell[:48:12, :48:12], x[i, ..., 0])
-    else:
-        left = (pixels.shape[1] - 8) // 2 + 8
+    left = (pixels.shape[1] - 8) // 2 + 8
+    if row.kind is POINTS:
         cell = pixels[TITLE:][: row.size[1], left:][:, : row.size[0]]
         assert dots_show(cell, row.examples[::-1])
+        return
+    for x, top, from_left in (
+        (row.examples, 0, 0),
+        (row.examples[::-1], 0, left),
+        (row.examples, TITLE + height + 8, 0),
+    ):
+        in_a_row = pixels[top + TITLE :, from_left:]
+        for i in range(0, num, 3):  # As if they were in rows of 3.
+            assert row.shown(in_a_row[:, i * (height - GAP) :], x[i : min(i + 3, num)])
 
 
 @of_every_kind
@@ -268,13 +311,15 @@ def test_a_trajectory_is_a_strip_and_an_animation(row):
     for picture, frame in zip(animated, frames, strict=True):
         assert picture.size == row.size and row.shown(np.asarray(picture), frame)
     pixels = np.asarray(strip)
-    if row.kind is PICTURES:  # A row for each image, its frames from left to right.
-        across = frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
-        assert tiles_show(pixels, across)
-    else:
+    if row.kind is POINTS:
         first = row.size[0]
         assert dots_show(pixels[:, :first], frames[0])
         assert dots_show(pixels[:, first : 2 * first], frames[1])
+        return
+    # A row for each of the first examples, its frames from left to right.
+    rows = (strip.height - GAP) // (row.in_grid[0] - GAP)
+    across = frames[:, :rows].swapaxes(0, 1).reshape(-1, *frames.shape[2:])
+    assert row.shown(pixels, across)
 
 
 @pytest.mark.parametrize("turns", [2, 3, 5, 20])
