@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
-	bench-promises bench-guidance bench-cascade bench-features pictures constraints clean
+	bench-promises bench-guidance bench-cascade bench-sounds bench-clips bench-features pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -77,6 +77,13 @@ bench-cascade: $(VENV)/dev
 	test -d runs/mnist8to32_plain || $(BIN)/python train.py --config mnist8to32 $(TRAIN_FLAGS) \
 		--config.loss.aug_level=0 --config.sampling.aug_level=0 --workdir runs/mnist8to32_plain
 	$(BIN)/python benchmarks/cascade.py
+
+# The pitch of samples of chirps; runs that are missing are trained first.
+bench-sounds: $(VENV)/dev
+	test -d runs/chirps || $(BIN)/python train.py --config chirps
+	test -d runs/chirps_conditional || $(BIN)/python train.py --config chirps \
+		--config.data.labels=true --workdir runs/chirps_conditional
+	$(BIN)/python benchmarks/sounds.py
 
 # The pictures of docs/; they need the runs digits, digits_conditional and swiss_roll, and
 # runs/digit_classifier.npz.
