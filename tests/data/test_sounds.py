@@ -375,8 +375,7 @@ def test_the_dominant_frequency_of_a_chirp_is_its_pitch():
     assert sounds.shape == (300, 1024, 1) and sounds.dtype == np.float32
     peak = np.abs(sounds).max((1, 2))
     assert 0.45 < peak.min() < 0.55 and 0.95 < peak.max() <= 1
-    # The lowest has 26 periods, and its mirror at negative frequencies moves it a little.
-    assert np.abs(dominant(sounds) / pitch - 1).max() < 0.02
+    assert np.abs(dominant(sounds) / pitch - 1).max() < 0.002
     low = 200 * math.sqrt(2.0) ** bands
     assert ((low <= pitch) & (pitch < low * math.sqrt(2.0))).all()
     assert set(bands) == set(range(8))
