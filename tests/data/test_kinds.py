@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
+from diffusion_jax.data.clips import CLIPS
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.kinds import KINDS, PICTURES, POINTS, kind_of
 from diffusion_jax.data.sounds import Sounds
@@ -58,6 +59,17 @@ def tiles_show(pixels, images):
         tile = pixels[top : top + 48, left : left + 48]
         if (tile != image[..., 0].repeat(12, 0).repeat(12, 1)).any():
             return False
+    return True
+
+
+def rows_show(pixels, clips):
+    """Return whether each frame, enlarged 24 times to 48, lies in its place, a clip a row."""
+    for i, clip in enumerate(clips):
+        for j, frame in enumerate(clip):
+            top, left = GAP + i * (48 + GAP), GAP + j * (48 + GAP)
+            tile = pixels[top : top + 48, left : left + 48]
+            if (tile != frame[..., 0].repeat(24, 0).repeat(24, 1)).any():
+                return False
     return True
 
 
@@ -163,6 +175,24 @@ ROWS = [
         (98 + GAP, 3),
         spectra_show,
     ),
+    Row(
+        CLIPS,
+        DataConfig(image_size=(2,), channels=1, num_frames=4),
+        GREY.reshape(6, 4, 2, 2, 1),
+        (GREY / 127.5 - 1).astype(np.float32).reshape(6, 4, 2, 2, 1),
+        ([-3.0, 3.0, 0.49 / 127.5 - 1, 0.51 / 127.5 - 1], [0, 255, 0, 1]),
+        [
+            (images(4, 2, 2, 1), "for images set data.num_frames=0"),
+            (np.zeros((2, 4, 2, 2, 1), np.float32), "np.rint(arr_0 * 255)"),
+            (images(0, 4, 2, 2, 1), "and not empty"),
+            (SPREAD, "but must be clips, uint8 [N, F, H, W, C]"),
+        ],
+        (4 * 50 + GAP, 6 * 50 + GAP),
+        (2 * (4 * 50 + GAP) + 8, 6 * 50 + GAP + TITLE),
+        (3 * 50 + GAP, 4 * 50 + GAP),
+        (2 * 50 + GAP, 2),
+        rows_show,
+    ),
 ]
 of_every_kind = pytest.mark.parametrize("row", ROWS, ids=[row.kind.name for row in ROWS])
 
@@ -240,12 +270,13 @@ def test_flips_mirror_about_half_of_the_examples_whole(row):
         with pytest.raises(ValueError, match="cannot be flipped"):
             kind.flipped(key, jnp.asarray(row.seen))
         return
-    shape = (400, 4, 6, 3)
+    shape = (400, *[2] * (kind.ndim - 4), 4, 6, 3)
     given = Batch(jax.random.randint(jax.random.key(0), shape, 0, 256).astype(jnp.uint8))
     plain = kind.network_batch(given).x
     flipped = kind.training_batch(key, given, flip=True).x
-    same = (flipped == plain).all((1, 2, 3))
-    mirrored = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
+    within = tuple(range(1, kind.ndim))
+    same = (flipped == plain).all(within)
+    mirrored = (flipped == plain[..., ::-1, :]).all(within)  # All frames of a clip alike.
     assert (same ^ mirrored).all() and 150 < int(mirrored.sum()) < 250
     other = kind.training_batch(jax.random.key(2), given, flip=True).x
     assert (other != flipped).any()
@@ -315,6 +346,9 @@ def test_a_trajectory_is_a_strip_and_an_animation(row):
         first = row.size[0]
         assert dots_show(pixels[:, :first], frames[0])
         assert dots_show(pixels[:, first : 2 * first], frames[1])
+        return
+    if row.kind is CLIPS:  # A row for each frame of the first clip.
+        assert rows_show(pixels, frames[:, 0].swapaxes(0, 1))
         return
     # A row for each of the first examples, its frames from left to right.
     rows = (strip.height - GAP) // (row.in_grid[0] - GAP)
