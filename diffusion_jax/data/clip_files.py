@@ -94,7 +94,9 @@ class ClipFormat(FileFormat):
         wanted, height, width, channels = shape
         kind = _kind(content[: formats.HEAD])
         frames = _frames_of_mp4(content) if kind == _MP4 else _frames_of_image(content)
-        with _reading():
+        # The name of the tracks of an MP4 that players need a key for.
+        is_encrypted = kind == _MP4 and b"encv" in content
+        with _reading("it is encrypted" if is_encrypted else ""):
             clip = []
             for image in itertools.islice(frames, wanted):
                 self._check(self.num_frames, image.width, image.height)
@@ -157,7 +159,10 @@ def _frames_of_image(content: bytes) -> Iterator[Image.Image]:
 
 def _frames_of_mp4(content: bytes) -> Iterator[Image.Image]:
     with _container(io.BytesIO(content)) as container:
-        for frame in container.decode(_video(container)):
+        stream = _video(container)
+        # Otherwise pixels that are lost are made up from what is around them.
+        stream.codec_context.options = {"err_detect": "explode"}
+        for frame in container.decode(stream):
             image = frame.to_image()
             # Phones do not turn what they film; the file tells the player to.
             yield image.rotate(frame.rotation, expand=True) if frame.rotation else image
@@ -175,8 +180,6 @@ def _video(container: Any) -> Any:
     if not container.streams.video:
         raise Unreadable("it has no pictures")
     stream = container.streams.video[0]
-    if stream.codec_tag in ("encv", "drmi"):
-        raise Unreadable("it is encrypted")
     if stream.codec_context is None:
         raise Unreadable(
             "this PyAV has no decoder for it; convert it to H.264 (ffmpeg -i IN -c:v "
@@ -191,12 +194,17 @@ def _too_short(count: int, wanted: int) -> Unreadable:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Turn whatever damaged bytes make a library raise into Unreadable."""
+def _reading(known: str = "") -> Iterator[None]:
+    """Turn whatever damaged bytes make a library raise into Unreadable.
+
+    Args:
+      known: the reason, if it is known.
+    """
     try:
         yield
     except Unreadable:
         raise
     except Exception as error:
         # Errors of FFmpeg have a text without numbers.
-        raise Unreadable(getattr(error, "strerror", None) or reason(error)) from error
+        said = known or getattr(error, "strerror", None) or reason(error)
+        raise Unreadable(said) from error

@@ -63,7 +63,7 @@ def tiles_show(pixels, images):
 
 
 def rows_show(pixels, clips):
-    """Return whether each frame, enlarged 24 times to 48, lies in its place, a clip a row."""
+    """Return whether each frame, enlarged 24 times to 48, lies in the row of its clip."""
     for i, clip in enumerate(clips):
         for j, frame in enumerate(clip):
             top, left = GAP + i * (48 + GAP), GAP + j * (48 + GAP)
