@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-maths test-slow lint format docs docs-config bench bench-gpu bench-parity \
-	bench-promises bench-guidance bench-cascade bench-sounds bench-clips bench-features pictures constraints clean
+	bench-promises bench-guidance bench-cascade bench-sounds bench-clips bench-features \
+	pictures constraints clean
 
 demo: $(VENV)/core
 	$(BIN)/python train.py --config configs/digits.py
@@ -84,6 +85,11 @@ bench-sounds: $(VENV)/dev
 	test -d runs/chirps_conditional || $(BIN)/python train.py --config chirps \
 		--config.data.labels=true --workdir runs/chirps_conditional
 	$(BIN)/python benchmarks/sounds.py
+
+# How samples of moving digits move, and whether a digit stays itself.
+bench-clips: $(VENV)/dev
+	test -d runs/moving_digits || $(BIN)/python train.py --config moving_digits
+	$(BIN)/python benchmarks/clips.py
 
 # The pictures of docs/; they need the runs digits, digits_conditional and swiss_roll, and
 # runs/digit_classifier.npz.

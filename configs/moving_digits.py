@@ -31,10 +31,10 @@ def get_config() -> Config:
             image_size=(16,),
             num_frames=8,
             channels=1,
-            batch_size=16,
+            batch_size=8,
         ),
         model=UNetConfig(
-            base_channels=32,
+            base_channels=24,
             channel_mults=(1, 2),
             num_res_blocks=1,
             attn_resolutions=(8,),
@@ -46,7 +46,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(
-            num_steps=3000,
+            num_steps=2000,
             log_every=50,
             eval_every=250,
             checkpoint_every=1000,
@@ -54,5 +54,5 @@ def get_config() -> Config:
             num_samples=16,
             sample_steps=50,
         ),
-        sampling=SamplingConfig(sampler="ddpm", steps=1000, batch_size=64),
+        sampling=SamplingConfig(sampler="ddim", steps=50, batch_size=64),
     )

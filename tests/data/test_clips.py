@@ -3,6 +3,7 @@
 import io
 import zipfile
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
@@ -15,7 +16,6 @@ from diffusion_jax.data.unreadable import Unreadable
 from diffusion_jax.runtime.errors import BadRequest
 
 RNG = np.random.default_rng(0)
-av = pytest.importorskip("av")
 
 
 def encoded(frames, format, **options):
