@@ -1,4 +1,4 @@
-"""Clips of your own, 16 frames of 64x64: a folder or zip of GIF, animated WebP or MP4 files.
+"""Clips of your own, 16 frames of 64x64: a folder or zip of GIF, WebP or MP4 files.
 
 Command:   python train.py --config configs/clip_folder.py --config.data.path=DIR
 Hardware:  one GPU with 80 GB
