@@ -101,7 +101,7 @@ def test_stages_of_one_seed_have_noise_of_their_own(runs):
 
 @pytest.mark.parametrize("stopped", [0, 1, 2])
 def test_an_interrupted_cascade_goes_on(runs, tmp_path, monkeypatch, stopped):
-    """Ctrl-C in one of the first three of four batches: the same request gives the same files."""
+    """Ctrl-C in one of four batches: the same request gives the same files."""
     drawn(runs, tmp_path / "whole" / "x", NAMES[:2])
     draw_batch, count = sample.draw_batch, iter(range(100))
 
