@@ -200,7 +200,7 @@ def generate(
       KeyboardInterrupt: after Ctrl-C, at the end of a batch, which is kept.
     """
     environment.check()
-    _check_has_low_res(config, request)
+    check_has_low_res(config, request)
     results = results_of(workdir, out, request, config)
     auto = _chooses_timesteps(config, request)
     job, loaded = prepare(workdir, config, request, out)
@@ -272,7 +272,8 @@ def is_finished(partial: Partial) -> bool:
     return is_there and partial.finished() is not None
 
 
-def _check_has_low_res(config: Config, request: Request) -> None:
+def check_has_low_res(config: Config, request: Request) -> None:
+    """Refuse a run that refines images where none were given."""
     if config.data.low_res and LOW_RES not in request.origin.cond(np.zeros(1, np.int32)):
         raise BadRequest(
             f"the run makes {config.data.shape[0]}x{config.data.shape[1]} images out of "

@@ -232,6 +232,7 @@ def draw(
       KeyboardInterrupt: after Ctrl-C, at the end of a batch, which is kept.
     """
     environment.check()
+    sample.check_has_low_res(settings[0].config, request)
     with values_refused():
         batch_size = settings[0].config.sampling.batch_size
         devices.check_batch_size("batch_size", batch_size)

@@ -272,3 +272,11 @@ def test_a_refused_command_is_one_line_and_writes_nothing(runs, tmp_path):
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1 and said in done.stderr
     assert not list(tmp_path.iterdir()) and sorted(runs.rglob("*")) == before
+
+
+def test_a_sweep_without_pictures_is_refused(runs, tmp_path):
+    config = run_folder.read_config(runs / "middle")
+    settings = sweep.parse("steps=2,3", config, {})
+    with pytest.raises(BadRequest, match="--upscale"):
+        sweep.draw(runs / "middle", settings, REQUEST, out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
