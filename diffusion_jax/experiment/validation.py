@@ -1,5 +1,6 @@
 """Rules between the fields of a config; a refusal names field, value and remedy."""
 
+import math
 import re
 from typing import Any
 
@@ -62,6 +63,11 @@ def _check_shape(data: Any) -> None:
         raise BadRequest(
             f"data.sound_length ({data.sound_length}) is for sounds, and data.image_size "
             f"{size} for images: set that to (), or data.sound_length to 0"
+        )
+    if data.sound_length and data.num_frames:
+        raise BadRequest(
+            f"data.sound_length ({data.sound_length}) of sounds has no frames, and "
+            f"data.num_frames is {data.num_frames}: set one of them to 0"
         )
     if data.num_frames and not size:
         raise BadRequest(
@@ -283,6 +289,19 @@ def _check_unet(config: Any) -> None:
                 )
 
 
+def _sizes_of_arrays(data: Any, model: Any, widths: list[int]) -> list[int]:
+    """Numbers in each level's features of one example, and in the attention over space."""
+    space = (data.sound_length,) if data.sound_length else (data.image_size * 2)[:2]
+    frames, levels = data.num_frames or 1, range(len(widths))
+    positions = [math.prod(n >> i for n in space) for i in levels]
+    attended = {i for i in levels if space[0] >> i in model.attn_resolutions}
+    attended.add(levels[-1])  # The attention in the middle.
+    return [
+        *(frames * n * w for n, w in zip(positions, widths, strict=True)),
+        *(frames * model.num_heads * positions[i] ** 2 for i in attended),
+    ]
+
+
 def _check_network_size(config: Any) -> None:
     """Refuse a network that no machine holds, or that takes hours to compile."""
     model = config.model
@@ -291,16 +310,7 @@ def _check_network_size(config: Any) -> None:
         a_level = 2 * model.num_res_blocks + 1
         blocks = a_level * len(widths)
         parameters = a_level * sum(18 * width**2 for width in widths)
-        data = config.data
-        if data.sound_length:
-            sizes = [data.sound_length >> i for i in range(len(widths))]
-        else:
-            height, width = (data.image_size * 2)[:2]
-            frames = data.num_frames or 1
-            sizes = [frames * (height >> i) * (width >> i) for i in range(len(widths))]
-        largest = max(size * w for size, w in zip(sizes, widths, strict=True))
-        # Weights of the attention in the middle, between all of its positions.
-        largest = max(largest, model.num_heads * sizes[-1] ** 2 // (data.num_frames or 1))
+        largest = max(_sizes_of_arrays(config.data, model, widths))
         fields = "model.base_channels, channel_mults and num_res_blocks"
         if blocks > _MAX_BLOCKS:
             raise BadRequest(
@@ -319,6 +329,6 @@ def _check_network_size(config: Any) -> None:
     if 4 * largest > _MAX_ARRAY:
         raise BadRequest(
             f"data.image_size, num_frames and sound_length give examples of the shape "
-            f"{config.data.shape} and feature maps of "
+            f"{config.data.shape} and feature maps or attention of "
             f"{4 * largest / 2**30:,.0f} GiB for each, which no machine holds"
         )

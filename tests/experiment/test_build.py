@@ -227,6 +227,27 @@ REFUSED = {
 }
 
 
+_SOUND = "data.image_size=() data.sound_length="
+# Examples of one kind alone, in shapes that the levels of the network divide.
+REFUSED |= {
+    "data.sound_length=16": "set that to (), or data.sound_length to 0",
+    "data.image_size=() data.num_frames=3": "need the height and width of a frame",
+    f"{_SOUND}16 data.num_frames=3": "of sounds has no frames",
+    f"{_SOUND}16 data.channels=3": "must be 1 (mono), 2 (stereo) or 0",
+    f"{_SOUND}20": "data.sound_length (20) must be divisible by 8",
+    f"{_SOUND}32 model.attn_resolutions=(2,)": "lengths of the levels, [32, 16, 8, 4]",
+    "data.num_frames=3 data.image_size=(12,)": "(12,) must be divisible by 8",
+    "data.num_frames=8 model.attn_resolutions=(3,)": "heights of the levels, [8, 4, 2, 1]",
+    f"{_SOUND}16 data.random_flip=True": "is not for sounds",
+    f"{_SOUND}16 loss.kind=hybrid process.variance=learned": "8-bit images, not of sounds",
+    f"{_SOUND}16 training.likelihood_every=5": "these are sounds: set it to 0",
+    f"{_SOUND}16 sampling.spacing=auto": "but these are sounds",
+    f"{_SOUND}8388608": "GiB for each, which no machine holds",
+    "data.image_size=(1024,) model.attn_resolutions=(1024,)": "GiB for each",
+    "data.num_frames=3 loss.focus=1.5": "loss.focus (1.5) must be in 0 .. 1",
+}
+
+
 @pytest.mark.parametrize("fields", REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(fields):
     """Wrong fields are refused before a plan is made: nothing compiled, nothing written."""
