@@ -32,11 +32,11 @@ def get_config() -> Config:
             sample_rate=8000,
             gain=1.0,
             channels=1,
-            batch_size=64,
+            batch_size=32,
         ),
         model=UNetConfig(
-            base_channels=32,
-            channel_mults=(1, 1, 2, 2, 2),
+            base_channels=16,
+            channel_mults=(1, 2, 2, 4, 4),
             num_res_blocks=1,
             attn_resolutions=(64,),
             dropout=0.0,
@@ -46,7 +46,7 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(
-            num_steps=3000,
+            num_steps=2000,
             log_every=50,
             eval_every=100,
             checkpoint_every=1000,

@@ -123,7 +123,7 @@ def write_mp4(file: BinaryIO, frames: Sequence[Image.Image], seconds: float) -> 
     width, height = frames[0].size
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=rate, pix_fmt="yuv420p")
+        stream: Any = container.add_stream(codec, rate=rate, pix_fmt="yuv420p")
         stream.width, stream.height = width + width % 2, height + height % 2
         for image in frames:
             pixels = np.pad(np.asarray(image.convert("RGB")), odd, mode="edge")

@@ -230,9 +230,10 @@ def test_a_single_image_is_no_clip(tmp_path):
         (damaged(as_mp4(noise(4, 32, 48, 99))), "Invalid data found"),
         (as_mp4(greys(4), **ENCRYPTION), "it is encrypted"),
         (as_gif(noise(4, 32, 48, 99))[:-900], "truncated"),
+        (as_webp(greys(4))[:-20], "it is truncated"),
         (as_mp4(greys(3)), "it has 3 frames, fewer than data.num_frames (4)"),
     ],
-    ids=["damaged.mp4", "encrypted.mp4", "cut.gif", "short.mp4"],
+    ids=["damaged.mp4", "encrypted.mp4", "cut.gif", "cut.webp", "short.mp4"],
 )
 def test_damage_behind_the_header_is_found_by_decoding(content, said):
     with pytest.raises(Unreadable) as error:
