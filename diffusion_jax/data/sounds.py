@@ -113,7 +113,7 @@ class Sounds(Kind):
     def save(self, paths: Mapping[str, pathlib.Path], x: np.ndarray) -> None:
         """Write each sound as 0000.wav, 0001.wav, ...; louder ones than 1 by the gain."""
         folder = paths[_FOLDER]
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         files.delete_unfinished(folder)
         files.delete(old for old in folder.iterdir() if _OWN_NAME.fullmatch(old.name))
         for i, sound in enumerate(x * min(self.gain, 1.0)):
