@@ -26,12 +26,15 @@ from diffusion_jax.training import saving, train, trainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.train_state import init_state
 from helpers import (
+    SMALL,
     assert_same_bits,
     assert_same_run,
     files_of,
     lines_of,
     mesh_of,
     points_config,
+    random_examples,
+    tiny_unet,
 )
 
 
@@ -57,11 +60,11 @@ def whole(tmp_path_factory, points):
     return workdir, train.train(config_of(), workdir, points)
 
 
-def stopped_at(workdir, data, at, by_system=False):
+def stopped_at(workdir, data, at, by_system=False, config=None):
     """Go on with a run, and stop it as a signal does after step `at`."""
     stop = Stop()
     with Checkpoints(workdir, writing=True) as checkpoints:
-        plan = make_plan(config_of(), data)
+        plan = make_plan(config or config_of(), data)
         it = train.prepared_trainer(plan, workdir, checkpoints, stop)
         add = trainer.Reports.add
 
@@ -94,6 +97,31 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
     steps = [line["step"] for line in lines_of(workdir) if "loss" in line]
     assert steps == [7, 14, 21, 28, 30]
     assert [x["step"] for x in lines_of(workdir) if "held_out_loss" in x] == [8, 16, 24, 30]
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("images", marks=pytest.mark.slow), "sounds", "clips"]
+)
+def test_runs_on_every_kind_are_stopped_and_go_on_with_the_same_bits(kind, tmp_path):
+    """Labelled examples; clips of which some train as images; sample grids at the end."""
+    config = points_config(num_steps=4, checkpoint_every=0, sample_every=4, num_samples=4)
+    config.training.eval_every = 4
+    config.data = DataConfig(
+        source="mine", batch_size=8, labels=True, num_classes=3, **SMALL[kind]
+    )
+    config.model = tiny_unet()
+    config.loss.focus = 0.5 if kind == "clips" else 0.0
+    examples = random_examples(config.data, 30)
+    labels = np.arange(30) % 3
+    data = sources.arrays(examples[:20], examples[20:], labels[:20], labels[20:])
+    workdir, other = tmp_path / "run", tmp_path / "other"
+    for path in (workdir, other):
+        path.mkdir()
+    assert int(stopped_at(workdir, data, 2, config=config).step) == 2
+    state = train.train(config, workdir, data)
+    assert_same_bits(state, train.train(config, other, data))
+    assert_same_run(workdir, other)
+    assert (workdir / "samples" / "step_000004.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ from diffusion_jax.training.train_step import (
     make_train_steps,
     value_and_grad_in_parts,
 )
-from helpers import SMALL, assert_same_bits, points_config, tiny_unet
+from helpers import SMALL, assert_same_bits, points_config, random_examples, tiny_unet
 
 
 @pytest.fixture(scope="module")
@@ -698,6 +698,26 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
         make_plan(
             dataclasses.replace(config, data=DataConfig(image_size=(8,), channels=3)), data
         )
+
+
+def test_clips_that_all_train_as_images_teach_nothing_over_time(tmp_path):
+    """With loss.focus 1 no query, key or bias of time is ever moved, with 0 they are."""
+    for focus in (1.0, 0.0):
+        config = points_config(num_steps=4, eval_every=0)
+        config.data = DataConfig(source="mine", batch_size=8, **SMALL["clips"])
+        config.model, config.loss.focus = tiny_unet(), focus
+        examples = random_examples(config.data, 20)
+        state = train.train(
+            config, tmp_path / f"{focus}", sources.arrays(examples[:10], examples[10:])
+        )
+        init_fn, _ = build.make_network(config)
+        tx = make_optimizer(config.optimizer, 4)
+        first = jax.jit(lambda: init_state(init_fn, tx, config))().params  # noqa: B023
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), first, state.params)
+        times = {name: m for name, m in moved.items() if "time" in name}
+        assert all(m["v"]["kernel"] and m["out"]["kernel"] for m in times.values())
+        for m in times.values():
+            assert (m["q"]["kernel"], m["k"]["kernel"], m["bias"]) == (not focus,) * 3
 
 
 class Numbered(sources.DataSet):
