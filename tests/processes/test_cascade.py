@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.data import sources
+from diffusion_jax.data.low_res import reduced
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.jobs import cascade, likelihood, origins, quality, sample, sweep
 from diffusion_jax.runs import folder as run_folder
@@ -213,13 +215,19 @@ def test_a_level_that_was_not_trained_is_refused(runs, level):
         build_sampler.change(config, {"aug_level": level})
 
 
-def test_the_likelihood_of_a_run_that_refines_is_evaluated(runs, tmp_path):
-    """It is that of 8-bit images, and comes to fewer bits than their 8 per dimension."""
-    config = run_folder.read_config(runs / "large")
+def test_the_bound_is_that_given_the_low_resolution(runs, tmp_path, monkeypatch):
+    """The negative of each low-resolution image, in its place, costs bits."""
+    config = run_folder.read_config(runs / "middle")
     request = likelihood.Request(max_examples=4, num_timesteps_sampled=20)
-    jobs = likelihood.prepare(runs / "large", config, request, bound=tmp_path / "x")
-    found = jobs[0]()["bits_per_dim"]
-    assert 0 < found < 8
+
+    def bits(name):
+        jobs = likelihood.prepare(runs / "middle", config, request, bound=tmp_path / name)
+        return jobs[0]()["bits_per_dim"]
+
+    found = bits("x")
+    monkeypatch.setattr(sources, "reduced", lambda x, size: 255 - reduced(x, size))
+    monkeypatch.setattr(likelihood, "check_same_data", lambda *arguments: None)
+    assert 0 < found < bits("y")
 
 
 def test_quality_needs_samples_of_a_cascade(runs, tmp_path):
