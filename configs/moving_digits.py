@@ -35,9 +35,9 @@ def get_config() -> Config:
         ),
         model=UNetConfig(
             base_channels=24,
-            channel_mults=(1, 2),
+            channel_mults=(1, 2, 3),
             num_res_blocks=1,
-            attn_resolutions=(8,),
+            attn_resolutions=(4, 8),
             dropout=0.0,
             num_groups=8,
         ),

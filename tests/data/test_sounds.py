@@ -426,3 +426,10 @@ def test_chirps_are_a_source_with_labels():
     )
     with pytest.raises(BadRequest, match="sample_rate .* must be 8000"):
         opened("", source="chirps", sound_length=1024, sample_rate=16000)
+
+
+def test_wav_files_are_written_where_no_folder_is_yet(tmp_path):
+    folder = tmp_path / "samples" / "step_000001_sounds"
+    kind = Sounds(8000, 1.0)
+    kind.save({suffix: folder for suffix in kind.suffixes}, np.zeros((2, 8, 1), np.float32))
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.wav", "0001.wav"]
