@@ -2,7 +2,7 @@
 
 Needs the run moving_digits (`python train.py --config moving_digits`); without a run,
 `python benchmarks/clips.py data` gives the figures of the data themselves and of clips
-that are wrong on purpose. 500 samples are drawn by DDIM in 50 timesteps.
+that are wrong on purpose. 500 samples are drawn by DDIM in 20 timesteps.
 
 Motion: the centroid of a frame is the mean place of its pixels, weighted by their levels
 (those below 16, the faintest ink of a real digit, count as 0); the displacement is the
@@ -30,7 +30,7 @@ from diffusion_jax.data import embedded, sources
 from diffusion_jax.jobs import sample
 from diffusion_jax.runs import folder as run_folder
 
-NUM, STEPS = 500, 50
+NUM, STEPS = 500, 20
 FAINTEST, HALF = 16, 5
 WITHIN, KEPT = "0.85 to 1.15", ">= 0.9"
 
