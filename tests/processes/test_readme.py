@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax.data.sound_files import wav_of
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -47,8 +48,24 @@ FEWER_STEPS = (
 )
 NARROW = "--config.model.base_channels=32 --config.data.batch_size=16"
 PICTURES = "python train.py --config configs/folder.py --config.data.path=my_pictures/"
+TINY = "--config.model.base_channels=32 --config.data.batch_size=4"
 # Long commands and the options that shorten them.
 LONG = {
+    "python train.py --config configs/sound_folder.py --config.data.path=my_sounds/": (
+        f"{FEWER_STEPS} {TINY} --config.data.sound_length=1024"
+    ),
+    "python train.py --config configs/clip_folder.py --config.data.path=my_clips/": (
+        f"{FEWER_STEPS} {TINY} --config.data.num_frames=2"
+    ),
+    "python train.py --config configs/mnist8.py": f"{FEWER_STEPS} --config.data.path=tfds",
+    "python train.py --config configs/mnist8to32.py": (
+        f"{FEWER_STEPS} --config.data.path=tfds"
+    ),
+    "python sample.py --cascade runs/mnist8,runs/mnist8to32": (
+        "--num 4 --sampler ddim --steps 4"
+    ),
+    "python train.py --config configs/digits.py --config.training.epochs=50 "
+    "--config.training.sample_every_epochs=10": "--config.training.epochs=1",
     # The set is prepared where the fixture has put it.
     "python train.py --config configs/cifar10.py": (
         f"{FEWER_STEPS} {NARROW} --config.data.path=tfds --config.training.num_held_out=64"
@@ -142,6 +159,15 @@ def folder(tmp_path_factory):
     for i in range(40):
         image = Image.effect_noise((100, 80), 40 + i).convert("RGB")
         image.save(folder / f"my_pictures/{i}.jpg")
+    (folder / "my_sounds").mkdir()
+    (folder / "my_clips").mkdir()
+    for i in range(8):
+        tone = np.sin(np.arange(1024) * (i + 1) / 10)[:, None]
+        (folder / f"my_sounds/{i}.wav").write_bytes(wav_of(tone, 16000))
+        frames = [Image.effect_noise((64, 64), 40 + i + j) for j in range(2)]
+        frames[0].save(
+            folder / f"my_clips/{i}.gif", save_all=True, append_images=frames[1:]
+        )
     return folder
 
 
