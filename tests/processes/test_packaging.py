@@ -76,7 +76,7 @@ def test_the_commands_are_found_from_any_folder_and_configs_by_name(tmp_path):
         (("trian",), "did you mean train?"),
         (("sample",), "diffusion-jax train --config digits"),
         (("train", "--config=digts"), "did you mean digits?"),
-        (("train", "--config=nowhere"), "there are cifar10, "),
+        (("train", "--config=nowhere"), "there are cars64, "),
     ):
         result = installed_command(tmp_path, *arguments)
         assert result.returncode == 2 and said in result.stderr
