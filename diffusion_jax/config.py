@@ -79,12 +79,14 @@ class DataConfig:
         (),
         "Size of the low-resolution image that the network refines, (size,) or (height, "
         "width); (): none.",
+        range=_SIZES,
         only_with={"data.image_size": SET},
     )
     reduced_from: tuple[int, ...] = described(
         (),
         "Size that images are made to fit before they are reduced to image_size, as "
         "low_res is made; (): image_size.",
+        range=_SIZES,
         only_with={"data.source": ("folder", "npz", "tfds:*")},
     )
     num_frames: int = described(

@@ -186,8 +186,8 @@ def test_a_field_of_another_that_has_no_effect_has_none_either():
     threshold, percentile = without_effect(config)
     assert threshold.startswith("sampling.threshold ('dynamic') has no effect: ")
     assert percentile == (
-        "sampling.dynamic_percentile (0.9) has no effect: it is for data.image_size set, "
-        "and data.image_size is ()"
+        "sampling.dynamic_percentile (0.9) has no effect: it is for data.image_size set or "
+        "data.sound_length set, and data.image_size is (), data.sound_length is 0"
     )
 
 
