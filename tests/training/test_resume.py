@@ -105,7 +105,7 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
 def test_runs_on_every_kind_are_stopped_and_go_on_with_the_same_bits(kind, tmp_path):
     """Labelled examples; clips of which some train as images; sample grids at the end."""
     config = points_config(num_steps=4, checkpoint_every=0, sample_every=4, num_samples=4)
-    config.training.eval_every = 4
+    config.training.eval_every = 0
     config.data = DataConfig(
         source="mine", batch_size=8, labels=True, num_classes=3, **SMALL[kind]
     )
