@@ -297,7 +297,8 @@ def steps_logged(workdir):
 
 def files_of(workdir):
     """Pictures and snapshots of a run, byte for byte."""
-    found = [*workdir.glob("*.png"), *workdir.glob("samples/*"), *workdir.glob("ema_*/*")]
+    samples = filter(pathlib.Path.is_file, workdir.glob("samples/**/*"))
+    found = [*workdir.glob("*.png"), *samples, *workdir.glob("ema_*/*")]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in found}
 
 
