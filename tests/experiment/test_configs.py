@@ -16,7 +16,7 @@ PATHS = sorted((ROOT / "configs").glob("*.py"))
 def concrete(path):
     """A config whose channels are known; 0 stands for what the data has."""
     config = load_config(str(path))
-    config.data.channels = config.data.channels or 3
+    config.data.channels = config.data.channels or (2 if config.data.sound_length else 3)
     return config
 
 
