@@ -16,7 +16,7 @@ from diffusion_jax.data import drawing, sound_drawing
 from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.data.kind import Kind
 from diffusion_jax.data.sound_files import SoundFormat, fit_length, wav_of
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, first_process
 from diffusion_jax.runtime.errors import BadRequest
 
 _FOLDER = "_sounds"
@@ -113,6 +113,8 @@ class Sounds(Kind):
     def save(self, paths: Mapping[str, pathlib.Path], x: np.ndarray) -> None:
         """Write each sound as 0000.wav, 0001.wav, ...; louder ones than 1 by the gain."""
         folder = paths[_FOLDER]
+        if not first_process.is_here():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         files.delete_unfinished(folder)
         files.delete(old for old in folder.iterdir() if _OWN_NAME.fullmatch(old.name))

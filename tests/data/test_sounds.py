@@ -321,15 +321,15 @@ def test_silence_has_no_gain(tmp_path):
 
 def test_written_sounds_come_back_from_their_files(tmp_path):
     x = RNG.uniform(-1, 1, (3, LENGTH, 2)).astype(np.float32)
-    paths = {"_sounds": tmp_path / "s"}
+    paths = {"_sounds": tmp_path / "new/s"}
     (kept,) = paths.keys() & set(Sounds.suffixes)
     Sounds(RATE, 2.0).save(paths, np.concatenate([x, x]))
-    (tmp_path / "s/mine.wav").write_bytes(b"mine")
+    (tmp_path / "new/s/mine.wav").write_bytes(b"mine")
     Sounds(RATE, 2.0).save(paths, x)  # Fewer than before.
     names = sorted(path.name for path in paths[kept].iterdir())
     assert names == ["0000.wav", "0001.wav", "0002.wav", "mine.wav"]
-    (tmp_path / "s/mine.wav").unlink()
-    data = opened(tmp_path / "s", channels=2)
+    (tmp_path / "new/s/mine.wav").unlink()
+    data = opened(tmp_path / "new/s", channels=2)
     back = np.concatenate([data.train[np.arange(2)], data.held_out[np.array([0])]])
     distance = np.abs(back[:, None] - x[None]).max((2, 3))
     np.testing.assert_array_less(distance.min(0), 0.51 / 32768)

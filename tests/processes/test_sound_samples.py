@@ -53,6 +53,8 @@ def test_a_run_keeps_the_gain_and_draws_its_sounds(run):
     for name in ("data.png", "forward.png", "reverse.png", "samples/step_000004.png"):
         with Image.open(run / name) as picture:
             assert picture.width > 160
+    drawn = run / "samples/step_000004_sounds"
+    assert "0000.wav" in {path.name for path in drawn.iterdir()}
     config = run_folder.read_config(run)
     config.data.gain = 0.0  # As the file of the config has it: the run goes on.
     config.training.num_steps = 5
