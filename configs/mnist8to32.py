@@ -2,8 +2,8 @@
 
 Command:   python train.py --config configs/mnist8to32.py
 Hardware:  2 CPU cores
-Time:      not measured
-Result:    not measured
+Time:      5 min 13 s
+Result:    FD 2.42 +- 0.89 of refined digits (docs/cascades.md), held-out loss 0.064
 
 `python sample.py --cascade runs/mnist8,runs/mnist8to32` draws 8x8 digits and refines them;
 `python sample.py --workdir runs/mnist8to32 --upscale PICTURES` refines pictures of your own
