@@ -109,7 +109,7 @@ def test_the_gaps_of_the_bound_that_were_computed_elsewhere():
     [
         pytest.param("fixed_small", (1,), marks=pytest.mark.slow),
         pytest.param("fixed_large", (1,), marks=pytest.mark.slow),
-        ("learned", (1,)),
+        pytest.param("learned", (1,), marks=pytest.mark.slow),
         pytest.param("learned", SHAPES["image"], marks=pytest.mark.slow),
         ("learned", SHAPES["clip"]),
     ],

@@ -204,6 +204,7 @@ def test_the_oracle_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert 0 < float(capsys.readouterr().out) < 1  # Below the loss of a silent network.
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_learns(tmp_path, monkeypatch):
     """Samples of the README's Python have the quartiles and the spread of the data."""
     monkeypatch.chdir(tmp_path)

@@ -100,7 +100,12 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("images", marks=pytest.mark.slow), "sounds", "clips"]
+    "kind",
+    [
+        pytest.param("images", marks=pytest.mark.slow),
+        "sounds",
+        pytest.param("clips", marks=pytest.mark.slow),
+    ],
 )
 def test_runs_on_every_kind_are_stopped_and_go_on_with_the_same_bits(kind, tmp_path):
     """Labelled examples; clips of which some train as images; sample grids at the end."""

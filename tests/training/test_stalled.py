@@ -176,6 +176,7 @@ def test_a_learning_rate_that_is_too_small_is_warned_of_once(tmp_path, capsys):
     assert "for comparison" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_is_not_warned_of_also_if_it_goes_on(tmp_path):
     for num_steps in (80, 200):
         train.train(points_config(num_steps=num_steps), tmp_path)

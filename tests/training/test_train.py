@@ -700,6 +700,7 @@ def test_images_of_the_callers_own_with_learned_variances(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_clips_that_all_train_as_images_teach_nothing_over_time(tmp_path):
     """With loss.focus 1 no query, key or bias of time is ever moved, with 0 they are."""
     for focus in (1.0, 0.0):
