@@ -112,7 +112,7 @@ def reads_mp4() -> bool:
 
 
 def write_mp4(file: BinaryIO, frames: Sequence[Image.Image], seconds: float) -> None:
-    """Write pictures as an MP4, each shown for so many seconds.
+    """Write pictures as an MP4, each shown for this many seconds.
 
     Sides become even, as H.264 needs them, by repeating the last row and column.
     """

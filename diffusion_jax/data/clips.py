@@ -3,17 +3,14 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.config import DataConfig, UNetConfig
+from diffusion_jax.config import DataConfig
 from diffusion_jax.data import drawing
 from diffusion_jax.data.clip_files import ClipFormat, reads_mp4, write_mp4
 from diffusion_jax.data.file_format import FileFormat
-from diffusion_jax.data.kind import Kind
-from diffusion_jax.data.levels import from_levels, how_to_save, to_levels
+from diffusion_jax.data.levels import OfLevels, how_to_save
 from diffusion_jax.runtime import files
 
 _DRAWN = 16  # Clips of a picture, a row of frames each.
@@ -24,15 +21,13 @@ _STRIP_ROWS = 8  # Frames of the clip of a trajectory, a row for each.
 _SECONDS = 0.12  # A frame is shown for, in what is written.
 
 
-class _Clips(Kind):
-    """Clips of 8 bits, which a network sees as k / 127.5 - 1."""
+class _Clips(OfLevels):
+    """Clips of 8 bits."""
 
     name = "clips"
     form = "clips, uint8 [N, F, H, W, C]"
-    dtype, ndim = np.dtype(np.uint8), 5
-    network = UNetConfig
-    is_bounded = has_levels = can_flip = True
-    num_forward = 1
+    ndim = 5
+    sizes, space = ("image_size", "num_frames"), slice(1, 3)
     suffixes = (".gif", ".mp4")
 
     def file_format(self, config: DataConfig) -> FileFormat:
@@ -45,23 +40,10 @@ class _Clips(Kind):
             return "; for images set data.num_frames=0, and save one clip as arr_0[None]"
         return how_to_save(array) if array.ndim == self.ndim else ""
 
-    def to_network(self, x: jax.Array) -> jax.Array:
-        return from_levels(x)
-
-    def from_network(self, x: np.ndarray) -> np.ndarray:
-        return to_levels(x)
-
-    def flipped(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        mirrored = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1, 1))
-        return jnp.where(mirrored, x[..., ::-1, :], x)
-
     def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
         """Return a row of frames for each of the first clips, up to 16."""
         shown = drawing.film_strips(x[: max(_DRAWN, turns)])
         return drawing.tile(shown, columns or 1, turns)
-
-    def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
-        return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})
 
     def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
         rows = {name: self.draw(x[:_IN_A_GRID]) for name, x in sets.items()}

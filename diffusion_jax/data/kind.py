@@ -1,4 +1,4 @@
-"""What a kind of example must say of itself; kinds.py has the kinds."""
+"""The abstract class of the kinds of example; kinds.py has the kinds."""
 
 import abc
 import pathlib
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.config import DataConfig
+from diffusion_jax.data import drawing
 from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.diffusion.batch import AUG_LEVEL, LOW_RES, Batch
 from diffusion_jax.runtime.errors import BadRequest
@@ -28,6 +29,9 @@ class Kind(abc.ABC):
       has_levels: whether values lie on 256 levels, which the L_0 of the likelihood needs.
       can_flip: whether an example can be mirrored left to right.
       num_forward: examples that a forward trajectory shows.
+      sizes: fields of DataConfig that give the shape of an example, with its channels.
+      space: the axes of an example that the levels of a U-Net halve.
+      side: the word for the sizes of the first of these, in the plural.
       suffixes: of the files of samples beside .png, .npz and .json; see `save`. One without
         a dot is that of a folder.
     """
@@ -41,6 +45,9 @@ class Kind(abc.ABC):
     has_levels: ClassVar[bool]
     can_flip: ClassVar[bool]
     num_forward: ClassVar[int]
+    sizes: ClassVar[tuple[str, ...]] = ("image_size",)
+    space: ClassVar[slice] = slice(0, 2)
+    side: ClassVar[str] = "heights"
     suffixes: ClassVar[tuple[str, ...]] = ()
 
     def fits(self, array: np.ndarray) -> bool:
@@ -73,6 +80,19 @@ class Kind(abc.ABC):
         """Return how files with one example each are read; None if there are no such."""
         del config
         return None
+
+    def sizes_in_words(self, config: DataConfig) -> list[str]:
+        """Return each of `sizes` with its value, for messages."""
+        values = {name: getattr(config, name) for name in self.sizes}
+        return [
+            f"data.{name} {value if isinstance(value, tuple) else f'({value})'}"
+            for name, value in values.items()
+        ]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what run.json keeps of the way from files to the network and back."""
+        return {}
 
     @abc.abstractmethod
     def _remedy(self, array: np.ndarray) -> str:
@@ -126,9 +146,9 @@ class Kind(abc.ABC):
             row.
         """
 
-    @abc.abstractmethod
     def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
         """Return a picture of several sets of examples, each with its name above it."""
+        return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})
 
     @abc.abstractmethod
     def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.config import DataConfig, MLPConfig, UNetConfig
+from diffusion_jax.config import DataConfig, MLPConfig
 from diffusion_jax.data import drawing
 from diffusion_jax.data.clips import CLIPS
 from diffusion_jax.data.file_format import FileFormat
 from diffusion_jax.data.images import ImageFormat, fit
 from diffusion_jax.data.kind import Kind
-from diffusion_jax.data.levels import from_levels, how_to_save, to_levels
+from diffusion_jax.data.levels import OfLevels, how_to_save
 from diffusion_jax.data.sounds import Sounds
 from diffusion_jax.runtime.errors import BadRequest
 
@@ -69,15 +69,12 @@ class _Points(Kind):
         return [self.draw(frame) for frame in frames]
 
 
-class _Pictures(Kind):
-    """Images of 8 bits, which a network sees as k / 127.5 - 1; grids of images."""
+class _Pictures(OfLevels):
+    """Images of 8 bits; grids of images."""
 
     name = "images"
     form = "images, uint8 [N, H, W, C]"
-    dtype, ndim = np.dtype(np.uint8), 4
-    network = UNetConfig
-    is_bounded = has_levels = can_flip = True
-    num_forward = 1
+    ndim = 4
 
     def from_file(self, array: np.ndarray, where: str, config: DataConfig) -> np.ndarray:
         shape = array.shape
@@ -102,21 +99,8 @@ class _Pictures(Kind):
             return ""
         return how_to_save(array)
 
-    def to_network(self, x: jax.Array) -> jax.Array:
-        return from_levels(x)
-
-    def from_network(self, x: np.ndarray) -> np.ndarray:
-        return to_levels(x)
-
-    def flipped(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        mirrored = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
-        return jnp.where(mirrored, x[:, :, ::-1, :], x)
-
     def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
         return drawing.tile(x, columns, turns)
-
-    def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
-        return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})
 
     def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
         rows = {name: drawing.in_a_row(x) for name, x in sets.items()}

@@ -1,23 +1,34 @@
-"""The 256 levels of images and clips, and the numbers that a network sees."""
-
-from typing import Any
+"""Examples of 256 levels, and the numbers that a network sees."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config import UNetConfig
+from diffusion_jax.data.kind import Kind
+
 _LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
 
 
-def from_levels(x: jax.Array) -> jax.Array:
-    """Return k / 127.5 - 1 of levels k, uint8; float32."""
-    # From a table: a compiler may turn the division into a product, one ulp off.
-    return jnp.asarray(_LEVELS)[x]
+class OfLevels(Kind):
+    """Examples of 8 bits, [..., H, W, C], which a network sees as k / 127.5 - 1."""
 
+    dtype = np.dtype(np.uint8)
+    network = UNetConfig
+    is_bounded = has_levels = can_flip = True
+    num_forward = 1
 
-def to_levels(x: Any) -> np.ndarray:
-    """Return the nearest levels; uint8. Numbers outside of [-1, 1] are clipped."""
-    return np.clip(np.rint((np.asarray(x) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    def to_network(self, x: jax.Array) -> jax.Array:
+        # From a table: a compiler may turn the division into a product, one ulp off.
+        return jnp.asarray(_LEVELS)[x]
+
+    def from_network(self, x: np.ndarray) -> np.ndarray:
+        # Rounded; what lies outside of [-1, 1] is clipped.
+        return np.clip(np.rint((np.asarray(x) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+    def flipped(self, key: jax.Array, x: jax.Array) -> jax.Array:
+        mirrored = jax.random.bernoulli(key, shape=(len(x), *(1,) * (x.ndim - 1)))
+        return jnp.where(mirrored, x[..., ::-1, :], x)
 
 
 def how_to_save(array: np.ndarray) -> str:

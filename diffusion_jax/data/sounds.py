@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class Sounds(Kind):
     is_bounded: ClassVar[bool] = True
     has_levels: ClassVar[bool] = False
     can_flip: ClassVar[bool] = False
+    sizes: ClassVar[tuple[str, ...]] = ("sound_length",)
+    space: ClassVar[slice] = slice(0, 1)
+    side: ClassVar[str] = "lengths"
     num_forward: ClassVar[int] = 1
     suffixes: ClassVar[tuple[str, ...]] = (_FOLDER,)
 
@@ -81,6 +84,10 @@ class Sounds(Kind):
             return "; if it holds [N, C, L], save arr_0.transpose(0, 2, 1)"
         return ""
 
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"sample_rate": self.sample_rate, "gain": self.gain}
+
     def to_network(self, x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) * jnp.float32(self.gain)
 
@@ -90,9 +97,6 @@ class Sounds(Kind):
     def draw(self, x: np.ndarray, columns: int = 0, turns: int = 0) -> Image.Image:
         """Return waveforms and spectrograms of the first 16 sounds, or of `turns`."""
         return drawing.tile(self._cells(x[: max(_DRAWN, turns)]), columns, turns)
-
-    def draw_side_by_side(self, sets: Mapping[str, np.ndarray]) -> Image.Image:
-        return drawing.side_by_side({name: self.draw(x) for name, x in sets.items()})
 
     def draw_grid(self, sets: Mapping[str, np.ndarray], columns: int) -> Image.Image:
         rows = {

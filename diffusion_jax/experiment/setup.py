@@ -117,7 +117,8 @@ def _with_assumptions(config: Config) -> Config:
     """Return the config with numbers in place of what only the data tell."""
     assumed: dict[str, Any] = {}
     if not config.data.channels:
-        assumed["channels"] = 2 if config.data.sound_length else 3
+        format = kind_of(config.data).file_format(config.data)
+        assumed["channels"] = max(format.channels) if format else 3
         said = f"{assumed['channels']} channels are assumed"
         say(f"data.channels is 0, and the data are not read: {said}")
     if config.data.labels and not config.data.num_classes:
@@ -164,15 +165,9 @@ def _plan(config: Config, data: sources.DataSet, model: Model, platform: str) ->
         of_data["num_classes"] = data.num_classes
     config = _with_epochs(_with_data(config, of_data), len(data.train))
     if data.shape != config.data.shape:
-        fields = ["sound_length" if config.data.sound_length else "image_size"]
-        fields += ["num_frames"] if config.data.num_frames else []
-        values = [getattr(config.data, name) for name in fields]
-        said = ", ".join(
-            f"data.{name} {value if isinstance(value, tuple) else f'({value})'}"
-            for name, value in zip(fields, values, strict=True)
-        )
+        sizes = ", ".join(kind_of(config.data).sizes_in_words(config.data))
         raise BadRequest(
-            f"{said} and data.channels "
+            f"{sizes} and data.channels "
             f"({config.data.channels}) say that an example has the shape "
             f"{config.data.shape}, but those of {config.data.source} have the shape "
             f"{data.shape}"

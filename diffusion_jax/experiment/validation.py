@@ -84,9 +84,12 @@ def _check_shape(data: Any) -> None:
 
 def _check_reduction(data: Any) -> None:
     """Refuse sizes of which one is not a whole multiple of the other."""
-    for large, small in (("image_size", "low_res"), ("reduced_from", "image_size")):
+    for asked, large, small in (
+        ("low_res", "image_size", "low_res"),
+        ("reduced_from", "reduced_from", "image_size"),
+    ):
         sizes = [getattr(data, field) for field in (large, small)]
-        if not getattr(data, "low_res" if small == "low_res" else large):
+        if not getattr(data, asked):
             continue
         of_images = [size * 2 if len(size) == 1 else size for size in sizes]
         fits = all(len(size) == 2 and min(size) >= 1 for size in of_images) and all(
@@ -262,22 +265,21 @@ def _check_unet(config: Any) -> None:
             f"most {_MAX_LEVELS} levels"
         )
     factor = 2 ** (len(model.channel_mults) - 1)
-    length = config.data.sound_length
-    field, size, sides = "image_size", config.data.image_size, "heights"
-    if length:
-        field, size, sides = "sound_length", (length,), "lengths"
-    if any(n % factor for n in size):
+    kind = kind_of(config.data)
+    space = config.data.shape[kind.space]
+    if any(n % factor for n in space):
         raise BadRequest(
-            f"data.{field} {size if not length else f'({length})'} must be divisible by "
-            f"{factor}, because model.channel_mults {model.channel_mults} has "
-            f"{len(model.channel_mults)} levels; resize, or take fewer levels"
+            f"{kind.sizes_in_words(config.data)[0]} must be divisible by {factor}, because "
+            f"model.channel_mults {model.channel_mults} has {len(model.channel_mults)} "
+            "levels; resize, or take fewer levels"
         )
-    of_levels = [size[0] >> i for i in range(len(model.channel_mults))]
+    of_levels = [space[0] >> i for i in range(len(model.channel_mults))]
     for resolution in model.attn_resolutions:
         if resolution not in of_levels:
             raise BadRequest(
                 f"model.attn_resolutions {text(model.attn_resolutions)} must be among the "
-                f"{sides} of the levels, {of_levels}; () is attention in the middle only"
+                f"{kind.side} of the levels, {of_levels}; () is attention in the middle "
+                "only"
             )
     for mult in model.channel_mults:
         width = model.base_channels * mult
@@ -291,8 +293,8 @@ def _check_unet(config: Any) -> None:
 
 def _sizes_of_arrays(data: Any, model: Any, widths: list[int]) -> list[int]:
     """Numbers in each level's features of one example, and in the attention over space."""
-    space = (data.sound_length,) if data.sound_length else (data.image_size * 2)[:2]
-    frames, levels = data.num_frames or 1, range(len(widths))
+    space, levels = data.shape[kind_of(data).space], range(len(widths))
+    frames = math.prod(data.shape[:-1]) // math.prod(space)
     positions = [math.prod(n >> i for n in space) for i in levels]
     attended = {i for i in levels if space[0] >> i in model.attn_resolutions}
     attended.add(levels[-1])  # The attention in the middle.

@@ -16,6 +16,7 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax.config import Config
 from diffusion_jax.data import sources
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.experiment.setup import Plan, load_data, make_plan
 from diffusion_jax.runs import ema_snapshots
 from diffusion_jax.runs import folder as run_folder
@@ -124,8 +125,7 @@ def check_examples(
     if config.data.labels and data.labels is not None:
         counts = np.bincount(data.labels, minlength=config.data.num_classes)
         about |= {"class_counts": counts.tolist(), "class_names": list(data.class_names)}
-    if config.data.sound_length:
-        about |= {"sample_rate": config.data.sample_rate, "gain": config.data.gain}
+    about |= kind_of(config.data).about
     differ = _differences({} if old is None else old.data, about)
     if differ:
         raise BadRequest(
