@@ -157,6 +157,11 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def _queries_keys_values(h: jax.Array, dtype: Any) -> list[jax.Array]:
+    """Return three dense layers of h, of its shape, named "q", "k" and "v"."""
+    return [dense(h.shape[-1], name=name, dtype=dtype)(h) for name in "qkv"]
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over all positions of each feature map, added to its input."""
 
@@ -170,9 +175,7 @@ class AttentionBlock(nn.Module):
         n, height, width, c = x.shape
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         heads = (n, height * width, self.num_heads, c // self.num_heads)
-        q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
-        k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
-        v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
+        q, k, v = (part.reshape(heads) for part in _queries_keys_values(h, self.dtype))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * heads[-1] ** -0.5
         weights = nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
         h = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
@@ -204,9 +207,7 @@ class TimeAttention(nn.Module):
         frames = self.num_frames
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         heads = (-1, frames, height * width, self.num_heads, c // self.num_heads)
-        q = dense(c, name="q", dtype=self.dtype)(h).reshape(heads)
-        k = dense(c, name="k", dtype=self.dtype)(h).reshape(heads)
-        v = dense(c, name="v", dtype=self.dtype)(h).reshape(heads)
+        q, k, v = (part.reshape(heads) for part in _queries_keys_values(h, self.dtype))
         table = self.param("bias", nn.initializers.zeros, (self.num_heads, 2 * frames - 1))
         distance = np.arange(frames)[:, None] - np.arange(frames)[None]
         bias = table[:, distance + frames - 1]
