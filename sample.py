@@ -119,13 +119,13 @@ def main() -> None:
     weights = check_kind("--weights", _WEIGHTS.value)
     wanted = checkpoint_choice.check_step("--step", _STEP.value)
     shard = shards.parse(_SHARD.value, merge=_MERGE.value)
+    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
+    given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     if _CASCADE.value is not None:
-        _draw_cascade(weights, wanted)
+        _draw_cascade(given, weights, wanted)
         return
     workdir = run_folder.named_or_newest(_WORKDIR.value)
     config = run_folder.read_config(workdir)
-    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
-    given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     settings = _settings(config, given)
     if settings:
         config = settings[0].config
@@ -182,16 +182,14 @@ def main() -> None:
     )
 
 
-def _draw_cascade(weights: str, step: str) -> None:
-    """Draw the stages of --cascade."""
+def _draw_cascade(given: dict[str, Any], weights: str, step: str) -> None:
+    """Draw the stages of --cascade, with the flags given that are fields of sampling."""
     for flag in (
         *(_WORKDIR, _SWEEP, _SHARD, _MERGE, _GUIDE, _PRIOR, *_ORIGIN.values()),
         *(_DATA_PATH, _DATA_HELD_OUT, _DATA_LABEL_FILE),
     ):
         if flag.value not in (None, False):
             raise BadRequest(f"--{flag.name} and --cascade: give one of them")
-    warnings.simplefilter("ignore", OddBetas)  # train.py has already warned about these.
-    given = {name: flag.value for name, flag in _SAMPLING.items() if flag.value is not None}
     stages = cascade.parse(_CASCADE.value, given, step)
     first, last = stages[0], stages[-1]
     names = class_names(first.workdir) if first.config.data.labels else []

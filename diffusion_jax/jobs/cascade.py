@@ -16,7 +16,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.jobs import field_values, labels, sample, sweep
 from diffusion_jax.jobs.origins import Upscale
-from diffusion_jax.jobs.resumable import result_path
+from diffusion_jax.jobs.resumable import check_free, result_path
 from diffusion_jax.runs import checkpoint_choice
 from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runs.record import class_counts, class_names
@@ -61,7 +61,7 @@ def _stage(part: str, given: Mapping[str, Any], step: str) -> Stage:
     name, _, own = part.partition(" ")
     if not name or "=" in name:
         raise BadRequest(f"--cascade {part!r}: must begin with the folder of a run")
-    workdir = run_folder.named_or_newest(name)
+    workdir = files.expanded("--cascade", name)
     config = copy.deepcopy(run_folder.read_config(workdir))
     values = dict(given)
     if own.strip():
@@ -147,7 +147,10 @@ def draw(
     """
     last = len(stages) - 1
     outs = [result_path(out, f"_stage{i + 1}") for i in range(last)] + [out]
-    _check_free(stages[-1], request, out, overwrite)
+    results = sample.results_of(stages[-1].workdir, out, request, stages[-1].config)
+    # While they are written, the folder of the parts is still there.
+    if not overwrite and not result_path(out, ".partial").exists():
+        check_free(out, results, "--out or --seed")
     stopping = False
     for i, (stage, own) in enumerate(zip(stages, outs, strict=True)):
         say(f"stage {i + 1} of {len(stages)}: {stage.workdir}")
@@ -168,20 +171,6 @@ def draw(
             say("the same command, without --overwrite, goes on with the next stage")
             raise KeyboardInterrupt
     return stopping
-
-
-def _check_free(
-    stage: Stage, request: sample.Request, out: pathlib.Path, overwrite: bool
-) -> None:
-    """Refuse results of the last stage that exist, before the first one is drawn."""
-    results = sample.results_of(stage.workdir, out, request, stage.config)
-    existing = [path for path in results if path.exists()]
-    # While they are written, the folder of the parts is still there.
-    if existing and not overwrite and not result_path(out, ".partial").exists():
-        raise BadRequest(
-            f"--out {out}: {existing[0]} exists already; give another --out or --seed, or "
-            "--overwrite to replace it"
-        )
 
 
 def _samples_of(out: pathlib.Path) -> Upscale:

@@ -43,6 +43,22 @@ def prefix(out: str, name: str) -> pathlib.Path:
     return path
 
 
+def check_free(out: pathlib.Path, results: list[pathlib.Path], others: str) -> None:
+    """Raise BadRequest if a result exists.
+
+    Args:
+      out: P.
+      results: files that will be written.
+      others: which flags give results another name.
+    """
+    existing = [path for path in results if path.exists()]
+    if existing:
+        raise BadRequest(
+            f"--out {out}: {existing[0]} exists already; give another {others}, or "
+            "--overwrite to replace it"
+        )
+
+
 class Partial:
     """The folder P.partial of a request that is being worked on, or that of a shard."""
 
@@ -114,12 +130,8 @@ class Partial:
         begun = not overwrite and self._read(self.folder / _REQUEST) == self.request
         if begun and (self.folder / _FINISHING).exists():
             return True  # Some results exist: it was stopped while they were written.
-        existing = [path for path in results if path.exists()]
-        if existing and not overwrite:
-            raise BadRequest(
-                f"--out {self.out}: {existing[0]} exists already; give another {others}, "
-                "or --overwrite to replace it"
-            )
+        if not overwrite:
+            check_free(self.out, results, others)
         return begun
 
     def _holds_files(self, overwrite: bool) -> bool:
