@@ -1,5 +1,6 @@
 """Pictures that are drawn while a run trains: sample grids and trajectories."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -112,11 +113,8 @@ class Previews:
 
     def _picture(self, drawn: dict[str, np.ndarray]) -> Image.Image:
         """Return a picture of samples, by their names, with what they refine beside."""
-        sets = {name: self._kind.from_network(x) for name, x in drawn.items()}
-        if self._config.data.low_res:
-            held_out, num = self._plan.data.split("held_out"), self._drawing.size
-            wanted = np.arange(num)[: self._plan.preview.batch_size] % len(held_out)
-            sets = {"given": held_out[wanted].cond[LOW_RES], **sets}
+        samples = {name: self._kind.from_network(x) for name, x in drawn.items()}
+        sets = self._given | samples
         if len(sets) == 1:
             return self._kind.draw(next(iter(sets.values())))
         return self._kind.draw_side_by_side(sets)
@@ -126,19 +124,27 @@ class Previews:
     ) -> tuple[np.ndarray, np.ndarray]:
         indices = np.arange(self._drawing.size, dtype=np.int32)
         samples, frames = self._drawing.draw(
-            params, indices, self._cond(len(indices)), lambda n: bar.report(done + n)
+            params, indices, self._cond, lambda n: bar.report(done + n)
         )
         wanted = self._plan.preview.batch_size
         return samples[:wanted], frames[:, :wanted]
 
-    def _cond(self, count: int) -> dict[str, np.ndarray]:
-        """Return the conditions of samples: the classes in turn, or those of examples."""
-        data = self._config.data
+    @functools.cached_property
+    def _cond(self) -> dict[str, np.ndarray]:
+        """The conditions of the samples: the classes in turn, or those of examples."""
+        data, indices = self._config.data, np.arange(self._drawing.size, dtype=np.int32)
         if data.low_res:
-            return held_out_cond(self._plan, np.arange(count, dtype=np.int32))
-        if not data.labels:
+            return held_out_cond(self._plan, indices)
+        return {guidance.LABEL: indices % data.num_classes} if data.labels else {}
+
+    @functools.cached_property
+    def _given(self) -> dict[str, np.ndarray]:
+        """Images that the samples refine, by their name in a picture; {} without such."""
+        if not self._config.data.low_res:
             return {}
-        return {guidance.LABEL: np.arange(count, dtype=np.int32) % data.num_classes}
+        held_out = self._plan.data.split("held_out")
+        wanted = np.arange(self._plan.preview.batch_size) % len(held_out)
+        return {"given": held_out[wanted].cond[LOW_RES]}
 
     def draw_data(self) -> None:
         """Draw data.png: the first examples to train on, as many as a sample grid has."""
@@ -164,7 +170,7 @@ class Previews:
         titles = [f"t = {t}" for t in shown]
         self._save_strip("forward.png", frames, titles)
 
-    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> Any:
+    def _save_strip(self, name: str, frames: np.ndarray, titles: list[str]) -> Image.Image:
         strip = self._kind.draw_strip(self._kind.from_network(frames), titles)
         pictures.save_png(self._workdir / name, strip)
         return strip
