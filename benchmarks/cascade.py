@@ -15,15 +15,14 @@ that are trained on. Standard errors are over the samples of a set, by halves.
 
 import dataclasses
 import functools
-import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from record import ROOT, Figure, record
+from run_samples import drawn
 
 from diffusion_jax.data import sources
 from diffusion_jax.data.low_res import reduced
@@ -33,7 +32,7 @@ from diffusion_jax.evaluation.frechet_distance import (
 )
 from diffusion_jax.evaluation.moments import merged, moments_of
 from diffusion_jax.jobs import sample
-from diffusion_jax.jobs.origins import NOISE, Origin, Upscale
+from diffusion_jax.jobs.origins import Upscale
 from diffusion_jax.runs import folder as run_folder
 
 BASE, REFINING, PLAIN = "mnist8", "mnist8to32", "mnist8to32_plain"
@@ -112,21 +111,10 @@ def distance(images: np.ndarray) -> tuple[float, float]:
     return distance_to_real()(merged(*blocks)), error
 
 
-def drawn(run: str, origin: Origin = NOISE, **sampling) -> np.ndarray:
-    """Return samples of a run as sample.py draws them, uint8 [NUM, H, W, 1]."""
-    workdir = ROOT / "runs" / run
-    config = run_folder.read_config(workdir)
-    config.sampling = dataclasses.replace(config.sampling, **sampling)
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "x"
-        request = sample.Request(num=NUM, origin=origin)
-        sample.generate(workdir, config, request, out=out)
-        return np.load(out.with_suffix(".npz"))["arr_0"]
-
-
 def refined(run: str, low_res: np.ndarray, level: float) -> np.ndarray:
     """Return the image that a run makes of each low-resolution one."""
-    return drawn(run, Upscale("upscale", "low_res", low_res), aug_level=level)
+    origin = Upscale("upscale", "low_res", low_res)
+    return drawn(run, sample.Request(NUM, origin=origin), aug_level=level)
 
 
 def low_res_of(images: np.ndarray) -> np.ndarray:
@@ -159,7 +147,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def told_apart() -> Iterator[Figure]:
-    """What the classifier knows, which the distance rests on."""
+    """Share of held-out digits that the classifier tells: the distance rests on it."""
     share = classifier().score(inputs(digits().others), digits().other_labels)
     yield "held-out digits told by the classifier", float(share), ">= 0.95"
 
@@ -194,7 +182,7 @@ def upscaled() -> Iterator[Figure]:
 def augmentation() -> Iterator[Figure]:
     """Samples of the base run, refined with and without conditioning augmentation."""
     yield from told_apart()
-    low_res = drawn(BASE, steps=BASE_STEPS)
+    low_res = drawn(BASE, sample.Request(NUM), steps=BASE_STEPS)
     plain, error = distance(refined(PLAIN, low_res, 0.0))
     yield "FD: cascade, trained without noise", plain, ""
     yield "FD: cascade, trained without noise, standard error", error, ""

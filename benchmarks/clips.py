@@ -17,13 +17,12 @@ centre, since the centroid of a sample is rounded.
 """
 
 import functools
-import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 from record import ROOT, Figure, record
+from run_samples import drawn
 
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import embedded, sources
@@ -114,13 +113,8 @@ def data(seed: int = 0) -> Iterator[Figure]:
 
 def samples() -> Iterator[Figure]:
     """Samples of the run moving_digits."""
-    workdir = ROOT / "runs" / "moving_digits"
-    config = run_folder.read_config(workdir)
-    config.sampling.sampler, config.sampling.steps = "ddim", STEPS
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "x"
-        sample.generate(workdir, config, sample.Request(num=NUM), out=out)
-        clips = np.load(out.with_suffix(".npz"))["arr_0"]
+    clips = drawn("moving_digits", sample.Request(NUM), sampler="ddim", steps=STEPS)
+    config = run_folder.read_config(ROOT / "runs" / "moving_digits")
     real = np.asarray(sources.open_data_set(config.data, config.seed).train)
     yield from about("samples", clips, real)
     shares = np.bincount(labels_of(clips)[:, 0], minlength=10) / len(clips)

@@ -12,19 +12,17 @@ timesteps. The two ratios of time need no run, but a machine that does nothing e
 """
 
 import os
-import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 from record import ROOT, Figure, record
+from run_samples import drawn
 from samplers import KEY, prepared, ratio
 
 from diffusion_jax.data.embedded import NUM_HELD_OUT_DIGITS, labelled_digits
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.jobs import guiding, sample
-from diffusion_jax.runs import folder as run_folder
 from diffusion_jax.runtime import devices
 from diffusion_jax.samplers import methods
 from diffusion_jax.samplers.chain import Samples
@@ -51,26 +49,16 @@ def told(images: np.ndarray) -> np.ndarray:
     return machine()[0].predict(images.reshape(len(images), -1) / 16)
 
 
-def drawn(run: str, num: int, guidance: float = 1.0, **request) -> np.ndarray:
-    """Return samples of a run as sample.py draws them, uint8 [num, 8, 8, 1]."""
-    workdir = ROOT / "runs" / run
-    config = run_folder.read_config(workdir)
-    config.sampling.guidance = guidance
-    config.sampling.steps = STEPS
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "x"
-        sample.generate(workdir, config, sample.Request(num=num, **request), out=out)
-        return np.load(out.with_suffix(".npz"))["arr_0"]
-
-
 def labels() -> Iterator[Figure]:
     """Digits asked for by class, and all of them."""
     yield "held-out digits told by the SVM", machine()[1], ">= 0.97"
     for scale, target in ((1.0, ">= 0.85"), (2.0, ">= 0.98")):
-        images = drawn("digits_conditional", 1000, guidance=scale, label=DIGITS)
+        request = sample.Request(1000, label=DIGITS)
+        images = drawn("digits_conditional", request, guidance=scale, steps=STEPS)
         agrees = told(images) == np.arange(1000) % 10
         yield f"digits asked for, of 1,000, s = {scale:g}", agrees.mean(), target
-    images = drawn("digits_conditional", 1000, guidance=0.0)
+    request = sample.Request(1000)
+    images = drawn("digits_conditional", request, guidance=0.0, steps=STEPS)
     shares = np.bincount(told(images), minlength=10) / 1000
     real = labelled_digits()[1][:-NUM_HELD_OUT_DIGITS]
     distance = np.abs(shares - np.bincount(real) / len(real)).sum() / 2
@@ -89,7 +77,7 @@ def priors() -> Iterator[Figure]:
 
     def with_prior(name: str, scale: float, num: int) -> np.ndarray:
         prior = guiding.PriorFile(example / f"{name}_prior.py", scale) if scale else None
-        return drawn("digits", num, prior=prior)
+        return drawn("digits", sample.Request(num, prior=prior), guidance=1.0, steps=STEPS)
 
     for scale in (0.0, 1.0, 2.0, 4.0):
         found = told(with_prior("classifier", scale, 500)) == ASKED

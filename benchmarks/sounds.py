@@ -10,18 +10,16 @@ command line (`python benchmarks/sounds.py pitch`), all by default:
 The dominant frequency of a sound is that of the largest magnitude of its spectrum.
 """
 
-import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
-from record import ROOT, Figure, record
+from record import Figure, record
+from run_samples import drawn
 from scipy.stats import ks_2samp
 
 from diffusion_jax.data import chirps
 from diffusion_jax.jobs import sample
-from diffusion_jax.runs import folder as run_folder
 
 NUM = 1000
 _GRID = 64_000  # Values of a spectrum of 1/8 Hz at 8 kHz.
@@ -33,16 +31,6 @@ def dominant_frequencies(sounds: np.ndarray) -> np.ndarray:
     return np.array(found) * chirps.SAMPLE_RATE / _GRID
 
 
-def drawn(run: str, **request) -> np.ndarray:
-    """Return samples of a run as sample.py draws them, float32 [1000, 1024, 1]."""
-    workdir = ROOT / "runs" / run
-    config = run_folder.read_config(workdir)
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "x"
-        sample.generate(workdir, config, sample.Request(num=NUM, **request), out=out)
-        return np.load(out.with_suffix(".npz"))["arr_0"]
-
-
 def pitch() -> Iterator[Figure]:
     """Distances of the dominant frequencies from those of other chirps."""
     data, others = chirps.chirps(NUM, 1)[0], chirps.chirps(NUM, 2)[0]
@@ -52,7 +40,8 @@ def pitch() -> Iterator[Figure]:
         return float(ks_2samp(dominant_frequencies(sounds), frequencies).statistic)
 
     white = np.random.default_rng(0).normal(size=data.shape)
-    yield "KS distance of 1,000 samples from the data", distance(drawn("chirps")), "<= 0.1"
+    found = distance(drawn("chirps", sample.Request(NUM)))
+    yield "KS distance of 1,000 samples from the data", found, "<= 0.1"
     yield "KS distance of 1,000 other chirps", distance(others), ""
     yield "KS distance of white noise", distance(white), ""
 
@@ -60,7 +49,8 @@ def pitch() -> Iterator[Figure]:
 def bands() -> Iterator[Figure]:
     """Samples asked for by class whose dominant frequency lies in the band of the class."""
     classes = tuple(range(len(chirps.BAND_NAMES)))
-    frequencies = dominant_frequencies(drawn("chirps_conditional", label=classes))
+    sounds = drawn("chirps_conditional", sample.Request(NUM, label=classes))
+    frequencies = dominant_frequencies(sounds)
     asked = np.arange(NUM) % len(classes)
     low, high = chirps.EDGES[asked], chirps.EDGES[asked + 1]
     share = float(((low <= frequencies) & (frequencies < high)).mean())
