@@ -230,6 +230,13 @@ class Upscale(Given):
     def cond(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {LOW_RES: self.x0(indices)}
 
+    def draw(self, kind: Kind, stored: np.ndarray, turns: int) -> Image.Image:
+        if len(stored) > len(self.pictures):
+            return super().draw(kind, stored, turns)
+        given = kind.draw(self.shown(kind, np.arange(len(stored))), turns=turns)
+        made = kind.draw(stored, turns=turns)
+        return drawing.side_by_side({"given": given, self.made: made})
+
 
 def held_out(config: DataConfig, data: DataSet, num: int) -> Origin:
     """Return what samples are drawn from where nothing is given.

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import sources
+from diffusion_jax.data.kinds import PICTURES
 from diffusion_jax.data.low_res import reduced
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.jobs import cascade, likelihood, origins, quality, sample, sweep
@@ -288,3 +289,10 @@ def test_a_sweep_without_pictures_is_refused(runs, tmp_path):
     with pytest.raises(BadRequest, match="--upscale"):
         sweep.draw(runs / "middle", settings, REQUEST, out=tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_images_refined_once_each_lie_in_a_grid_as_what_they_refine():
+    small, large = np.zeros((9, 2, 2, 1), np.uint8), np.zeros((9, 4, 4, 1), np.uint8)
+    picture = origins.Upscale("upscale", "x", small).draw(PICTURES, large, 0)
+    side = 3 * 50 + 2  # Three cells of 48 pixels, with gaps.
+    assert picture.size == (2 * side + 8, side + 16)
