@@ -367,23 +367,29 @@ def test_blocks_computed_again_have_the_same_gradient_and_keep_less(shape, capsy
     assert kept(again[1]) < 0.5 * kept(plain[1])
 
 
-def test_attention_over_time_is_that_of_the_formula_where_logits_are_large():
-    """One head of 4 channels at 3 frames, in NumPy; logits of some units tell its scale."""
-    block = blocks.TimeAttention(3, 1, 2, jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (3, 1, 1, 4))
+@pytest.mark.parametrize("over", ["space", "time"])
+def test_attention_is_that_of_the_formula_where_logits_are_large(over):
+    """One head of 4 channels at 3 places, in NumPy; logits of some units tell its scale."""
+    if over == "time":
+        block, shape = blocks.TimeAttention(3, 1, 2, jnp.float32), (3, 1, 1, 4)
+    else:
+        block, shape = blocks.AttentionBlock(1, 2, jnp.float32), (1, 1, 3, 4)
+    x = jax.random.normal(jax.random.key(0), shape)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x))
     params = jax.tree.map(lambda x: 5 * x, random_params(shapes))
-    found = np.asarray(block.apply(params, x), np.float64)
+    change = (np.asarray(block.apply(params, x)) - x).reshape(3, 4)
     p = jax.tree.map(np.float64, params["params"])
     pairs = np.float64(x).reshape(3, 2, 2)  # Two groups of two channels.
-    mean, variance = (f(pairs, axis=2, keepdims=True) for f in (np.mean, np.var))
+    axes = (2,) if over == "time" else (0, 2)  # Each frame is normalised by itself.
+    mean, variance = (f(pairs, axis=axes, keepdims=True) for f in (np.mean, np.var))
     h = ((pairs - mean) / np.sqrt(variance + 1e-6)).reshape(3, 4)
     h = h * p["norm"]["scale"] + p["norm"]["bias"]
     q, k, v = (h @ p[name]["kernel"] + p[name]["bias"] for name in "qkv")
-    distance = np.arange(3)[:, None] - np.arange(3)
-    logits = q @ k.T / 2 + p["bias"][0][distance + 2]
+    logits = q @ k.T / 2
+    if over == "time":
+        logits += p["bias"][0][np.arange(3)[:, None] - np.arange(3) + 2]
     assert np.ptp(logits) > 3
     weights = np.exp(logits)
     weights /= weights.sum(axis=1, keepdims=True)
     out = weights @ v @ p["out"]["kernel"] + p["out"]["bias"]
-    np.testing.assert_allclose(found[:, 0, 0] - np.float64(x)[:, 0, 0], out, atol=1e-4)
+    np.testing.assert_allclose(change, out, atol=1e-4)
