@@ -29,7 +29,7 @@ from diffusion_jax.data import embedded, sources
 from diffusion_jax.jobs import sample
 from diffusion_jax.runs import folder as run_folder
 
-NUM, STEPS = 500, 20
+NUM, STEPS, GUIDANCE = 500, 20, 2.0
 FAINTEST, HALF = 16, 5
 WITHIN, KEPT = "0.85 to 1.15", ">= 0.9"
 
@@ -92,7 +92,7 @@ def about(what: str, clips: np.ndarray, real: np.ndarray) -> Iterator[Figure]:
 
 def data(seed: int = 0) -> Iterator[Figure]:
     """Held-out clips, which must meet the targets; and wrong ones, which must not."""
-    config = DataConfig(source="moving_digits", image_size=(16,), num_frames=8)
+    config = DataConfig(source="moving_digits", image_size=(12,), num_frames=8)
     found = sources.open_data_set(config, seed)
     real, held_out = np.asarray(found.train), np.asarray(found.held_out)
     wanted = displacements(real)
@@ -112,13 +112,19 @@ def data(seed: int = 0) -> Iterator[Figure]:
 
 
 def samples() -> Iterator[Figure]:
-    """Samples of the run moving_digits."""
-    clips = drawn("moving_digits", sample.Request(NUM), sampler="ddim", steps=STEPS)
+    """Samples of the run moving_digits, by class and without."""
     config = run_folder.read_config(ROOT / "runs" / "moving_digits")
     real = np.asarray(sources.open_data_set(config.data, config.seed).train)
-    yield from about("samples", clips, real)
-    shares = np.bincount(labels_of(clips)[:, 0], minlength=10) / len(clips)
-    yield "share of the rarest digit, samples", shares.min(), ""
+    for guidance in (0.0, 1.0, 2.0, 3.0):
+        request = sample.Request(NUM, label=tuple(range(10)))
+        own = {"sampler": "ddim", "steps": STEPS, "guidance": guidance}
+        clips = drawn("moving_digits", request, **own)
+        name = f"s = {guidance:g}" if guidance else "without the class"
+        wanted = guidance == GUIDANCE
+        for what, value, target in about(name, clips, real):
+            yield what, value, target if wanted else ""
+        asked = labels_of(clips) == np.arange(NUM)[:, None] % 10
+        yield f"frames of the class asked for, {name}", asked.mean(), ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clips of scikit-learn's real digits that move and bounce: 8 frames of 16x16.
+"""Clips of scikit-learn's real digits that move and bounce: 8 frames of 12x12.
 
 Command:   python train.py --config configs/moving_digits.py
 Hardware:  2 CPU cores
@@ -28,17 +28,18 @@ def get_config() -> Config:
         name="moving_digits",
         data=DataConfig(
             source="moving_digits",
-            image_size=(16,),
+            image_size=(12,),
             num_frames=8,
             channels=1,
+            labels=True,
             batch_size=8,
         ),
         model=UNetConfig(
-            base_channels=24,
-            channel_mults=(1, 2, 3),
+            base_channels=16,
+            channel_mults=(1, 2, 4),
             num_res_blocks=1,
-            attn_resolutions=(4, 8),
-            num_heads=4,
+            attn_resolutions=(3, 6),
+            num_heads=2,
             dropout=0.0,
             num_groups=8,
         ),
@@ -49,14 +50,14 @@ def get_config() -> Config:
             prediction="v",
         ),
         loss=LossConfig(focus=0.1),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=100, decay="cosine"),
         ema=EMAConfig(decay=0.995, warmup=True),
         training=TrainingConfig(
-            num_steps=2000,
+            num_steps=4000,
             log_every=50,
             eval_every=250,
-            checkpoint_every=1000,
-            sample_every=1000,
+            checkpoint_every=2000,
+            sample_every=2000,
             num_samples=16,
             sample_steps=50,
         ),

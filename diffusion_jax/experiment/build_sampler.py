@@ -88,12 +88,7 @@ def change(config: Config, given: dict[str, Any]) -> None:
                     f"sampling.{field} ({given[field]}) is not for sampler "
                     f"{sampling.sampler}, but for {', '.join(names)}"
                 )
-        for field in {"threshold", "dynamic_percentile"} & given.keys():
-            kind = kind_of(config.data)
-            if not kind.is_bounded:
-                raise BadRequest(
-                    f"sampling.{field} is for images, and these are {kind.name}"
-                )
+        _check_fits(config, given)
         if "dynamic_percentile" in given and sampling.threshold != "dynamic":
             raise BadRequest("sampling.dynamic_percentile needs --threshold dynamic")
         if "langevin_step_size" in given and not sampling.langevin_steps:
@@ -102,6 +97,19 @@ def change(config: Config, given: dict[str, Any]) -> None:
         _check_guidance(sampling, given)
     except BadRequest as error:
         raise BadRequest(str(error).replace("sampling.", "--")) from error
+
+
+def _check_fits(config: Config, given: Mapping[str, Any]) -> None:
+    """Refuse fields that are not for the examples of the run."""
+    kind = kind_of(config.data)
+    for field in {"threshold", "dynamic_percentile"} & given.keys():
+        if not kind.is_bounded:
+            raise BadRequest(f"sampling.{field} is for images, and these are {kind.name}")
+    if "aug_level" in given and not config.data.low_res:
+        raise BadRequest(
+            f"sampling.aug_level ({given['aug_level']:g}) is for runs that refine images, "
+            "and this one was trained without data.low_res; leave it out"
+        )
 
 
 _OF_GUIDANCE = {

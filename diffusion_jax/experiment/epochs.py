@@ -45,13 +45,14 @@ def in_train_steps(
       batch_size: B.
 
     Raises:
-      BadRequest: if a number of train steps is too large.
+      BadRequest: if a number of train steps is too large, or one is given as well.
     """
     values: dict[str, Any] = {}
     for steps, epochs in IN_EPOCHS.items():
         wanted = getattr(training, epochs)
         if not wanted:
             continue
+        _check_alone(training, steps, epochs)
         values[epochs] = 0.0
         if num_examples:
             # The decimal digits of the config, not the nearest binary number.
@@ -63,3 +64,13 @@ def in_train_steps(
                     f"most {_MOST_STEPS:,} are possible"
                 )
     return dataclasses.replace(training, **values)
+
+
+def _check_alone(training: TrainingConfig, steps: str, epochs: str) -> None:
+    """Refuse two lengths, or two intervals, of which one would have no effect."""
+    given, usual = getattr(training, steps), getattr(TrainingConfig(), steps)
+    if given != usual:
+        raise BadRequest(
+            f"training.{steps} ({given:,}) and training.{epochs} "
+            f"({getattr(training, epochs):g}) say the same: set training.{epochs} to 0"
+        )

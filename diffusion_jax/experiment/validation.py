@@ -83,7 +83,8 @@ def _check_shape(data: Any) -> None:
 
 
 def _check_reduction(data: Any) -> None:
-    """Refuse sizes of which one is not a whole multiple of the other."""
+    """Refuse what is not an image, and sizes that are not whole multiples."""
+    name = kind_of(data).name
     for asked, large, small in (
         ("low_res", "image_size", "low_res"),
         ("reduced_from", "reduced_from", "image_size"),
@@ -91,14 +92,19 @@ def _check_reduction(data: Any) -> None:
         sizes = [getattr(data, field) for field in (large, small)]
         if not getattr(data, asked):
             continue
+        if kind_of(data) is not PICTURES:
+            raise BadRequest(
+                f"data.{asked} {text(getattr(data, asked))} is for images, and these are "
+                f"{name}; leave it out"
+            )
         of_images = [size * 2 if len(size) == 1 else size for size in sizes]
         fits = all(len(size) == 2 and min(size) >= 1 for size in of_images) and all(
             m > n and m % n == 0 for m, n in zip(*of_images, strict=True)
         )
-        if not fits or kind_of(data) is not PICTURES:
+        if not fits:
             raise BadRequest(
                 f"data.{large} {text(sizes[0])} must be a whole multiple of data.{small} "
-                f"{text(sizes[1])}, two or more times as large, in images: each pixel of "
+                f"{text(sizes[1])}, two or more times as large: each pixel of "
                 "low resolution is the mean of a block"
             )
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.config import Config
+from diffusion_jax.data.kinds import kind_of
 from diffusion_jax.experiment import build_sampler
 from diffusion_jax.jobs import field_values, labels, sample, sweep
 from diffusion_jax.jobs.origins import Upscale
@@ -50,9 +51,12 @@ def parse(text: str, given: Mapping[str, Any], step: str) -> list[Stage]:
     Raises:
       BadRequest: for a run that is none, or stages that do not meet.
     """
-    stages = [_stage(part.strip(), given, step) for part in text.split(",")]
-    if len(stages) < 2:
-        raise BadRequest(f"--cascade {text}: give two runs or more, such as runs/a,runs/b")
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) < 2 or not all(parts):
+        raise BadRequest(
+            f"--cascade {text!r}: give two runs or more, such as runs/a,runs/b"
+        )
+    stages = [_stage(part, given, step) for part in parts]
     _check_meet(stages)
     return stages
 
@@ -60,10 +64,15 @@ def parse(text: str, given: Mapping[str, Any], step: str) -> list[Stage]:
 def _stage(part: str, given: Mapping[str, Any], step: str) -> Stage:
     name, _, own = part.partition(" ")
     if not name or "=" in name:
-        raise BadRequest(f"--cascade {part!r}: must begin with the folder of a run")
+        raise BadRequest(
+            f"--cascade {part!r}: must be a run, or a run and one value for each of some "
+            'fields, such as "runs/a steps=50 guidance=2"'
+        )
     workdir = files.expanded("--cascade", name)
     config = copy.deepcopy(run_folder.read_config(workdir))
     values = dict(given)
+    if not config.data.low_res:
+        values.pop("aug_level", None)  # A flag is for the stages that refine.
     if own.strip():
         found = field_values.parse("--cascade", own, sweep.FIELDS)
         values |= {field: listed[0] for field, listed in found.items()}
@@ -81,7 +90,7 @@ def _check_meet(stages: Sequence[Stage]) -> None:
     if first.config.data.low_res:
         raise BadRequest(
             f"--cascade {first.workdir}: the first run refines smaller images; begin with "
-            f"one that draws {_named(first.config.data.low_res_shape)}"
+            f"one that draws {_named(first.config.data.low_res_shape, first)}"
         )
     for before, stage in zip(stages, stages[1:], strict=False):
         mine, given = stage.config.data, before.config.data
@@ -92,15 +101,19 @@ def _check_meet(stages: Sequence[Stage]) -> None:
             )
         if mine.low_res_shape != given.shape:
             raise BadRequest(
-                f"--cascade: {before.workdir} draws {_named(given.shape)}, but "
-                f"{stage.workdir} refines {_named(mine.low_res_shape)}"
+                f"--cascade: {before.workdir} draws {_named(given.shape, before)}, but "
+                f"{stage.workdir} refines {_named(mine.low_res_shape, stage)}; take runs "
+                "that meet (data.image_size of one is data.low_res of the next)"
             )
         if mine.labels:
             _check_classes(before, stage)
 
 
-def _named(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]} images of {shape[-1]} channels"
+def _named(shape: tuple[int, ...], stage: Stage) -> str:
+    *size, channels = shape
+    plural = "" if channels == 1 else "s"
+    name = kind_of(stage.config.data).name
+    return f"{name} of {'x'.join(map(str, size))} and {channels} channel{plural}"
 
 
 def _check_classes(before: Stage, stage: Stage) -> None:

@@ -334,15 +334,19 @@ def note_of(
     table: SamplerTable,
 ) -> dict[str, Any]:
     """Return everything that the samples depend on, as it is written to P.json."""
+    sampling = dataclasses.asdict(config.sampling)
+    if not config.data.low_res:
+        del sampling["aug_level"]
     return {
         "run": str(workdir),
         **hashes_of(config),
         **about,
+        **kind_of(config.data).about,
         "seed": request.seed,
         "num": request.num,
         **({"label": request.label} if config.data.labels else {}),
         **request.origin.about,
-        **dataclasses.asdict(config.sampling),
+        **sampling,
         "network_calls": table.num_calls,
         "show_chain": request.show_chain,
         "devices": devices.describe_devices(),

@@ -61,6 +61,15 @@ def test_too_many_train_steps_are_refused():
         epochs.in_train_steps(TrainingConfig(epochs=1e6), 3000, 1)
 
 
+@pytest.mark.parametrize("steps", epochs.IN_EPOCHS)
+def test_of_train_steps_and_epochs_one_is_given(steps):
+    """A run in epochs would be as long as before with another training.num_steps."""
+    training = TrainingConfig(**{steps: 7, epochs.IN_EPOCHS[steps]: 2.0})
+    expected = rf"training.{steps} \(7\) .* set training.{epochs.IN_EPOCHS[steps]} to 0"
+    with pytest.raises(BadRequest, match=expected):
+        epochs.in_train_steps(training, 100, 10)
+
+
 def config_of(**training):
     return Config(
         data=DataConfig(source="mine", image_size=(4,), channels=1, batch_size=8),
@@ -85,10 +94,10 @@ def test_a_plan_has_train_steps_of_the_examples_to_train_on():
 
 
 def test_without_examples_what_is_in_train_steps_counts(capsys):
-    config = config_of(epochs=3.0, num_steps=50)
+    config = config_of(epochs=3.0)
     config.data.source, config.data.path = "folder", "nowhere"
     training = make_plan_of_shapes(config, 1, "cpu").config.training
-    assert (training.num_steps, training.epochs) == (50, 0)
+    assert (training.num_steps, training.epochs) == (800_000, 0)
     assert "epochs is not used" in capsys.readouterr().out
 
 
