@@ -38,12 +38,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def command(fork):
     """Run `python train.py ...` or sample.py as a user does, and return the result.
 
-    A command that is to be refused (check=2) runs in a fork, unless it has `options`.
+    It runs in a fork, which has imported most modules, unless it has `options`.
     """
 
     def run(*args, cwd=ROOT, check=None, **options):
         line = [str(ROOT / args[0]), *map(str, args[1:])]
-        if check == 2 and not options:
+        if not options:
             result = fork(line, cwd)
         else:
             result = subprocess.run(
@@ -88,26 +88,36 @@ def fork(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tfds_sets(tmp_path_factory, worker_id):
-    """A data_dir with the real CIFAR-10 and MNIST, from the files that TFDS downloads.
+def tfds_mnist(tmp_path_factory, worker_id):
+    """A data_dir with the real MNIST, from the files that TFDS downloads."""
+    return tfds_folder(tmp_path_factory, worker_id, "mnist")
 
-    One for all workers: the first that needs it prepares it.
-    """
+
+@pytest.fixture(scope="session")
+def tfds_sets(tmp_path_factory, worker_id):
+    """A data_dir with the real CIFAR-10 and MNIST, from the files that TFDS downloads."""
+    return tfds_folder(tmp_path_factory, worker_id, "cifar10", "mnist")
+
+
+def tfds_folder(tmp_path_factory, worker_id, *names):
+    """A folder for all workers, in which the first that needs a set prepares it."""
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the real data in ../shared/data")
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
-    folder, done = root / "tfds", root / "tfds.done"
+    folder = root / "tfds"
     folder.mkdir(exist_ok=True)
     with (root / "tfds.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name in () if done.exists() else ("cifar10", "mnist"):
+        for name in names:
+            if (root / f"{name}.done").exists():
+                continue
             for command in (
                 [SHARED / "tools/prepare_tfds.py", folder, name],
                 ["-m", "diffusion_jax.data.prepare", name, folder],
             ):
                 subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
-        done.touch()
+            (root / f"{name}.done").touch()
     return folder
 
 

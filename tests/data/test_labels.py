@@ -123,7 +123,7 @@ def test_an_npz_has_its_labels(tmp_path):
     )
 
 
-def test_mnist_has_the_labels_of_its_files(tfds_sets):
+def test_mnist_has_the_labels_of_its_files(tfds_mnist):
     def raw(name, offset):
         content = gzip.decompress((SHARED / "data/mnist" / name).read_bytes())
         return np.frombuffer(content, np.uint8, offset=offset)
@@ -134,7 +134,7 @@ def test_mnist_has_the_labels_of_its_files(tfds_sets):
         labels = raw(f"{part}-labels-idx1-ubyte.gz", 8)
         label_of |= {image.tobytes(): n for image, n in zip(images, labels, strict=True)}
     told = []
-    config = config_of(tfds_sets, source="tfds:mnist", image_size=(28,))
+    config = config_of(tfds_mnist, source="tfds:mnist", image_size=(28,))
     data = sources.open_data_set(config, progress=lambda *args: told.append(args))
     assert data.class_names == tuple("0123456789")
     assert ("reading labels", 60_000, 60_000) in told
