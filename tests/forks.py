@@ -1,8 +1,9 @@
 """Run commands in forks of one process that has imported what they import.
 
 A fork is a process like any other, with its own arguments, folder, output and exit status,
-without the second of importing. The requests come as lines of JSON, each of which is
-answered with a line, the exit status.
+without the seconds of importing. The requests come as lines of JSON, each of which is
+answered with a line, the exit status. Not imported here is what defines flags by the name
+of the command, jobs/command_line.py.
 """
 
 import json
@@ -11,11 +12,19 @@ import runpy
 import signal
 import sys
 
-import diffusion_jax.jobs.auto_timesteps
-import diffusion_jax.jobs.command_line
+import grain  # noqa: F401
+import matplotlib.backends.backend_agg  # noqa: F401
+import ml_collections.config_flags  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import tensorboardX.event_file_writer  # noqa: F401
+
+import diffusion_jax.jobs.cascade
+import diffusion_jax.jobs.labels
 import diffusion_jax.jobs.likelihood
-import diffusion_jax.jobs.sample
+import diffusion_jax.jobs.quality
+import diffusion_jax.jobs.sweep
 import diffusion_jax.runtime.start
+import diffusion_jax.training.smoke
 import diffusion_jax.training.train  # noqa: F401
 
 
