@@ -61,5 +61,7 @@ def get_config() -> Config:
             num_samples=16,
             sample_steps=50,
         ),
-        sampling=SamplingConfig(sampler="ddim", steps=50, batch_size=64),
+        sampling=SamplingConfig(
+            sampler="ddim", steps=50, eta=1.0, guidance=4.0, batch_size=64
+        ),
     )
