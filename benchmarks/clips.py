@@ -3,7 +3,7 @@
 Needs the run moving_digits (`python train.py --config moving_digits`); without a run,
 `python benchmarks/clips.py data` gives the figures of the data themselves and of clips
 that are wrong on purpose. 500 samples are drawn by DDIM with eta = 1 in 50 timesteps, of
-all digits in turn, with guidance 4.
+all digits in turn, with guidance 3.
 
 Motion: the centroid of a frame is the mean place of its pixels, weighted by their levels
 (those below 16, the faintest ink of a real digit, count as 0); the displacement is the
@@ -32,7 +32,7 @@ from diffusion_jax.runs import folder as run_folder
 
 NUM = 500
 SAMPLING = {"sampler": "ddim", "steps": 50, "eta": 1.0}
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 FAINTEST, HALF = 16, 5
 WITHIN, KEPT = "0.85 to 1.15", ">= 0.9"
 

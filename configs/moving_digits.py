@@ -62,6 +62,6 @@ def get_config() -> Config:
             sample_steps=50,
         ),
         sampling=SamplingConfig(
-            sampler="ddim", steps=50, eta=1.0, guidance=4.0, batch_size=64
+            sampler="ddim", steps=50, eta=1.0, guidance=3.0, batch_size=64
         ),
     )

@@ -201,6 +201,11 @@ def find_files(path: str, field: str = "data.path", format: FileFormat = _IMAGES
         said = f"it holds {by_suffix(others)}" if others else "it is empty"
         if any(name.endswith(".npy") for name in others):
             said += "; for arrays: --config.data.source=npz"
+        kinds = {kind for name in others if (kind := formats.kind_of_name(name))}
+        said += "".join(
+            f"; for {kind} take such a config, as configs/{kind[:-1]}_folder.py is"
+            for kind in sorted(kinds & {"sounds", "clips"})
+        )
         known = " ".join(format.suffixes)
         raise BadRequest(f"{field} ({path!r}) has no {format.name} ({known}); {said}")
     _check_one_kind(others, format, f"{field} ({path!r})")

@@ -568,7 +568,8 @@ def into_memory(
             decoded[of_labels] = labels[which]
         bad += unread
         all_bad |= len(unread) == len(split)
-    where = f"data.source ({config.source!r})"
+    field, value = ("path", config.path) if config.path else ("source", config.source)
+    where = f"data.{field} ({value!r})"
     _report_unreadable(bad, total, where, config, all_bad=all_bad)
     return data._replace(**decoded)
 

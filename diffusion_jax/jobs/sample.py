@@ -25,7 +25,7 @@ from diffusion_jax.diffusion.conditioning_augmentation import augmented_samples
 from diffusion_jax.diffusion.model import Model
 from diffusion_jax.experiment import build, build_sampler, validation
 from diffusion_jax.jobs import auto_timesteps, guiding, labels, origins
-from diffusion_jax.jobs.origins import NOISE, Origin
+from diffusion_jax.jobs.origins import NOISE, Given, Origin
 from diffusion_jax.jobs.resumable import Partial, result_path
 from diffusion_jax.jobs.shards import Shard
 from diffusion_jax.runs import folder as run_folder
@@ -275,9 +275,11 @@ def is_finished(partial: Partial) -> bool:
 def check_has_low_res(config: Config, request: Request) -> None:
     """Refuse a run that refines images where none were given."""
     if config.data.low_res and LOW_RES not in request.origin.cond(np.zeros(1, np.int32)):
+        origin = request.origin
+        flag = f"--{origin.flag}: " if isinstance(origin, Given) else ""
         raise BadRequest(
-            f"the run makes {config.data.shape[0]}x{config.data.shape[1]} images out of "
-            "smaller ones: give these with --upscale, or the run that draws them with "
+            f"{flag}the run makes {config.data.shape[0]}x{config.data.shape[1]} images out "
+            "of smaller ones: give these with --upscale, or the run that draws them with "
             "--cascade"
         )
 
