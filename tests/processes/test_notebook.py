@@ -20,6 +20,7 @@ QUICK = {
     "num_groups=8": "num_groups=4",
     "warmup_steps=100": "warmup_steps=1",
     "num_steps=2000": "num_steps=2",
+    "eval_every=500": "eval_every=0",
     "timesteps(1000, 20)": "timesteps(1000, 2)",
     "arange(400)": "arange(16)",
 }
