@@ -44,7 +44,8 @@ def check(config: Any) -> None:
     if not isinstance(config.model, kind.network):
         raise BadRequest(
             f"the config's model is a {type(config.model).__name__}, but its examples are "
-            f"{kind.name} (data.image_size {config.data.image_size}); give it a "
+            f"{kind.name} (data.image_size {config.data.image_size}, data.sound_length "
+            f"{config.data.sound_length}); change these, or give it a "
             f"{kind.network.__name__}"
         )
     if hasattr(config.model, "channel_mults"):
