@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.config import Config, DataConfig, TrainingConfig, UNetConfig
+from diffusion_jax.config import Config, DataConfig, EMAConfig, TrainingConfig
 from diffusion_jax.data import sources
 from diffusion_jax.experiment import validation
 from diffusion_jax.experiment.setup import make_plan
@@ -20,15 +20,15 @@ from diffusion_jax.training import train
 from diffusion_jax.training.first_state import FirstState
 from diffusion_jax.training.periodic import Due, due_at, still_due
 from diffusion_jax.training.train_state import init_state
+from helpers import tiny_unet
 
 
 def config_of(**training):
     every = {"eval_every": 10, "likelihood_every": 20, "sample_every": 30, "num_steps": 65}
     return Config(
         data=DataConfig(source="mine", image_size=(4,), channels=1, batch_size=8),
-        model=UNetConfig(
-            base_channels=8, channel_mults=(1,), attn_resolutions=(), num_groups=4
-        ),
+        model=tiny_unet(),
+        ema=EMAConfig(stds=()),
         training=TrainingConfig(**{**every, **training}),
     )
 

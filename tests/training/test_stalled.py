@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,14 +13,16 @@ from diffusion_jax.config import (
     DataConfig,
     EMAConfig,
     LossConfig,
+    MLPConfig,
     OptimizerConfig,
     ProcessConfig,
     TrainingConfig,
 )
 from diffusion_jax.data import sources
+from diffusion_jax.diffusion.schedules import cosine_betas, make_schedule
 from diffusion_jax.evaluation.reference_losses import ReferenceLosses
 from diffusion_jax.experiment.setup import make_plan
-from diffusion_jax.runs import events
+from diffusion_jax.runs import events, weight_files
 from diffusion_jax.runs.metrics_log import read_metrics
 from diffusion_jax.training import stalled, train
 from diffusion_jax.training.references import references_of
@@ -149,29 +153,53 @@ def config_of(**training):
     )
 
 
+def silent_weights(path, config, data):
+    """A file of weights with which the network of a config gives 0."""
+    params = make_plan(config, data).init_fn(jax.random.key(0))
+    params["dense_out"] = jax.tree.map(jnp.zeros_like, params["dense_out"])
+    weight_files.write(path, weight_files.Weights(params, "ema", 0), config)
+    return path
+
+
 def warnings_of(workdir):
     found = (e for e in events.read(workdir) if e.kind == events.WARNING)
     return [e for e in found if e.text.startswith(stalled.BEGINNING)]
 
 
 def test_a_learning_rate_that_is_too_small_is_warned_of_once(tmp_path, capsys):
-    train.train(config_of(), tmp_path)
+    """A run on points, whose linear denoiser has the errors of a Wiener filter."""
+    rng = np.random.default_rng(0)
+    points = np.float32(rng.normal(size=(5300, 2)) * [0.3, 0.8])
+    data = sources.arrays(points[:300], points[300:])
+
+    def config_of_points(num_steps=80):
+        config = config_of(num_steps=num_steps, num_held_out=5000)
+        config.data = DataConfig(source="mine", image_size=(), channels=2, batch_size=32)
+        config.model = MLPConfig(width=16, num_blocks=1)
+        return config
+
+    start = silent_weights(tmp_path / "silent.npz", config_of_points(), data)
+    workdir = tmp_path / "run"
+    train.train(config_of_points(), workdir, data, train.Request(init_from=start))
     said = capsys.readouterr().out
-    (event,) = warnings_of(tmp_path)
+    (event,) = warnings_of(workdir)
     assert event.step == 60 and said.count(f"warning: {event.text}") == 1
     for what in ("learning_rate (1e-07)", "warmup_steps (5)", "schedule (cosine)"):
         assert what in event.text
     first, *others = (
-        line for line in read_metrics(tmp_path / "metrics.jsonl") if "held_out_loss" in line
+        line for line in read_metrics(workdir / "metrics.jsonl") if "held_out_loss" in line
     )
     reference = first["reference_loss"]
     assert reference["untrained"] == reference["mean"] == 1
     assert first["held_out_loss"] == pytest.approx(1, rel=0.04)
     assert not any("reference_loss" in line for line in others)
-    assert "untrained 1, as predicting the mean, a linear denoiser 0.2792" in said
+    share = make_schedule(cosine_betas(1000)).alphas_cumprod[:, None]
+    signal = share * points[:300].astype(float).var(axis=0)
+    linear = (signal / (signal + 1 - share)).mean()
+    assert f"untrained 1, as predicting the mean, a linear denoiser {linear:.4g}" in said
 
-    train.train(config_of(num_steps=120), tmp_path)
-    assert len(warnings_of(tmp_path)) == 1
+    train.train(config_of_points(num_steps=120), workdir, data)
+    assert len(warnings_of(workdir)) == 1
     assert "for comparison" not in capsys.readouterr().out
 
 
