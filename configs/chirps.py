@@ -2,7 +2,7 @@
 
 Command:   python train.py --config configs/chirps.py
 Hardware:  2 CPU cores
-Time:      about 12 min, beside other work
+Time:      11 min at 2.95 train steps/s, the rate of an undisturbed part
 Result:    Kolmogorov-Smirnov distance of the pitch 0.062, white noise 0.348
 
 The pitch of each sound is known, and with --config.data.labels=True its half octave is the

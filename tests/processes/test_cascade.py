@@ -132,7 +132,8 @@ def test_a_finished_cascade_is_not_replaced(runs, tmp_path):
 
 def test_a_run_may_have_values_of_its_own(runs):
     text = f"{runs / 'small'} steps=3 guidance=2,{runs / 'middle'} aug_level=0.25"
-    first, second = cascade.parse(text, {"steps": 4}, "newest")
+    given = {"steps": 4, "aug_level": 0.5}
+    first, second = cascade.parse(text, given, "newest")
     assert (first.config.sampling.steps, first.config.sampling.guidance) == (3, 2)
     assert (second.config.sampling.steps, second.config.sampling.guidance) == (4, 1)
     assert second.config.sampling.aug_level == 0.25
@@ -144,9 +145,14 @@ def test_a_run_may_have_values_of_its_own(runs):
         (["small"], "give two runs or more"),
         (["middle", "large"], "the first run refines smaller images"),
         (["small", "small"], "was trained without data.low_res"),
-        (["small", "large"], "draws 2x2 images of 1 channels, but .* refines 4x4"),
-        (["small", "middle", "middle"], "draws 4x4 images .* refines 2x2"),
+        (
+            ["small", "large"],
+            "draws images of 2x2 and 1 channel, but .* refines images of 4x4",
+        ),
+        (["small", "middle", "middle"], "draws images of 4x4 .* refines images of 2x2"),
         (["small", "nothing"], "nothing"),
+        (["small", "middle", "steps=2"], "steps=2': must be a run, or a run and"),
+        (["small aug_level=0.1", "middle"], "--aug_level .0.1. is for runs that refine"),
         (["small", "middle steps=x"], "steps=x: must be a whole number"),
         (["small", "middle num=3"], "'num' cannot be given here"),
         (["small", "middle aug_level=1.5"], "aug_level .1.5. must be in 0 .. 1"),
@@ -158,10 +164,16 @@ def test_stages_that_do_not_meet_are_refused(runs, names, said):
         cascade.parse(paths(runs, *names), {}, "newest")
 
 
+@pytest.mark.parametrize("text", ["", ",", "runs/a,"])
+def test_a_run_without_a_name_is_refused(text):
+    with pytest.raises(BadRequest, match=f"--cascade '{text}': give two runs or more"):
+        cascade.parse(text, {}, "newest")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"channels": 3}, "draws 2x2 images of 3 channels"),
+        ({"channels": 3}, "draws images of 2x2 and 3 channels"),
         ({"labels": False, "num_classes": 0}, "has classes, and .* draws images of none"),
     ],
 )
@@ -273,9 +285,10 @@ def test_the_command_draws_a_cascade_and_refines_a_picture(runs, tmp_path):
 def test_a_refused_command_is_one_line_and_writes_nothing(runs, tmp_path):
     before = sorted(runs.rglob("*"))
     for arguments, said in (
-        (("--cascade", paths(runs, "small", "large")), "refines 4x4"),
+        (("--cascade", paths(runs, "small", "large")), "refines images of 4x4"),
         (("--cascade", paths(runs, "small", "middle"), "--shard", "1/2"), "--shard"),
         (("--workdir", runs / "small", "--upscale", "x.png"), "data.low_res"),
+        (("--workdir", runs / "small", "--aug_level", "0.1"), "without data.low_res"),
     ):
         done = command(*arguments, "--out", tmp_path / "x")
         assert done.returncode == 2, done.stderr
