@@ -424,7 +424,7 @@ _OF_QUALITY = {"training.quality_every": SET}
 
 
 def _epochs(name: str) -> Any:
-    said = f"{name}, in epochs; if not 0, the one in train steps is left out."
+    said = f"{name}, in epochs; if not 0, it counts, and not the one in train steps."
     return described(0.0, said, range=_EPOCHS)
 
 

@@ -45,14 +45,13 @@ def in_train_steps(
       batch_size: B.
 
     Raises:
-      BadRequest: if a number of train steps is too large, or one is given as well.
+      BadRequest: if a number of train steps is too large.
     """
     values: dict[str, Any] = {}
     for steps, epochs in IN_EPOCHS.items():
         wanted = getattr(training, epochs)
         if not wanted:
             continue
-        _check_alone(training, steps, epochs)
         values[epochs] = 0.0
         if num_examples:
             # The decimal digits of the config, not the nearest binary number.
@@ -66,11 +65,14 @@ def in_train_steps(
     return dataclasses.replace(training, **values)
 
 
-def _check_alone(training: TrainingConfig, steps: str, epochs: str) -> None:
-    """Refuse two lengths, or two intervals, of which one would have no effect."""
-    given, usual = getattr(training, steps), getattr(TrainingConfig(), steps)
-    if given != usual:
-        raise BadRequest(
-            f"training.{steps} ({given:,}) and training.{epochs} "
-            f"({getattr(training, epochs):g}) say the same: set training.{epochs} to 0"
-        )
+def without_effect(training: TrainingConfig) -> list[str]:
+    """Return, in words, the lengths and intervals in train steps that epochs replace."""
+    usual, said = TrainingConfig(), []
+    for steps, epochs in IN_EPOCHS.items():
+        given, wanted = getattr(training, steps), getattr(training, epochs)
+        if wanted and given != getattr(usual, steps):
+            said.append(
+                f"training.{steps} ({given:,}) has no effect: training.{epochs} is "
+                f"{wanted:g}; for train steps set that to 0"
+            )
+    return said

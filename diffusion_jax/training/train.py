@@ -110,7 +110,7 @@ def prepare(
                 warnings.simplefilter("ignore", OddBetas)  # It was said at the start.
             mesh_of(config)
             plan = make_plan(config, data, prepare=not dry_run)
-        in_epochs, config = epochs.are_used(config.training), plan.config
+        given, config = config.training, plan.config
         window_of(request.profile, config.training.num_steps)
         if request.wandb is not None:
             wandb_log.check_installed()
@@ -130,11 +130,11 @@ def prepare(
     processes.check_same("the set of examples", of_data)
     if not goes_on:
         _warn_of_odd_lengths(plan)
-        if in_epochs:
+        if epochs.are_used(given):
             _say_epochs(plan)
         if not request.is_smoke:
             _say_smaller_grids(plan)
-        for said in without_effect(plan.config):
+        for said in epochs.without_effect(given) + without_effect(plan.config):
             warnings.warn(said, stacklevel=2)
     return Start(plan, changed, initial)
 

@@ -62,12 +62,15 @@ def test_too_many_train_steps_are_refused():
 
 
 @pytest.mark.parametrize("steps", epochs.IN_EPOCHS)
-def test_of_train_steps_and_epochs_one_is_given(steps):
-    """A run in epochs would be as long as before with another training.num_steps."""
-    training = TrainingConfig(**{steps: 7, epochs.IN_EPOCHS[steps]: 2.0})
-    expected = rf"training.{steps} \(7\) .* set training.{epochs.IN_EPOCHS[steps]} to 0"
-    with pytest.raises(BadRequest, match=expected):
-        epochs.in_train_steps(training, 100, 10)
+def test_train_steps_that_epochs_replace_are_named(steps):
+    """A run in epochs is as long with another training.num_steps."""
+    of_epochs = epochs.IN_EPOCHS[steps]
+    (said,) = epochs.without_effect(TrainingConfig(**{steps: 7, of_epochs: 2.0}))
+    assert said.startswith(
+        f"training.{steps} (7) has no effect: training.{of_epochs} is 2;"
+    )
+    for alone in ({steps: 7}, {of_epochs: 2.0}):
+        assert not epochs.without_effect(TrainingConfig(**alone))
 
 
 def config_of(**training):
@@ -94,10 +97,10 @@ def test_a_plan_has_train_steps_of_the_examples_to_train_on():
 
 
 def test_without_examples_what_is_in_train_steps_counts(capsys):
-    config = config_of(epochs=3.0)
+    config = config_of(epochs=3.0, num_steps=50)
     config.data.source, config.data.path = "folder", "nowhere"
     training = make_plan_of_shapes(config, 1, "cpu").config.training
-    assert (training.num_steps, training.epochs) == (800_000, 0)
+    assert (training.num_steps, training.epochs) == (50, 0)
     assert "epochs is not used" in capsys.readouterr().out
 
 
