@@ -2,8 +2,7 @@
 
 Needs the run moving_digits (`python train.py --config moving_digits`); without a run,
 `python benchmarks/clips.py data` gives the figures of the data themselves and of clips
-that are wrong on purpose. 500 samples are drawn by DDIM with eta = 1 in 50 timesteps, of
-all digits in turn, with guidance 3.
+that are wrong on purpose. 500 samples are drawn as the config says, of all digits in turn.
 
 Motion: the centroid of a frame is the mean place of its pixels, weighted by their levels
 (those below 16, the faintest ink of a real digit, count as 0); the displacement is the
@@ -30,9 +29,7 @@ from diffusion_jax.data import embedded, sources
 from diffusion_jax.jobs import sample
 from diffusion_jax.runs import folder as run_folder
 
-NUM = 500
-SAMPLING = {"sampler": "ddim", "steps": 50, "eta": 1.0}
-GUIDANCE = 3.0
+RUN, NUM = "moving_digits", 500
 FAINTEST, HALF = 16, 5
 WITHIN, KEPT = "0.85 to 1.15", ">= 0.9"
 
@@ -114,23 +111,24 @@ def data(seed: int = 0) -> Iterator[Figure]:
         yield name, value, ""
 
 
+def data_of_run() -> np.ndarray:
+    """Return the clips that the run was trained on."""
+    config = run_folder.read_config(ROOT / "runs" / RUN)
+    return np.asarray(sources.open_data_set(config.data, config.seed).train)
+
+
 def samples() -> Iterator[Figure]:
     """Samples of the run moving_digits, of all digits in turn."""
-    config = run_folder.read_config(ROOT / "runs" / "moving_digits")
-    real = np.asarray(sources.open_data_set(config.data, config.seed).train)
-    request = sample.Request(NUM, label=tuple(range(10)))
-    clips = drawn("moving_digits", request, **SAMPLING, guidance=GUIDANCE)
-    yield from about("samples", clips, real)
+    clips = drawn(RUN, sample.Request(NUM, label=tuple(range(10))))
+    yield from about("samples", clips, data_of_run())
     asked = labels_of(clips) == np.arange(NUM)[:, None] % 10
     yield "frames of the class asked for", asked.mean(), ""
 
 
 def without_class() -> Iterator[Figure]:
     """Samples of the same run, drawn without the class."""
-    config = run_folder.read_config(ROOT / "runs" / "moving_digits")
-    real = np.asarray(sources.open_data_set(config.data, config.seed).train)
-    clips = drawn("moving_digits", sample.Request(NUM), **SAMPLING, guidance=0.0)
-    for name, value, _ in about("samples without the class", clips, real):
+    clips = drawn(RUN, sample.Request(NUM), guidance=0.0)
+    for name, value, _ in about("samples without the class", clips, data_of_run()):
         yield name, value, ""
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from record import ROOT, Figure, record
 from scipy.stats import ks_2samp
-from sounds import dominant_frequencies
+from sounds import NUM, dominant_frequencies
 
 from diffusion_jax import networks
 from diffusion_jax.data import chirps
@@ -90,7 +90,11 @@ def dilated_network(config, *, platform=None):
 def config_with(num_steps: int):
     config = load_config(str(ROOT / "configs/chirps.py"))
     config.training = dataclasses.replace(
-        config.training, num_steps=num_steps, log_every=10, eval_every=0, sample_every=0
+        config.training,
+        num_steps=num_steps,
+        log_every=10,
+        eval_every=num_steps,
+        sample_every=0,
     )
     config.sampling = dataclasses.replace(config.sampling, steps=_STEPS)
     config.ema.snapshots = 0
@@ -100,7 +104,12 @@ def config_with(num_steps: int):
 def seconds_per_step(folder: pathlib.Path) -> float:
     """Return the time of a train step, without those in which it is compiled."""
     train.train(config_with(_TRIAL_STEPS), folder)
-    return 1 / read_metrics(folder / "metrics.jsonl")[-1]["steps_per_sec"]
+    rates = [
+        line["steps_per_sec"]
+        for line in read_metrics(folder / "metrics.jsonl")
+        if "steps_per_sec" in line
+    ]
+    return 1 / rates[-1]
 
 
 def compared(name: str, make_network, seconds: float) -> Iterator[Figure]:
@@ -118,7 +127,7 @@ def compared(name: str, make_network, seconds: float) -> Iterator[Figure]:
         yield f"{name}: held-out loss", losses[max(losses)], ""
         sample.generate(folder / "run", config, sample.Request(_NUM), out=folder / "x")
         found = dominant_frequencies(np.load(folder / "x.npz")["arr_0"])
-        data = dominant_frequencies(chirps.chirps(1000, 1)[0])
+        data = dominant_frequencies(chirps.chirps(NUM, 1)[0])
         yield f"{name}: KS distance", float(ks_2samp(found, data).statistic), "<= 0.1"
 
 

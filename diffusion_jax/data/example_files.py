@@ -203,7 +203,7 @@ def find_files(path: str, field: str = "data.path", format: FileFormat = _IMAGES
             said += "; for arrays: --config.data.source=npz"
         kinds = {kind for name in others if (kind := formats.kind_of_name(name))}
         said += "".join(
-            f"; for {kind} take such a config, as configs/{kind[:-1]}_folder.py is"
+            f"; for {kind} take a config such as {kind[:-1]}_folder"
             for kind in sorted(kinds & {"sounds", "clips"})
         )
         known = " ".join(format.suffixes)

@@ -568,10 +568,14 @@ def into_memory(
             decoded[of_labels] = labels[which]
         bad += unread
         all_bad |= len(unread) == len(split)
-    field, value = ("path", config.path) if config.path else ("source", config.source)
-    where = f"data.{field} ({value!r})"
-    _report_unreadable(bad, total, where, config, all_bad=all_bad)
+    _report_unreadable(bad, total, where_from(config), config, all_bad=all_bad)
     return data._replace(**decoded)
+
+
+def where_from(config: DataConfig) -> str:
+    """Return the field that says where the examples are from, for messages."""
+    field, value = ("path", config.path) if config.path else ("source", config.source)
+    return f"data.{field} ({value!r})"
 
 
 def loudest(data: DataSet, config: DataConfig, progress: Progress | None = None) -> float:

@@ -81,7 +81,7 @@ def _with_gain(
     peak = sources.loudest(data, config.data, progress)
     if not peak:
         raise BadRequest(
-            f"data.source ({config.data.source!r}): all sounds to train on are silent, so "
+            f"{sources.where_from(config.data)}: all sounds to train on are silent, so "
             "that no data.gain makes the loudest value 1; give other sounds"
         )
     return _with_data(config, {"gain": 1 / peak}), data

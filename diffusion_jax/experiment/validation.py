@@ -85,7 +85,7 @@ def _check_shape(data: Any) -> None:
 
 def _check_reduction(data: Any) -> None:
     """Refuse what is not an image, and sizes that are not whole multiples."""
-    name = kind_of(data).name
+    kind = kind_of(data)
     for asked, large, small in (
         ("low_res", "image_size", "low_res"),
         ("reduced_from", "reduced_from", "image_size"),
@@ -93,10 +93,10 @@ def _check_reduction(data: Any) -> None:
         sizes = [getattr(data, field) for field in (large, small)]
         if not getattr(data, asked):
             continue
-        if kind_of(data) is not PICTURES:
+        if kind is not PICTURES:
             raise BadRequest(
                 f"data.{asked} {text(getattr(data, asked))} is for images, and these are "
-                f"{name}; leave it out"
+                f"{kind.name}; leave it out"
             )
         of_images = [size * 2 if len(size) == 1 else size for size in sizes]
         fits = all(len(size) == 2 and min(size) >= 1 for size in of_images) and all(
@@ -105,8 +105,8 @@ def _check_reduction(data: Any) -> None:
         if not fits:
             raise BadRequest(
                 f"data.{large} {text(sizes[0])} must be a whole multiple of data.{small} "
-                f"{text(sizes[1])}, two or more times as large: each pixel of "
-                "low resolution is the mean of a block"
+                f"{text(sizes[1])}, two or more times as large: each pixel of low "
+                "resolution is the mean of a block"
             )
 
 

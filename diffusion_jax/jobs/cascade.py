@@ -63,7 +63,7 @@ def parse(text: str, given: Mapping[str, Any], step: str) -> list[Stage]:
 
 def _stage(part: str, given: Mapping[str, Any], step: str) -> Stage:
     name, _, own = part.partition(" ")
-    if not name or "=" in name:
+    if "=" in name:
         raise BadRequest(
             f"--cascade {part!r}: must be a run, or a run and one value for each of some "
             'fields, such as "runs/a steps=50 guidance=2"'

@@ -180,6 +180,7 @@ def test_what_is_no_sound_is_named_with_the_reason(name, tmp_path):
     with pytest.raises(BadRequest, match=rf"{name}\.wav.*{reason}") as error:
         sources.into_memory(sources.open_data_set(config), config)
     assert "1 of 4 sounds cannot be read" in str(error.value)
+    assert str(tmp_path) in str(error.value)
     config.unreadable = "skip"
     data = sources.into_memory(sources.open_data_set(config), config)
     assert np.isfinite(data.train).all()
@@ -246,7 +247,9 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(folder, monkeyp
 
 
 def test_sounds_are_not_looked_for_among_images(folder):
-    with pytest.raises(BadRequest, match="has no images.*it holds"):
+    with pytest.raises(
+        BadRequest, match="has no images.*it holds.*for sounds take .*sound_folder"
+    ):
         sources.open_data_set(DataConfig(source="folder", path=str(folder)))
     with pytest.raises(BadRequest, match="is of images, but the config is of sounds"):
         opened("", source="tfds:mnist", channels=1)

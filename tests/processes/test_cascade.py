@@ -1,5 +1,6 @@
 """Cascades of tiny runs, 2x2 to 4x4 to 8x8: what they draw, resuming, and refusals."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -200,6 +201,10 @@ def test_a_run_that_refines_needs_something_to_refine(runs, tmp_path):
     config = run_folder.read_config(runs / "middle")
     with pytest.raises(BadRequest, match="give these with --upscale, or the run"):
         sample.generate(runs / "middle", config, REQUEST, out=tmp_path / "x")
+    encode = origins.Encode("encode", "given", np.zeros((1, 4, 4, 1), np.uint8))
+    request = dataclasses.replace(REQUEST, origin=encode)
+    with pytest.raises(BadRequest, match="^--encode: the run makes 4x4 images"):
+        sample.generate(runs / "middle", config, request, out=tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 

@@ -73,6 +73,9 @@ def test_samples_are_wav_files_that_can_be_trained_on(run, tmp_path):
     x = np.load(tmp_path / "x.npz")["arr_0"]
     assert x.shape == (6, LENGTH, 2) and x.dtype == np.float32
     assert 0 < np.abs(x).max() < 10 * PEAK
+    note = json.loads((tmp_path / "x.json").read_text())
+    assert (note["sample_rate"], note["gain"]) == (RATE, pytest.approx(1 / PEAK))
+    assert "aug_level" not in note  # Nothing is refined.
     names = sorted(path.name for path in (tmp_path / "x_sounds").iterdir())
     assert names == [f"{i:04d}.wav" for i in range(6)]
     with wave.open(str(tmp_path / "x_sounds/0003.wav")) as file:
